@@ -1,0 +1,283 @@
+"""Tasks, their attempts, and the commands that change them. The log carries commands; ``core.tasks`` applies them."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from comity.model.capability import Requirements, Strategy
+from comity.model.ids import AgentId, ProcessId, TaskId
+
+INLINE_LIMIT = 1024
+"""Bytes of payload that replicated state may hold; a larger one stays in the log or the store."""
+LOG_LIMIT = 256 * 1024
+"""Bytes of payload that a command may carry; a larger one goes to the store first."""
+
+
+class TaskState(enum.StrEnum):
+    """A2A's words, plus waiting (put back: backing off, moved or refused) and assigned."""
+
+    SUBMITTED = "submitted"
+    WAITING = "waiting"
+    ASSIGNED = "assigned"
+    WORKING = "working"
+    INPUT_REQUIRED = "input-required"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    REJECTED = "rejected"
+
+
+TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED})
+
+
+class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="s"):
+    """A payload in the store, by key. ``size`` in bytes, ``digest`` is BLAKE2b-128."""
+
+    key: str
+    size: int
+    digest: bytes
+
+
+class Logged(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="l"):
+    """A payload inside log entry ``index``, in its ``ordinal``-th command."""
+
+    index: int
+    ordinal: int
+    size: int
+
+
+Payload = bytes | Stored | Logged
+
+
+class TaskSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What was asked for. ``deadline_ms`` is entry time (0: none); ``parent_epoch`` ties a child to its parent's attempt."""
+
+    id: TaskId
+    capability: str
+    input: Payload
+    submitter: ProcessId
+    deadline_ms: int = 0
+    priority: int = 5
+    retries: int = 3
+    attempt_timeout_s: float = 1800.0
+    start_timeout_s: float = 10.0
+    key: str = ""
+    requirements: Requirements | None = None
+    strategy: Strategy | None = None
+    parent: TaskId | None = None
+    parent_epoch: int = 0
+    trace: str = ""
+
+
+class TaskFailure(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Why an attempt or a task ended badly. ``code`` is an error code of ``comity.errors`` or the exception's name."""
+
+    code: str
+    message: str = ""
+    retryable: bool = True
+
+
+class Ending(enum.StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    REFUSED = "refused"
+    NOT_STARTED = "not-started"
+    TIMED_OUT = "timed-out"
+    EVICTED = "evicted"
+    CANCELED = "canceled"
+
+
+class Attempt(msgspec.Struct, array_like=True, gc=False):
+    """One try, as kept in the task's record. Times are entry times in milliseconds; 0 means not yet."""
+
+    epoch: int
+    agent: AgentId
+    node: ProcessId
+    incarnation: int
+    assigned_at: int
+    started_at: int = 0
+    ended_at: int = 0
+    ending: Ending | None = None
+    failure: TaskFailure | None = None
+
+
+class Task(msgspec.Struct, array_like=True, gc=False):
+    """A task's replicated record. Invariants: ``epoch`` only grows; a terminal state never changes; ``attempt`` is set
+    exactly while assigned, working or input-required, and its epoch is ``epoch``."""
+
+    spec: TaskSpec
+    state: TaskState
+    created_at: int
+    epoch: int = 0
+    retries_used: int = 0
+    not_before: int = 0
+    attempt: Attempt | None = None
+    past: tuple[Attempt, ...] = ()
+    cancel_at: int = 0
+    finished_at: int = 0
+    result: Payload | None = None
+    failure: TaskFailure | None = None
+    score: float = -1.0
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL
+
+
+# Commands: what a log entry carries. Tags are part of the log's format and never reused.
+
+
+class Lead(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
+    """First command of a new leader's term entry."""
+
+    controller: ProcessId
+
+
+class Submit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
+    spec: TaskSpec
+
+
+class Assign(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+    task: TaskId
+    epoch: int
+    agent: AgentId
+    node: ProcessId
+    incarnation: int
+
+
+class Start(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
+    task: TaskId
+    epoch: int
+
+
+class Complete(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
+    """``ran_ms``: how long the attempt ran, so that a start that was never logged has its time."""
+
+    task: TaskId
+    epoch: int
+    result: Payload
+    ran_ms: int = 0
+
+
+class Fail(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
+    """``not_before``: when the next attempt may start (entry time, ms), with back-off and jitter stamped by the leader."""
+
+    task: TaskId
+    epoch: int
+    failure: TaskFailure
+    not_before: int = 0
+    ending: Ending = Ending.FAILED
+
+
+class Requeue(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
+    """Ends the current attempt without using a retry: refused, not started in time, or its node unstarted and evicted."""
+
+    task: TaskId
+    epoch: int
+    ending: Ending
+    reason: str = ""
+    not_before: int = 0
+
+
+class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
+    """Cancels at once if no attempt runs, else asks it to stop; ``Canceled`` or the attempt's own end follows."""
+
+    task: TaskId
+    reason: str = ""
+
+
+class Canceled(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
+    """Makes a cancel final: the attempt stopped, or its grace time is over."""
+
+    task: TaskId
+    reason: str = ""
+
+
+class Expire(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
+    """The task's deadline has passed."""
+
+    task: TaskId
+
+
+class NodeUp(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
+    node: ProcessId
+    incarnation: int
+
+
+class Evict(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=12):
+    """Ends the lease of ``node``. Its attempts are requeued by the same command, so there is no moment between.
+    A started attempt uses a retry (it may be what killed the node), one not started does not."""
+
+    node: ProcessId
+    incarnation: int
+    reason: str = ""
+
+
+class NodeLeft(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=13):
+    node: ProcessId
+    incarnation: int
+
+
+class Archived(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=14):
+    """Finished tasks ``ids`` are durable in store chunk ``key``; they leave replicated state."""
+
+    key: str
+    ids: tuple[TaskId, ...]
+    finished_ms: int
+
+
+class Dropped(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=15):
+    """Archive chunks past their retention, already deleted or about to be."""
+
+    keys: tuple[str, ...]
+
+
+class SnapshotTaken(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=16):
+    """State after entry ``index`` is in store ``key``, read back and verified; ``digest`` is that entry's digest."""
+
+    index: int
+    key: str
+    digest: bytes
+
+
+class Moved(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=17):
+    """A payload that lay in the log is now in the store, so that the log can be trimmed. ``is_result`` says which one."""
+
+    task: TaskId
+    payload: Stored
+    is_result: bool = False
+
+
+class Rate(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=18):
+    task: TaskId
+    score: float
+
+
+class Barrier(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=19):
+    """Changes nothing; what is applied after it is effective is no older than the question."""
+
+
+class TimeJump(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=20):
+    """An operator confirmed that entry time may jump to ``to_ms``."""
+
+    to_ms: int
+
+
+Command = (
+    Lead | Submit | Assign | Start | Complete | Fail | Requeue | Cancel | Canceled | Expire | NodeUp | Evict | NodeLeft
+    | Archived | Dropped | SnapshotTaken | Moved | Rate | Barrier | TimeJump
+)  # fmt: skip
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One log entry. ``parent`` is the digest of the last effective entry before it; ``time_ms`` is entry time."""
+
+    network: str
+    term: int
+    parent: bytes
+    time_ms: int
+    commands: list[Command]

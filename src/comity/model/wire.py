@@ -1,0 +1,354 @@
+"""What processes say to each other: items, many to a bus message. Array-encoded, tagged; tags are never reused.
+
+A bus message is a MessagePack array of items. Its sender is known from the bus, which lets a process publish only as
+itself, so no item repeats it. Times cross as what is left of them (milliseconds), never as clock readings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from comity.errors import InvalidInput
+from comity.model.capability import AgentRecord, NodeRecord, Requirements, Strategy
+from comity.model.envelope import Envelope
+from comity.model.ids import AgentId, ProcessId, TaskId
+from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
+
+BATCH_LIMIT = 512 * 1024
+"""Bytes of one bus message; a larger batch is cut."""
+
+
+class Item(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Root of everything that travels on internal subjects."""
+
+
+# A caller (client, node) to the leading controller
+
+
+class SubmitTask(Item, tag=1):
+    """``spec.deadline_ms`` is the time left here (0: none). ``queue`` False: refuse rather than wait for an agent.
+    ``again`` marks a resend: its refusal would not be definite."""
+
+    spec: TaskSpec
+    queue: bool = True
+    again: bool = False
+
+
+class FollowTask(Item, tag=2):
+    """Tell me how these tasks end (again, after a change of leader, or because someone else submitted them)."""
+
+    tasks: tuple[TaskId, ...]
+
+
+class CancelTask(Item, tag=3):
+    """Answered by ``Answer`` with ``ref``."""
+
+    ref: int
+    task: TaskId
+    reason: str = ""
+
+
+class Ask(Item, tag=4):
+    """A question of the leader: ``what`` names it, ``args`` is JSON. Answered by ``Answer`` with the same ``ref``."""
+
+    ref: int
+    what: str
+    args: bytes = b"{}"
+
+
+class FollowEvents(Item, tag=5):
+    """Send me events for the next ``for_ms``, those after log index ``after`` first (-1: only new ones). ``task``
+    narrows to one task. Repeated before it ends to go on (then with ``after`` -1); ``for_ms`` 0 stops."""
+
+    ref: int
+    after: int = -1
+    for_ms: int = 15_000
+    task: TaskId | None = None
+
+
+class Route(Item, tag=6):
+    """Which agent shall answer this live call? Counts as load until ``CallEnded`` or ``for_ms``. Answered by ``Routed``."""
+
+    ref: int
+    capability: str
+    for_ms: int
+    requirements: Requirements | None = None
+    strategy: Strategy | None = None
+
+
+class CallEnded(Item, tag=7):
+    ref: int
+
+
+# The leader to a caller
+
+
+class Accepted(Item, tag=20):
+    """These submits are effective. ``tasks`` pairs the id submitted with the id it stands for (same key: an older one)."""
+
+    tasks: tuple[tuple[TaskId, TaskId], ...]
+
+
+class Refused(Item, tag=21):
+    """A submit was refused: ``code`` as in ``comity.errors``."""
+
+    task: TaskId
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+
+
+class Ended(Item, tag=22):
+    """A task reached a terminal state. ``result`` is never ``Logged`` here."""
+
+    task: TaskId
+    state: TaskState
+    result: Payload | None = None
+    failure: TaskFailure | None = None
+
+
+class Answer(Item, tag=23):
+    """``code`` is "" if it went well, then ``body`` is JSON; else an error code, ``body`` {message, details}."""
+
+    ref: int
+    code: str
+    body: bytes
+
+
+class Routed(Item, tag=24):
+    """``agent`` is "" if there is none; ``code`` and ``message`` say why."""
+
+    ref: int
+    agent: AgentId
+    code: str = ""
+    message: str = ""
+
+
+class EventNotice(Item, tag=25):
+    """One event for a follower: ``index`` is the log index it comes from (0 for live ones: progress, log, membership),
+    ``body`` a JSON object with at least ``type`` and ``at`` (UTC ms)."""
+
+    ref: int
+    index: int
+    body: bytes
+
+
+class Leading(Item, tag=26):
+    """Broadcast by a new leader, and to any process that asks an unfamiliar one: I lead in ``term``."""
+
+    term: int
+    leader: ProcessId
+    now_ms: int
+
+
+# The leader to a node
+
+
+class Run(Item, tag=40):
+    """An assignment. ``remaining_ms`` until the task's deadline (0: none). ``timeout_s`` bounds the attempt from its start.
+    A node refuses a term lower than it has seen and an incarnation that is not its own."""
+
+    task: TaskId
+    epoch: int
+    term: int
+    incarnation: int
+    agent: AgentId
+    capability: str
+    input: Payload
+    number: int
+    remaining_ms: int = 0
+    timeout_s: float = 1800.0
+    submitter: ProcessId = ProcessId("")
+    parent: TaskId | None = None
+    trace: str = ""
+
+
+class Stop(Item, tag=41):
+    """Stop this attempt: canceled, timed out or moved. After ``grace_ms`` it is fenced whatever it does."""
+
+    task: TaskId
+    epoch: int
+    reason: str
+    grace_ms: int = 0
+
+
+class Settled(Item, tag=42):
+    """These reports are durable (or void: an old epoch); the node may forget them."""
+
+    reports: tuple[tuple[TaskId, int], ...]
+
+
+class BeaconAck(Item, tag=43):
+    """Renews the node's lease from the moment beacon ``seq`` was sent. ``known`` False: announce yourself again."""
+
+    seq: int
+    term: int
+    lease_s: float
+    now_ms: int
+    known: bool = True
+
+
+class Evicted(Item, tag=44):
+    """Your lease was ended: stop every attempt, come back with a higher incarnation."""
+
+    incarnation: int
+    reason: str
+
+
+# A node to the leader
+
+
+class Beacon(Item, tag=60):
+    """Twice a second; constant size. ``lag_s`` is the event loop's worst lag since the last one; ``cpu`` the process's use of one
+    core (1.0 = all of it); ``calls`` live calls now running at its agents, by agent, those not zero."""
+
+    seq: int
+    incarnation: int
+    lag_s: float
+    cpu: float
+    memory_mb: float
+    running: int
+    agents: int
+    host_cpu_free: float = 0.0
+    host_memory_free_mb: float = 0.0
+    draining: bool = False
+    calls: dict[AgentId, int] = {}
+
+
+class Began(Item, tag=61):
+    task: TaskId
+    epoch: int
+
+
+class Done(Item, tag=62):
+    task: TaskId
+    epoch: int
+    result: Payload
+    ran_ms: int
+
+
+class Failed(Item, tag=63):
+    task: TaskId
+    epoch: int
+    failure: TaskFailure
+    canceled: bool = False
+
+
+class Declined(Item, tag=64):
+    """The agent refuses, or the node cannot run it (no such agent, draining, old term): it goes elsewhere, no retry used."""
+
+    task: TaskId
+    epoch: int
+    reason: str
+
+
+class Slot(Item, tag=65):
+    """A running attempt lets go of its slot (it awaits children) or takes it back."""
+
+    task: TaskId
+    epoch: int
+    held: bool
+
+
+class Live(Item, tag=66):
+    """A live event of an attempt (progress, log, part): never an entry. ``body`` is a JSON object with ``type``."""
+
+    task: TaskId
+    epoch: int
+    body: bytes
+
+
+class Leaving(Item, tag=67):
+    """A clean departure: all attempts have ended or are handed back."""
+
+    incarnation: int
+
+
+class RateTask(Item, tag=68):
+    """How good a finished task's result was, 0 to 1."""
+
+    task: TaskId
+    score: float
+
+
+# Between agents, and to everyone
+
+
+class Message(Item, tag=80):
+    envelope: Envelope
+
+
+class Control(Item, tag=81):
+    """Asks a node to do something to its agents: ``what`` is pause, resume, remove, update, drain; answered by ``Answer``."""
+
+    ref: int
+    what: str
+    args: bytes = b"{}"
+
+
+class Ping(Item, tag=82):
+    ref: int
+
+
+class Pong(Item, tag=83):
+    ref: int
+
+
+Any_ = (
+    SubmitTask | FollowTask | CancelTask | Ask | FollowEvents | Route | CallEnded
+    | Accepted | Refused | Ended | Answer | Routed | EventNotice | Leading
+    | Run | Stop | Settled | BeaconAck | Evicted
+    | Beacon | Began | Done | Failed | Declined | Slot | Live | Leaving | RateTask
+    | Message | Control | Ping | Pong
+)  # fmt: skip
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Any_])
+_agents = msgspec.msgpack.Decoder(list[AgentRecord])
+_node = msgspec.msgpack.Decoder(NodeRecord)
+
+
+def encode(items: list[Item]) -> bytes:
+    return _encoder.encode(items)
+
+
+def encode_one(item: Item) -> bytes:
+    """One item's bytes, to be joined by ``join``."""
+    return _encoder.encode(item)
+
+
+def join(encoded: list[bytes]) -> bytes:
+    """Items encoded one by one as one message (MessagePack ``array 32`` header and the items)."""
+    return b"\xdd" + len(encoded).to_bytes(4, "big") + b"".join(encoded)
+
+
+def decode(data: bytes) -> list[Any_]:
+    """The items of a bus message; InvalidInput for foreign bytes."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidInput(f"not a message of Comity's: {error}") from error
+
+
+def encode_agents(agents: list[AgentRecord]) -> bytes:
+    return _encoder.encode(agents)
+
+
+def decode_agents(data: bytes) -> list[AgentRecord]:
+    try:
+        return _agents.decode(data)
+    except msgspec.MsgspecError as error:
+        raise InvalidInput(f"not a list of agents: {error}") from error
+
+
+def encode_node(node: NodeRecord) -> bytes:
+    return _encoder.encode(node)
+
+
+def decode_node(data: bytes) -> NodeRecord:
+    try:
+        return _node.decode(data)
+    except msgspec.MsgspecError as error:
+        raise InvalidInput(f"not a node record: {error}") from error
