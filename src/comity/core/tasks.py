@@ -1,0 +1,453 @@
+"""The replicated state: a pure function of the log's effective entries.
+
+    submitted ──▶ assigned ──▶ working ──▶ completed
+        │  ▲          │           │
+        │  └ waiting ◀┴───────────┤   put back: refused, not started in time, node lost, failed with retries left
+        ▼                         ▼
+     canceled · failed (attempts used up, deadline) · rejected
+
+``apply`` takes one command at a time and never fails: a command that no longer fits (an old epoch, a finished task, a node
+that came back) changes nothing. What did change is appended to ``changes``, from which the leader derives every reply,
+assignment, event and metric. Two readers that apply the same entries hold equal states.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from comity.core.archive import Chunk, chunk
+from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
+from comity.model.task import (
+    INLINE_LIMIT,
+    Archived,
+    Assign,
+    Attempt,
+    Barrier,
+    Cancel,
+    Canceled,
+    Complete,
+    Dropped,
+    Ending,
+    Entry,
+    Evict,
+    Expire,
+    Fail,
+    Lead,
+    Logged,
+    Moved,
+    NodeLeft,
+    NodeUp,
+    Payload,
+    Rate,
+    Requeue,
+    SnapshotTaken,
+    Start,
+    Submit,
+    Task,
+    TaskFailure,
+    TaskState,
+    TimeJump,
+)
+
+PAST_KEPT = 16
+"""Ended attempts kept in a task's record; the oldest go first."""
+
+
+class Change(NamedTuple):
+    """One thing that changed. ``kind`` is the event's type; ``attempt`` the one it is about."""
+
+    kind: str
+    task: Task | None = None
+    attempt: Attempt | None = None
+    node: ProcessId | None = None
+    reason: str = ""
+
+
+class NodeLease(msgspec.Struct, array_like=True, gc=False):
+    """A node that may run attempts, and those it has: ``attempts`` keys are exactly the tasks whose attempt is there."""
+
+    incarnation: int
+    since_ms: int
+    attempts: dict[TaskId, None] = {}
+
+
+class Totals(msgspec.Struct, array_like=True, gc=False):
+    """Counts since the network began."""
+
+    submitted: int = 0
+    completed: int = 0
+    failed: int = 0
+    canceled: int = 0
+    retries: int = 0
+    requeues: int = 0
+    evictions: int = 0
+    rejected_reports: int = 0
+
+
+class Tasks:
+    """All that the log decides. Fields are public to read; only ``apply`` writes them."""
+
+    def __init__(self, network: NetworkId, *, key_window_ms: int = 86_400_000) -> None:
+        self.network = network
+        self.key_window_ms = key_window_ms
+        self.term = 0
+        self.leader = ProcessId("")
+        self.generation = 0
+        self.last_epoch = 0  # invariant: no task, past or present, has a higher epoch
+        self.time_ms = 0
+        self.tasks: dict[TaskId, Task] = {}
+        self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)  # invariant: counts what is in ``tasks``
+        self.finished: dict[TaskId, None] = {}  # terminal and not yet archived, oldest first
+        self.children: dict[TaskId, dict[TaskId, None]] = {}  # open children only
+        self.keys: dict[str, TaskId] = {}
+        self.old_keys: deque[tuple[int, str]] = deque()  # (forget at, key) of finished tasks
+        self.nodes: dict[ProcessId, NodeLease] = {}
+        self.archive: list[Chunk] = []
+        self.archived = 0
+        self.snapshots: list[SnapshotTaken] = []
+        self.totals = Totals()
+        self.changes: list[Change] = []
+        self.before_change: Callable[[Task], None] | None = None
+        """Set while a snapshot is being written: told of a task just before it changes (copy on write)."""
+        self._appliers: dict[type, Callable[[Any, int, int], None]] = {
+            Lead: self._lead,
+            Submit: self._submit,
+            Assign: self._assign,
+            Start: self._start,
+            Complete: self._complete,
+            Fail: self._fail,
+            Requeue: self._requeue,
+            Cancel: self._cancel,
+            Canceled: self._canceled,
+            Expire: self._expire,
+            NodeUp: self._node_up,
+            Evict: self._evict,
+            NodeLeft: self._node_left,
+            Archived: self._archived,
+            Dropped: self._dropped,
+            SnapshotTaken: self._snapshot_taken,
+            Moved: self._moved,
+            Rate: self._rate,
+            Barrier: self._barrier,
+            TimeJump: self._barrier,
+        }
+
+    # What others ask
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for an agent."""
+        return self.counts[TaskState.SUBMITTED] + self.counts[TaskState.WAITING]
+
+    def current(self, task: TaskId, token: int) -> Task | None:
+        """The task if ``token`` is the epoch of its running attempt: what every report must pass."""
+        found = self.tasks.get(task)
+        return found if found is not None and found.attempt is not None and found.epoch == token else None
+
+    def next_epoch(self) -> int:
+        """The lowest epoch that nobody was given."""
+        return max(self.last_epoch, epoch(self.generation, 0)) + 1
+
+    # Applying
+
+    def apply(self, entry: Entry, index: int) -> list[Change]:
+        """Take in the effective entry at ``index``; what changed, in order."""
+        self.time_ms = entry.time_ms
+        self.term = entry.term
+        appliers = self._appliers
+        for ordinal, command in enumerate(entry.commands):
+            appliers[type(command)](command, index, ordinal)
+        changes, self.changes = self.changes, []
+        return changes
+
+    def _move(self, task: Task, state: TaskState) -> None:
+        self.counts[task.state] -= 1
+        self.counts[state] += 1
+        task.state = state
+
+    def _touch(self, task: Task) -> None:
+        if self.before_change is not None:
+            self.before_change(task)
+
+    def _lead(self, command: Lead, index: int, _ordinal: int) -> None:
+        self.leader = command.controller
+        self.changes.append(Change("leader.elected", node=command.controller))
+
+    def _submit(self, command: Submit, index: int, ordinal: int) -> None:
+        spec = command.spec
+        if spec.id in self.tasks or (spec.key and spec.key in self.keys):
+            return
+        if type(spec.input) is bytes and len(spec.input) > INLINE_LIMIT:
+            spec = msgspec.structs.replace(spec, input=Logged(index, ordinal, len(spec.input)))
+        task = Task(spec, TaskState.SUBMITTED, self.time_ms)
+        self.tasks[spec.id] = task
+        self.counts[TaskState.SUBMITTED] += 1
+        self.totals.submitted += 1
+        if spec.key:
+            self._forget_old_keys()
+            self.keys[spec.key] = spec.id
+        if spec.parent is not None:
+            self.children.setdefault(spec.parent, {})[spec.id] = None
+        self.changes.append(Change("task.submitted", task))
+
+    def _forget_old_keys(self) -> None:
+        while self.old_keys and self.old_keys[0][0] <= self.time_ms:
+            self.keys.pop(self.old_keys.popleft()[1], None)
+
+    def _assign(self, command: Assign, index: int, _ordinal: int) -> None:
+        task = self.tasks.get(command.task)
+        lease = self.nodes.get(command.node)
+        self.last_epoch = max(self.last_epoch, command.epoch)
+        open_ = task is not None and task.state in (TaskState.SUBMITTED, TaskState.WAITING)
+        if task is None or not open_ or lease is None or lease.incarnation != command.incarnation:
+            self.changes.append(Change("assignment.void", task, node=command.node, reason=command.agent))
+            return
+        self._touch(task)
+        task.epoch = command.epoch
+        task.attempt = Attempt(command.epoch, command.agent, command.node, command.incarnation, self.time_ms)
+        self._move(task, TaskState.ASSIGNED)
+        lease.attempts[command.task] = None
+        self.changes.append(Change("task.assigned", task, task.attempt))
+
+    def _report(self, task_id: TaskId, token: int, what: str) -> Task | None:
+        task = self.current(task_id, token)
+        if task is None:
+            self.totals.rejected_reports += 1
+            self.changes.append(Change("report.rejected", self.tasks.get(task_id), reason=f"{what} with epoch {token}"))
+            return None
+        self._touch(task)
+        return task
+
+    def _start(self, command: Start, index: int, _ordinal: int) -> None:
+        task = self._report(command.task, command.epoch, "start")
+        if task is None or task.state is not TaskState.ASSIGNED or task.attempt is None:
+            return
+        task.attempt.started_at = self.time_ms
+        self._move(task, TaskState.WORKING)
+        self.changes.append(Change("task.started", task, task.attempt))
+
+    def _complete(self, command: Complete, index: int, ordinal: int) -> None:
+        task = self._report(command.task, command.epoch, "completion")
+        if task is None:
+            return
+        result: Payload = command.result
+        if type(result) is bytes and len(result) > INLINE_LIMIT:
+            result = Logged(index, ordinal, len(result))
+        task.result = result
+        attempt = self._end_attempt(task, Ending.COMPLETED, None, command.ran_ms)
+        self._finish(task, TaskState.COMPLETED, "task.completed", attempt)
+
+    def _end_attempt(self, task: Task, ending: Ending, failure: TaskFailure | None, ran_ms: int = 0) -> Attempt:
+        attempt = task.attempt
+        if attempt is None:
+            raise AssertionError("only a running attempt ends")
+        lease = self.nodes.get(attempt.node)
+        if lease is not None and lease.incarnation == attempt.incarnation:
+            lease.attempts.pop(task.spec.id, None)
+        if ran_ms and not attempt.started_at:
+            attempt.started_at = max(attempt.assigned_at, self.time_ms - ran_ms)
+        attempt.ended_at = self.time_ms
+        attempt.ending = ending
+        attempt.failure = failure
+        task.past = (*task.past[-PAST_KEPT + 1 :], attempt)
+        task.attempt = None
+        return attempt
+
+    def _finish(self, task: Task, state: TaskState, kind: str, attempt: Attempt | None = None, reason: str = "") -> None:
+        self._move(task, state)
+        task.finished_at = self.time_ms
+        task_id = task.spec.id
+        self.finished[task_id] = None
+        if state is TaskState.COMPLETED:
+            self.totals.completed += 1
+        elif state is TaskState.CANCELED:
+            self.totals.canceled += 1
+        else:
+            self.totals.failed += 1
+        if task.spec.key:
+            self.old_keys.append((self.time_ms + self.key_window_ms, task.spec.key))
+        if task.spec.parent is not None:
+            siblings = self.children.get(task.spec.parent)
+            if siblings is not None:
+                siblings.pop(task_id, None)
+                if not siblings:
+                    del self.children[task.spec.parent]
+        self.changes.append(Change(kind, task, attempt, reason=reason))
+
+    def _fail(self, command: Fail, index: int, _ordinal: int) -> None:
+        task = self._report(command.task, command.epoch, "failure")
+        if task is not None:
+            self._failed(task, command.failure, command.ending, command.not_before)
+
+    def _failed(self, task: Task, failure: TaskFailure, ending: Ending, not_before: int) -> None:
+        attempt = self._end_attempt(task, ending, failure)
+        if task.cancel_at or ending is Ending.CANCELED:
+            self._finish(task, TaskState.CANCELED, "task.canceled", attempt, failure.message)
+        elif not failure.retryable or task.retries_used >= task.spec.retries:
+            task.failure = failure
+            self._finish(task, TaskState.FAILED, "task.failed", attempt, failure.message)
+        else:
+            task.retries_used += 1
+            task.not_before = not_before
+            self.totals.retries += 1
+            self._move(task, TaskState.WAITING)
+            self.changes.append(Change("task.retrying", task, attempt, reason=failure.message))
+
+    def _requeue(self, command: Requeue, index: int, _ordinal: int) -> None:
+        task = self._report(command.task, command.epoch, "hand-back")
+        if task is not None:
+            self._put_back(task, command.ending, command.reason, command.not_before)
+
+    def _put_back(self, task: Task, ending: Ending, reason: str, not_before: int = 0) -> None:
+        failure = TaskFailure(ending, reason) if reason else None
+        attempt = self._end_attempt(task, ending, failure)
+        if task.cancel_at:
+            self._finish(task, TaskState.CANCELED, "task.canceled", attempt, reason)
+            return
+        task.not_before = not_before
+        self.totals.requeues += 1
+        self._move(task, TaskState.WAITING)
+        self.changes.append(Change("task.requeued", task, attempt, reason=reason))
+
+    def _cancel(self, command: Cancel, index: int, _ordinal: int) -> None:
+        task = self.tasks.get(command.task)
+        if task is None or task.is_terminal or task.cancel_at:
+            return
+        self._touch(task)
+        task.cancel_at = self.time_ms
+        if task.attempt is None:
+            self._end_canceled(task, command.reason)
+        else:
+            self.changes.append(Change("task.canceling", task, task.attempt, reason=command.reason))
+
+    def _canceled(self, command: Canceled, index: int, _ordinal: int) -> None:
+        task = self.tasks.get(command.task)
+        if task is not None and not task.is_terminal:
+            self._touch(task)
+            self._end_canceled(task, command.reason)
+
+    def _end_canceled(self, task: Task, reason: str) -> None:
+        failure = TaskFailure("task-canceled", reason or "canceled", retryable=False)
+        attempt = self._end_attempt(task, Ending.CANCELED, failure) if task.attempt is not None else None
+        task.failure = failure
+        self._finish(task, TaskState.CANCELED, "task.canceled", attempt, reason)
+
+    def _expire(self, command: Expire, index: int, _ordinal: int) -> None:
+        task = self.tasks.get(command.task)
+        if task is None or task.is_terminal:
+            return
+        self._touch(task)
+        task.failure = TaskFailure("deadline-exceeded", "its deadline passed", retryable=False)
+        attempt = self._end_attempt(task, Ending.TIMED_OUT, task.failure) if task.attempt is not None else None
+        self._finish(task, TaskState.FAILED, "task.failed", attempt, task.failure.message)
+
+    def _node_up(self, command: NodeUp, index: int, _ordinal: int) -> None:
+        lease = self.nodes.get(command.node)
+        if lease is not None and lease.incarnation >= command.incarnation:
+            return
+        if lease is not None:
+            self._end_lease(command.node, lease, "restarted")
+        self.nodes[command.node] = NodeLease(command.incarnation, self.time_ms)
+        self.changes.append(Change("node.joined", node=command.node))
+
+    def _evict(self, command: Evict, index: int, _ordinal: int) -> None:
+        lease = self.nodes.get(command.node)
+        if lease is None or lease.incarnation != command.incarnation:
+            return
+        self.totals.evictions += 1
+        self.changes.append(Change("node.evicted", node=command.node, reason=command.reason))
+        self._end_lease(command.node, lease, command.reason)
+
+    def _node_left(self, command: NodeLeft, index: int, _ordinal: int) -> None:
+        lease = self.nodes.get(command.node)
+        if lease is None or lease.incarnation != command.incarnation:
+            return
+        self.changes.append(Change("node.left", node=command.node))
+        self._end_lease(command.node, lease, "left")
+
+    def _end_lease(self, node: ProcessId, lease: NodeLease, reason: str) -> None:
+        del self.nodes[node]
+        for task_id in list(lease.attempts):
+            task = self.tasks[task_id]
+            self._touch(task)
+            if task.state is TaskState.ASSIGNED:
+                self._put_back(task, Ending.EVICTED, f"node {node}: {reason}")
+            else:
+                self._failed(task, TaskFailure("node-lost", f"node {node}: {reason}"), Ending.EVICTED, 0)
+
+    def _archived(self, command: Archived, index: int, _ordinal: int) -> None:
+        gone = [task_id for task_id in command.ids if task_id in self.finished]
+        if not gone:
+            return
+        for task_id in gone:
+            del self.finished[task_id]
+            task = self.tasks.pop(task_id)
+            self._touch(task)
+            self.counts[task.state] -= 1
+        self.archive.append(chunk(command.key, gone, command.finished_ms))
+        self.archived += len(gone)
+        self.changes.append(Change("archive.grown", reason=command.key))
+
+    def _dropped(self, command: Dropped, index: int, _ordinal: int) -> None:
+        kept = [held for held in self.archive if held.key not in command.keys]
+        self.archived -= sum(held.count for held in self.archive) - sum(held.count for held in kept)
+        self.archive = kept
+        self.changes.extend(Change("archive.dropped", reason=key) for key in command.keys)
+
+    def _snapshot_taken(self, command: SnapshotTaken, index: int, _ordinal: int) -> None:
+        for old in self.snapshots[:-1]:
+            self.changes.append(Change("snapshot.dropped", reason=old.key))
+        self.snapshots = [*self.snapshots[-1:], command]
+        self.changes.append(Change("snapshot.taken", reason=command.key))
+
+    def _moved(self, command: Moved, index: int, _ordinal: int) -> None:
+        task = self.tasks.get(command.task)
+        if task is None:
+            return
+        self._touch(task)
+        if command.is_result:
+            task.result = command.payload
+        else:
+            task.spec = msgspec.structs.replace(task.spec, input=command.payload)
+
+    def _rate(self, command: Rate, index: int, _ordinal: int) -> None:
+        task = self.tasks.get(command.task)
+        if task is not None:
+            self._touch(task)
+            task.score = command.score
+            self.changes.append(Change("task.rated", task, task.past[-1] if task.past else None))
+
+    def _barrier(self, command: Barrier | TimeJump, index: int, _ordinal: int) -> None:
+        """Changes nothing."""
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken."""
+        counted = dict.fromkeys(TaskState, 0)
+        on_nodes: dict[TaskId, ProcessId] = {}
+        for node, lease in self.nodes.items():
+            for task_id in lease.attempts:
+                if task_id in on_nodes:
+                    raise AssertionError(f"{task_id} has attempts on two nodes")
+                on_nodes[task_id] = node
+        for task_id, task in self.tasks.items():
+            counted[task.state] += 1
+            running = task.state in (TaskState.ASSIGNED, TaskState.WORKING, TaskState.INPUT_REQUIRED)
+            _hold(running == (task.attempt is not None), task_id, "an attempt exactly while one runs")
+            _hold(task.is_terminal == (task_id in self.finished), task_id, "finished lists what is terminal")
+            _hold(task.is_terminal == bool(task.finished_at), task_id, "a finish time exactly when terminal")
+            _hold(task.epoch <= self.last_epoch, task_id, "no epoch above the last")
+            _hold((task.result is None) or task.state is TaskState.COMPLETED, task_id, "a result only when completed")
+            if task.attempt is not None:
+                _hold(task.attempt.epoch == task.epoch, task_id, "the attempt has the task's epoch")
+                _hold(on_nodes.get(task_id) == task.attempt.node, task_id, "its node knows of it")
+        _hold(counted == self.counts, "counts", "count what is there")
+        _hold(all(self.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
+
+
+def _hold(true: bool, what: str, rule: str) -> None:
+    if not true:
+        raise AssertionError(f"{what}: {rule}")
