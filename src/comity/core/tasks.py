@@ -65,6 +65,7 @@ class Change(NamedTuple):
     attempt: Attempt | None = None
     node: ProcessId | None = None
     reason: str = ""
+    task_id: TaskId | None = None
 
 
 class NodeLease(msgspec.Struct, array_like=True, gc=False):
@@ -204,7 +205,7 @@ class Tasks:
         self.last_epoch = max(self.last_epoch, command.epoch)
         open_ = task is not None and task.state in (TaskState.SUBMITTED, TaskState.WAITING)
         if task is None or not open_ or lease is None or lease.incarnation != command.incarnation:
-            self.changes.append(Change("assignment.void", task, node=command.node, reason=command.agent))
+            self.changes.append(Change("assignment.void", task, node=command.node, task_id=command.task))
             return
         self._touch(task)
         task.epoch = command.epoch

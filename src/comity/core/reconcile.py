@@ -1,0 +1,416 @@
+"""What should happen next, as commands: observed state against desired state.
+
+The leader asks three questions: what shall ride with these new submits (``ride``), which waiting tasks can go to which
+agents now (``plan``), and whose time is up (``due``). It tells what came of it by handing in every change of the replicated
+state (``observe``). Nothing here is replicated: a new leader calls ``rebuild`` and knows the same.
+
+Waiting tasks lie in queues, one for each distinct demand (capability, requirements, strategy, agents to avoid), so that a
+task nobody can take never stands before one that somebody could. Within a demand, and between demands on one capability,
+order is by rank = created − priority x ``aging_ms``: higher priority first, then oldest, and a task that has waited ``aging_ms``
+longer counts as one priority higher. A rank never changes, so the queues are plain heaps.
+
+Times are entry times in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+
+import msgspec
+
+from comity.core.scheduling import Scheduling
+from comity.core.tasks import Change, Tasks
+from comity.model.capability import AgentRecord, Requirements, Strategy
+from comity.model.ids import AgentId, NodeId, TaskId, node_of
+from comity.model.task import (
+    Assign,
+    Attempt,
+    Cancel,
+    Canceled,
+    Command,
+    Ending,
+    Expire,
+    Fail,
+    Requeue,
+    Task,
+    TaskFailure,
+    TaskSpec,
+    TaskState,
+)
+
+_OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
+_READY, _START, _ATTEMPT, _GRACE, _DEADLINE = range(5)
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """Times in milliseconds. A retry waits ``backoff_ms`` x 2^retries, at most ``backoff_max_ms``, halved at random."""
+
+    aging_ms: int = 30_000
+    backoff_ms: int = 200
+    backoff_max_ms: int = 60_000
+    refusal_ms: int = 10_000
+    cancel_grace_ms: int = 5_000
+    attempt_slack_ms: int = 2_000
+
+
+class Demand(msgspec.Struct):
+    """Waiting tasks that ask for the same. ``heap`` holds (rank, id); entries no longer waiting are dropped when seen."""
+
+    capability: str
+    needs: Requirements | None
+    strategy: Strategy | None
+    avoid: tuple[AgentId, ...]
+    heap: list[tuple[int, TaskId]] = []
+
+
+_Key = tuple[str, bytes, Strategy | None, tuple[AgentId, ...]]
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Reconcile:
+    """See the module. Invariant: ``reserved`` holds exactly the tasks with an assignment under way to the log, each with
+    the one slot it took in ``scheduling``; a running attempt holds one slot unless it is in ``released``."""
+
+    def __init__(self, state: Tasks, scheduling: Scheduling, policy: Policy, random: Callable[[], float]) -> None:
+        self.state = state
+        self.scheduling = scheduling
+        self.policy = policy
+        self.reserved: dict[TaskId, AgentId] = {}
+        self.released: dict[TaskId, int] = {}
+        self.on_choice: Callable[[TaskId, int, AgentId, Demand | TaskSpec], None] | None = None
+        self._random = random
+        self._demands: dict[str, dict[_Key, Demand]] = {}
+        self._dirty: dict[str, None] = {}
+        self._timers: list[tuple[int, int, TaskId, int]] = []
+        self._timers_live = 0
+        self._capabilities: dict[AgentId, tuple[str, ...]] = {}
+        self._proposals: list[Command] = []
+        self._next_epoch = state.next_epoch()
+
+    # What is observed
+
+    def put_agent(self, agent: AgentRecord) -> None:
+        self.scheduling.put_agent(agent)
+        self._capabilities[agent.id] = tuple(offer.name for offer in agent.offers)
+        self._freed(agent.id)
+
+    def remove_agent(self, agent: AgentId) -> None:
+        self.scheduling.remove_agent(agent)
+        self._capabilities.pop(agent, None)
+
+    def set_node(self, node: NodeId, eligible: bool, cpu_free: float = 0.0, memory_free_mb: float = 0.0) -> None:
+        """A node's agents may, or may no longer, be given attempts."""
+        self.scheduling.set_node(node, eligible=eligible, cpu_free=cpu_free, memory_free_mb=memory_free_mb)
+
+    def wake(self) -> None:
+        """Every waiting task is looked at again: agents or nodes changed in a way that concerns many."""
+        self._dirty.update(dict.fromkeys(self._demands))
+
+    def _freed(self, agent: AgentId) -> None:
+        for capability in self._capabilities.get(agent, ()):
+            if capability in self._demands:
+                self._dirty[capability] = None
+
+    def slot(self, task_id: TaskId, token: int, held: bool) -> None:
+        """An attempt lets go of its slot while it awaits children, or takes it back (over the limit if need be)."""
+        task = self.state.current(task_id, token)
+        if task is None or task.attempt is None or held == (task_id not in self.released):
+            return
+        if held:
+            del self.released[task_id]
+            self.scheduling.take(task.attempt.agent)
+        else:
+            self.released[task_id] = token
+            self.scheduling.give(task.attempt.agent)
+            self._freed(task.attempt.agent)
+
+    def observe(self, changes: list[Change]) -> None:
+        """Take in what an effective entry changed."""
+        for change in changes:
+            seen = _OBSERVERS.get(change.kind)
+            if seen is not None and change.task is not None:
+                seen(self, change.task, change)
+            elif change.task_id is not None:
+                self._void(change.task_id, change.task)
+
+    def _submitted(self, task: Task, change: Change) -> None:
+        spec = task.spec
+        if spec.deadline_ms:
+            self._timer(spec.deadline_ms, _DEADLINE, spec.id, 0)
+        if spec.id not in self.reserved:
+            self._push(task)
+
+    def _assigned(self, task: Task, change: Change) -> None:
+        self.reserved.pop(task.spec.id, None)
+        if task.spec.start_timeout_s and change.attempt is not None:
+            due = change.attempt.assigned_at + int(task.spec.start_timeout_s * 1000)
+            self._timer(due, _START, task.spec.id, task.epoch)
+
+    def _void(self, task_id: TaskId, task: Task | None) -> None:
+        """An assignment came too late to count: its node is gone, or the task."""
+        agent = self.reserved.pop(task_id, None)
+        if agent is not None:
+            self.scheduling.give(agent)
+            self._freed(agent)
+            if task is not None and task.state in _OPEN:
+                self._push(task)
+
+    def _started(self, task: Task, change: Change) -> None:
+        due = self.state.time_ms + int(task.spec.attempt_timeout_s * 1000) + self.policy.attempt_slack_ms
+        self._timer(due, _ATTEMPT, task.spec.id, task.epoch)
+
+    def _canceling(self, task: Task, change: Change) -> None:
+        self._timer(self.state.time_ms + self.policy.cancel_grace_ms, _GRACE, task.spec.id, task.epoch)
+        self._cancel_children(task.spec.id, None)
+
+    def _put_back(self, task: Task, change: Change) -> None:
+        self._attempt_ended(task, change)
+        self._cancel_children(task.spec.id, task.epoch)
+        if task.not_before > self.state.time_ms:
+            self._timer(task.not_before, _READY, task.spec.id, task.epoch)
+        else:
+            self._push(task)
+
+    def _finished(self, task: Task, change: Change) -> None:
+        self._attempt_ended(task, change)
+        if task.state is not TaskState.COMPLETED:
+            self._cancel_children(task.spec.id, None)
+
+    def _attempt_ended(self, task: Task, change: Change) -> None:
+        attempt = change.attempt
+        if attempt is None:
+            return
+        if self.released.pop(task.spec.id, None) is None:
+            self.scheduling.give(attempt.agent)
+        self._freed(attempt.agent)
+        if attempt.ending in (Ending.COMPLETED, Ending.FAILED, Ending.TIMED_OUT) and attempt.started_at:
+            ran_ms = attempt.ended_at - attempt.started_at
+            done = attempt.ending is Ending.COMPLETED
+            self.scheduling.measured(attempt.agent, task.spec.capability, float(ran_ms), done)
+
+    def _rated(self, task: Task, change: Change) -> None:
+        attempt = change.attempt
+        if attempt is not None and attempt.ending is Ending.COMPLETED:
+            ran_ms = float(attempt.ended_at - attempt.started_at)
+            self.scheduling.measured(attempt.agent, task.spec.capability, ran_ms, True, task.score)
+
+    def _cancel_children(self, parent: TaskId, token: int | None) -> None:
+        """Cancel open children; with ``token`` only those of that attempt of the parent, or of earlier ones."""
+        for child_id in self.state.children.get(parent, ()):
+            if token is None or self.state.tasks[child_id].spec.parent_epoch <= token:
+                self._proposals.append(Cancel(child_id, f"its parent {parent} ended"))
+
+    # What should be
+
+    def _demand(self, task: Task) -> Demand:
+        spec = task.spec
+        avoid = self._avoid(task)
+        needs = spec.requirements
+        key = (spec.capability, _encode(needs) if needs is not None else b"", spec.strategy, avoid)
+        demands = self._demands.setdefault(spec.capability, {})
+        demand = demands.get(key)
+        if demand is None:
+            demand = demands[key] = Demand(spec.capability, needs, spec.strategy, avoid)
+        return demand
+
+    def _avoid(self, task: Task) -> tuple[AgentId, ...]:
+        since = self.state.time_ms - self.policy.refusal_ms
+        refused = {a.agent: None for a in task.past if a.ending is Ending.REFUSED and a.ended_at > since}
+        return tuple(sorted(refused))
+
+    def _push(self, task: Task) -> None:
+        demand = self._demand(task)
+        heappush(demand.heap, (task.created_at - task.spec.priority * self.policy.aging_ms, task.spec.id))
+        self._dirty[task.spec.capability] = None
+        if demand.avoid:  # refusals are forgotten; then it may go to the same agents again
+            self._timer(self.state.time_ms + self.policy.refusal_ms, _READY, task.spec.id, task.epoch)
+
+    def ride(self, spec: TaskSpec) -> Assign | None:
+        """An assignment to go into the same entry as ``spec``'s submit, if an agent is free and nobody waits before it."""
+        if self._demands.get(spec.capability):
+            return None
+        agent = self.scheduling.choose(spec.capability, spec.requirements, spec.strategy)
+        return self._reserve(spec.id, agent, spec) if agent is not None else None
+
+    def plan(self, room: int) -> list[Command]:
+        """Up to ``room`` assignments of waiting tasks, and whatever else the observed changes call for."""
+        commands, self._proposals = self._proposals, []
+        dirty, self._dirty = self._dirty, {}
+        for capability in dirty:
+            if len(commands) >= room:
+                self._dirty[capability] = None
+            else:
+                self._plan_capability(capability, commands, room)
+        return commands
+
+    def _plan_capability(self, capability: str, commands: list[Command], room: int) -> None:
+        demands = self._demands.get(capability)
+        if demands is None:
+            return
+        open_ = {key: demand for key, demand in demands.items() if self._settle(demand)}
+        for key in [key for key, demand in demands.items() if not demand.heap]:
+            del demands[key]
+        while open_:
+            key = min(open_, key=lambda k: open_[k].heap[0])
+            demand = open_[key]
+            agent = self.scheduling.choose(capability, demand.needs, demand.strategy, demand.avoid)
+            if agent is None:
+                del open_[key]
+                continue
+            if len(commands) >= room:
+                self._dirty[capability] = None
+                return
+            commands.append(self._reserve(heappop(demand.heap)[1], agent, demand))
+            if not self._settle(demand):
+                del open_[key], demands[key]
+        if not demands:
+            del self._demands[capability]
+
+    def _settle(self, demand: Demand) -> bool:
+        """Drop what no longer waits from the head of the queue; whether a task is left."""
+        heap, tasks = demand.heap, self.state.tasks
+        while heap:
+            task = tasks.get(heap[0][1])
+            if task is not None and task.state in _OPEN and heap[0][1] not in self.reserved:
+                return True
+            heappop(heap)
+        return False
+
+    def _reserve(self, task_id: TaskId, agent: AgentId, why: Demand | TaskSpec) -> Assign:
+        self.scheduling.take(agent)
+        self.reserved[task_id] = agent
+        token = self._next_epoch
+        self._next_epoch += 1
+        node = node_of(agent)
+        lease = self.state.nodes.get(node)
+        if self.on_choice is not None:
+            self.on_choice(task_id, token, agent, why)
+        return Assign(task_id, token, agent, node, lease.incarnation if lease is not None else 0)
+
+    def backoff(self, retries_used: int) -> int:
+        """Milliseconds until the next attempt, with jitter."""
+        full = min(self.policy.backoff_max_ms, self.policy.backoff_ms * 2 ** min(retries_used, 20))
+        return int(full * (0.5 + 0.5 * self._random()))
+
+    # Whose time is up
+
+    def _timer(self, due: int, kind: int, task_id: TaskId, token: int) -> None:
+        heappush(self._timers, (due, kind, task_id, token))
+        if len(self._timers) > 1024 + 3 * self._timers_live:
+            self._timers = [timer for timer in self._timers if self._is_live(timer)]
+            heapify(self._timers)
+            self._timers_live = len(self._timers)
+
+    def _is_live(self, timer: tuple[int, int, TaskId, int]) -> bool:
+        _, kind, task_id, token = timer
+        task = self.state.tasks.get(task_id)
+        if task is None or task.is_terminal:
+            return False
+        return kind == _DEADLINE or task.epoch == token
+
+    def next_deadline(self) -> int | None:
+        """Entry time (ms) at which ``due`` has something; it may then turn out to be nothing."""
+        return self._timers[0][0] if self._timers else None
+
+    def due(self, now_ms: int) -> list[Command]:
+        """What the passing of time calls for."""
+        commands: list[Command] = []
+        while self._timers and self._timers[0][0] <= now_ms:
+            timer = heappop(self._timers)
+            if self._is_live(timer):
+                self._expired(timer[1], self.state.tasks[timer[2]], commands, now_ms)
+        return commands
+
+    def _expired(self, kind: int, task: Task, commands: list[Command], now_ms: int) -> None:
+        task_id, attempt = task.spec.id, task.attempt
+        if kind == _DEADLINE:
+            commands.append(Expire(task_id))
+        elif kind == _READY:
+            if attempt is None and task_id not in self.reserved:
+                self._push(task)
+        elif attempt is None:
+            return
+        elif kind == _START:
+            if task.state is TaskState.ASSIGNED:
+                limit = task.spec.start_timeout_s
+                commands.append(Requeue(task_id, task.epoch, Ending.NOT_STARTED, f"not started within {limit:g} s"))
+        elif kind == _GRACE:
+            commands.append(Canceled(task_id, "canceled; it did not stop within its grace time"))
+        elif kind == _ATTEMPT:
+            failure = TaskFailure("attempt-timeout", f"ran longer than {task.spec.attempt_timeout_s:g} s")
+            commands.append(Fail(task_id, task.epoch, failure, now_ms + self.backoff(task.retries_used), Ending.TIMED_OUT))
+
+    # Starting afresh
+
+    def rebuild(self) -> None:
+        """Forget all that was under way and derive everything from the replicated state."""
+        self.reserved.clear()
+        self.released.clear()
+        self._demands.clear()
+        self._dirty.clear()
+        self._timers.clear()
+        self._proposals.clear()
+        self.scheduling.clear_load()
+        self._next_epoch = self.state.next_epoch()
+        for task in self.state.tasks.values():
+            if task.is_terminal:
+                continue
+            if task.spec.deadline_ms:
+                self._timer(task.spec.deadline_ms, _DEADLINE, task.spec.id, 0)
+            if task.attempt is not None:
+                self._resume(task, task.attempt)
+            elif task.not_before > self.state.time_ms:
+                self._timer(task.not_before, _READY, task.spec.id, task.epoch)
+            else:
+                self._push(task)
+        for parent_id in list(self.state.children):
+            self._cancel_orphans(parent_id)
+
+    def _resume(self, task: Task, attempt: Attempt) -> None:
+        """Times of a running attempt start afresh: the leader before may have been away for long."""
+        self.scheduling.take(attempt.agent)
+        if task.cancel_at:
+            self._timer(self.state.time_ms + self.policy.cancel_grace_ms, _GRACE, task.spec.id, task.epoch)
+        if attempt.started_at:
+            self._started(task, Change("task.started", task, attempt))
+        elif task.spec.start_timeout_s:
+            due = self.state.time_ms + int(task.spec.start_timeout_s * 1000)
+            self._timer(due, _START, task.spec.id, task.epoch)
+
+    def _cancel_orphans(self, parent_id: TaskId) -> None:
+        parent = self.state.tasks.get(parent_id)
+        if parent is None or parent.state is TaskState.COMPLETED:
+            return
+        if parent.is_terminal or parent.cancel_at:
+            self._cancel_children(parent_id, None)
+        elif parent.attempt is None:
+            self._cancel_children(parent_id, parent.epoch)
+        else:
+            self._cancel_children(parent_id, parent.epoch - 1)
+
+    def queued(self, capability: str) -> int:
+        """Queue entries for ``capability``; those that no longer wait may still be counted."""
+        return sum(len(demand.heap) for demand in self._demands.get(capability, {}).values())
+
+    def check(self) -> None:
+        """Raise AssertionError if a waiting task is in no queue and has no timer that would put it there."""
+        queued = {task_id for ds in self._demands.values() for d in ds.values() for _, task_id in d.heap}
+        timed = {timer[2] for timer in self._timers if timer[1] == _READY}
+        for task_id, task in self.state.tasks.items():
+            if task.state in _OPEN and not (task_id in queued or task_id in timed or task_id in self.reserved):
+                raise AssertionError(f"{task_id} waits and nothing will ever look at it")
+
+
+_OBSERVERS: dict[str, Callable[[Reconcile, Task, Change], None]] = {
+    "task.submitted": Reconcile._submitted,
+    "task.assigned": Reconcile._assigned,
+    "task.started": Reconcile._started,
+    "task.canceling": Reconcile._canceling,
+    "task.retrying": Reconcile._put_back,
+    "task.requeued": Reconcile._put_back,
+    "task.completed": Reconcile._finished,
+    "task.failed": Reconcile._finished,
+    "task.canceled": Reconcile._finished,
+    "task.rated": Reconcile._rated,
+}
