@@ -1,0 +1,1 @@
+"""Comity: many agents on many machines as one network."""

@@ -1,0 +1,196 @@
+"""Every setting of every program, in one frozen value, read once at the edge: flags > COMITY_* > comity.toml > defaults.
+
+Durations are seconds and end in ``_s``. A setting ``lease_s`` is the flag ``--lease-s``, the variable ``COMITY_LEASE_S`` and
+the key ``lease_s`` of ``comity.toml``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from comity.errors import BadInput, BadSettings
+from comity.model.ids import check_token
+
+__all__ = ["FILE_NAME", "Loaded", "Settings", "data_home"]
+
+FILE_NAME = "comity.toml"
+PREFIX = "COMITY_"
+DEFAULT_NETWORK = "main"
+_MISSED_BEACONS = 3
+
+
+def data_home(env: Mapping[str, str]) -> Path:
+    """Where networks keep their data unless told otherwise (XDG Base Directory Specification, ``XDG_DATA_HOME``)."""
+    base = env.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path(env.get("HOME") or "~").expanduser() / ".local" / "share") / "comity"
+
+
+class Loaded(NamedTuple):
+    """Settings, and for each field where its value came from: a flag, a variable, a file or "default"."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may be set. Raises BadSettings, naming the field, for a value out of range or two that contradict each other.
+
+    Where: ``network`` one subject token; ``urls`` of servers; ``context`` a named connection; ``credentials`` a creds file;
+    ``data_dir`` of the embedded network (default: the network's folder under ``data_home``).
+    Liveness: see each name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that.
+    Tasks: defaults for those that do not say. ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
+    """
+
+    network: str = DEFAULT_NETWORK
+    urls: tuple[str, ...] = ()
+    context: str = ""
+    credentials: Path | None = None
+    data_dir: Path = Path()
+    port: int = 4222
+    http_port: int = 8470
+    nats_server: Path | None = None
+    replicas: int = 1
+
+    beacon_s: float = 0.5
+    lease_s: float = 3.0
+    orphan_s: float = 60.0
+    drain_timeout_s: float = 30.0
+    cancel_grace_s: float = 5.0
+
+    start_timeout_s: float = 10.0
+    attempt_timeout_s: float = 1800.0
+    retries: int = 3
+    request_timeout_s: float = 30.0
+    submit_timeout_s: float = 30.0
+
+    max_waiting: int = 100_000
+    dedup_window_s: float = 600.0
+    key_window_s: float = 86_400.0
+    keep_finished: int = 1_000_000
+    keep_finished_s: float = 7 * 86_400.0
+    snapshot_every: int = 100_000
+    """Log entries between two snapshots."""
+
+    def __post_init__(self) -> None:
+        if self.data_dir == Path():
+            msgspec.structs.force_setattr(self, "data_dir", data_home(os.environ) / self.network)
+        self._check_each()
+        self._check_together()
+
+    def _check_each(self) -> None:
+        try:
+            check_token(self.network, "network")
+        except BadInput as error:
+            raise BadSettings(error.message, setting="network", value=self.network) from None
+        for field in self.__struct_fields__:
+            value = getattr(self, field)
+            if field.endswith("_s") and not 0 < value < float("inf"):
+                raise BadSettings(f"{field} must be a positive number of seconds, not {value}", setting=field, value=value)
+            if field in _LEAST and value < _LEAST[field]:
+                raise BadSettings(f"{field} must be at least {_LEAST[field]}, not {value}", setting=field, value=value)
+            if field in ("port", "http_port") and not 0 <= value <= 65_535:
+                raise BadSettings(f"{field} must be 0 to 65535, not {value}", setting=field, value=value)
+
+    def _check_together(self) -> None:
+        self._must_exceed("lease_s", "beacon_s", "a node whose three beacons are missed is suspect, not dead", _MISSED_BEACONS)
+        self._must_exceed("orphan_s", "lease_s", "an orphan is what outlives its node's lease")
+        self._must_exceed("dedup_window_s", "submit_timeout_s", "a resend must still be known as one")
+        self._must_exceed("keep_finished_s", "dedup_window_s", "a resend of a finished task must find it")
+        self._must_exceed("keep_finished_s", "key_window_s", "a key must lead to a task that is still kept")
+
+    def _must_exceed(self, longer: str, shorter: str, why: str, times: int = 1) -> None:
+        have, bound = getattr(self, longer), getattr(self, shorter)
+        if have <= bound * times:
+            factor = f"{times} x " if times > 1 else ""
+            message = f"{longer} ({have:g}) must be more than {factor}{shorter} ({bound:g}): {why}"
+            raise BadSettings(message, setting=longer, other=shorter)
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, Any] | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        file: Path | None = None,
+        cwd: Path | None = None,
+    ) -> Loaded:
+        """Read all sources. ``flags`` that are None were not given. ``file`` None: ``comity.toml`` in ``cwd`` if there is one.
+
+        Raises BadSettings naming the field and its source.
+        """
+        env = os.environ if env is None else env
+        found: dict[str, Any] = {}
+        sources = dict.fromkeys(cls.__struct_fields__, "default")
+        for origin, values in (*_file_values(file, cwd or Path()), *_env_values(env), *_flag_values(flags or {})):
+            for name, value in values.items():
+                found[name] = _convert(name, value, origin)
+                sources[name] = origin
+        if "data_dir" not in found:
+            found["data_dir"] = data_home(env) / str(found.get("network", DEFAULT_NETWORK))
+        try:
+            return Loaded(cls(**found), sources)
+        except BadSettings as error:
+            error.details["source"] = sources[error.details["setting"]]
+            raise
+
+
+_LEAST = {"retries": 0, "max_waiting": 1, "keep_finished": 1, "snapshot_every": 1, "replicas": 1}
+_TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+
+
+def _file_values(file: Path | None, cwd: Path) -> list[tuple[str, dict[str, Any]]]:
+    path = file or cwd / FILE_NAME
+    if file is None and not path.is_file():
+        return []
+    try:
+        values = msgspec.toml.decode(path.read_bytes())
+    except OSError as error:
+        raise BadSettings(f"cannot read {path}: {error.strerror}", source=str(path)) from error
+    except msgspec.DecodeError as error:
+        raise BadSettings(f"{path} is not TOML: {error}", source=str(path)) from error
+    return [(str(path), values)]
+
+
+def _env_values(env: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    """Each setting's variable. Others that start with COMITY_ are not ours to refuse, unless one looks like a slip."""
+    values = []
+    for key in sorted(env):
+        name = key.removeprefix(PREFIX).lower()
+        if not key.startswith(PREFIX) or not env[key]:
+            continue
+        if name in _TYPES:
+            values.append((key, {name: env[key]}))
+        elif near := _near(name):
+            raise BadSettings(f"{key} is no setting; did you mean {PREFIX}{near.upper()}?", setting=name, source=key)
+    return values
+
+
+def _flag_values(flags: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(f"--{name.replace('_', '-')}", {name: value}) for name, value in flags.items() if value is not None]
+
+
+def _near(name: str) -> str:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, sorted(_TYPES), n=1, cutoff=0.85)), "")
+
+
+def _convert(name: str, value: Any, origin: str) -> Any:
+    if name not in _TYPES:
+        near = _near(name)
+        hint = f"did you mean {near}?" if near else f"known: {', '.join(_TYPES)}"
+        raise BadSettings(f"{origin}: {name!r} is no setting; {hint}", setting=name, source=origin)
+    kind = _TYPES[name]
+    if isinstance(value, str) and name == "urls":
+        value = tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, str | Path) and kind in (Path, Path | None):
+        return Path(value).expanduser()
+    try:
+        return msgspec.convert(value, kind, strict=not isinstance(value, str))
+    except msgspec.ValidationError as error:
+        raise BadSettings(f"{origin}: {name}: {error}", setting=name, source=origin, value=str(value)) from None
