@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from transcript import Command
+
 from comity.core.ledger import Effective, Ledger
 from comity.errors import Corrupt, ForeignData
 from comity.model.codec import ROOT_DIGEST, seal
 from comity.model.ids import ProcessId
 from comity.model.task import Barrier, Entry, Lead
-from transcript import Command
 
 
 class LedgerStage:

@@ -84,7 +84,7 @@ def test_a_higher_term_must_begin_with_a_term_entry() -> None:
 
 def test_entry_time_never_runs_backwards_and_void_entries_do_not_move_it() -> None:
     ledger, parent = led(time_ms=100)
-    back, digest = sealed(1, parent, time_ms=40)
+    back, _ = sealed(1, parent, time_ms=40)
     verdict = ledger.offer(2, back)
     assert isinstance(verdict, Effective) and verdict.time_ms == 100
     void, _ = sealed(1, parent, time_ms=10_000)
