@@ -108,7 +108,7 @@ def check(operations: list[Operation], model: Model, key: str = "") -> Unlineari
         if not taken:
             return Unlinearizable(key, [operations[n] for n in best], [operations[n] for n in stuck])
         event, state, done = taken.pop()
-        assert event is not None and event.match is not None
+        assert event.match is not None
         _relink(event)
         _relink(event.match)
         event = event.after

@@ -11,6 +11,7 @@ of a dead one never run again, and, as after ``kill -9``, none of its ``finally`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import enum
 import heapq
@@ -67,7 +68,8 @@ class Process:
 
     def spawn(self, coro: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
         """Run ``coro`` as a task of this process."""
-        return self.loop.create_task(coro, name=f"{self.name}: {name or getattr(coro, '__name__', 'task')}", context=self.context.copy())
+        title = f"{self.name}: {name or getattr(coro, '__name__', 'task')}"
+        return self.loop.create_task(coro, name=title, context=self.context.copy())
 
     def call(self, callback: Callable[..., object], *args: Any) -> None:
         """Call ``callback`` soon, in this process."""
@@ -105,16 +107,13 @@ class _Timer(asyncio.TimerHandle):
     process: Process | None
 
 
-_creation = itertools.count(1)
-
-
 class _Task(asyncio.Task[T]):
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Task[T]:
-        task: _Task[T] = super().__new__(cls)
-        task.order = next(_creation)
-        return task
-
     order: int
+
+    def __new__(cls, *args: Any, loop: VirtualLoop, **kwargs: Any) -> _Task[T]:
+        task: _Task[T] = super().__new__(cls)
+        task.order = next(loop.creation)
+        return task
 
     def __hash__(self) -> int:
         return self.order
@@ -123,12 +122,12 @@ class _Task(asyncio.Task[T]):
 
 
 class _Future(asyncio.Future[T]):
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Future[T]:
-        future: _Future[T] = super().__new__(cls)
-        future.order = next(_creation)
-        return future
-
     order: int
+
+    def __new__(cls, *, loop: VirtualLoop) -> _Future[T]:
+        future: _Future[T] = super().__new__(cls)
+        future.order = next(loop.creation)
+        return future
 
     def __hash__(self) -> int:
         return self.order
@@ -145,6 +144,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._queue: deque[_Handle | _Timer] = deque()
         self._timers: list[tuple[float, int, _Timer]] = []
         self._timer_order = itertools.count()
+        self.creation = itertools.count()
         self._spins = 0
         self._offence: SimulationError | None = None
         self.callbacks = 0
@@ -235,6 +235,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
         tasks = sorted(asyncio.all_tasks(self), key=hash)
         return [f"  {task.get_name()}: {_place(task)}" for task in tasks if not task.done()]
 
+    # Processes
+
+    def process(self, name: str) -> Process:
+        """A new process, running."""
+        return Process(self, name)
+
+    def bury(self) -> None:
+        """Let go of all unfinished tasks after the world's end. Their ``finally`` blocks run now, with nobody to see."""
+        self._queue.clear()
+        self._timers.clear()
+        tasks = [task for task in sorted(asyncio.all_tasks(self), key=hash) if not task.done()]
+        for task in tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        for task in tasks:
+            _close(task.get_coro())
+        self._queue.clear()
+        self._timers.clear()
+
     # What a simulated program cannot have
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> NoReturn:  # type: ignore[override]
@@ -260,6 +278,12 @@ def _is_dead(process: Process | None) -> bool:
 
 def _task(loop: VirtualLoop, coro: Generator[Any, None, T] | Coroutine[Any, Any, T], **kwargs: Any) -> asyncio.Task[T]:
     return _Task(coro, loop=loop, **kwargs)
+
+
+def _close(coro: Any) -> None:
+    """End a coroutine where it stands; one that insists on awaiting, or fails in its ``finally`` blocks, is left alone."""
+    with contextlib.suppress(Exception):
+        coro.close()
 
 
 def _place(task: asyncio.Task[Any]) -> str:
