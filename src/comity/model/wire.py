@@ -6,12 +6,13 @@ itself, so no item repeats it. Times cross as what is left of them (milliseconds
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
 
 from comity.errors import InvalidInput
-from comity.model.capability import AgentRecord, NodeRecord, Requirements, Strategy
+from comity.model.capability import AgentRecord, Capability, NodeRecord, Requirements, Strategy
 from comity.model.envelope import Envelope
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
@@ -308,6 +309,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Any_])
 _agents = msgspec.msgpack.Decoder(list[AgentRecord])
 _node = msgspec.msgpack.Decoder(NodeRecord)
+_sorted_json = msgspec.json.Encoder(order="deterministic")
 
 
 def encode(items: list[Item]) -> bytes:
@@ -352,3 +354,16 @@ def decode_node(data: bytes) -> NodeRecord:
         return _node.decode(data)
     except msgspec.MsgspecError as error:
         raise InvalidInput(f"not a node record: {error}") from error
+
+
+def encode_capability(capability: Capability) -> tuple[str, bytes]:
+    """A capability as a node publishes it once, under ``schemas/NODE/HASH``: the hash, and its JSON."""
+    data = _sorted_json.encode(capability)
+    return hashlib.blake2b(data, digest_size=16).hexdigest(), data
+
+
+def decode_capability(data: bytes) -> Capability:
+    try:
+        return msgspec.json.decode(data, type=Capability)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidInput(f"not a capability: {error}") from error
