@@ -1,0 +1,127 @@
+"""What all tests share: a real server, names that do not collide, and a look at what a test leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hypothesis
+import nats
+import psutil
+import pytest
+import pytest_asyncio
+from nats.aio.client import Client
+
+from comity.credentials import Authority, Credentials, Role
+from comity.embedded import EmbeddedServer, find_binary
+from comity.errors import ServerFailed
+
+hypothesis.settings.register_profile("comity", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("comity")
+
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+_counter = itertools.count(1)
+_LIVES_ON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+
+def need_server() -> None:
+    """End the test if there is no nats-server: a failure in CI, a skip on a laptop."""
+    try:
+        find_binary()
+    except ServerFailed as error:
+        if IN_CI:
+            pytest.fail(f"CI must have a server: {error}")
+        pytest.skip(str(error))
+
+
+class RealNetwork(NamedTuple):
+    """A network token of one's own on the shared server: streams and subjects of other tests are elsewhere."""
+
+    url: str
+    network: str
+    authority: Authority
+    server: EmbeddedServer
+
+    def mint(self, role: Role, process: str, *, ttl_s: float | None = None) -> Credentials:
+        return self.authority.mint(role, process, ttl_s=ttl_s)
+
+    async def connect(self, role: Role, process: str, **options: Any) -> Client:
+        """A bare client with the credentials of ``process``; the caller closes it."""
+        options = {"connect_timeout": 2, "max_reconnect_attempts": 0, **options}
+        credentials = self.mint(role, process).connect_options()
+        return await nats.connect(self.url, name=process, inbox_prefix=f"_INBOX_{process}", **credentials, **options)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServer]:
+    """One real server for the whole run. Tests that kill or stop a server start their own."""
+    need_server()
+    started = await EmbeddedServer.start(tmp_path_factory.mktemp("server") / "data", network="test", port=0)
+    yield started
+    await started.stop()
+
+
+@pytest.fixture
+def real_network(server: EmbeddedServer) -> RealNetwork:
+    token = f"t{next(_counter)}"
+    return RealNetwork(server.url, token, dataclasses.replace(server.authority, network=token), server)
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings, contexts or data of the user's own reach a test, nor a test's reach the user."""
+    for name in list(os.environ):
+        if name.startswith("COMITY_") and name != "COMITY_NATS_SERVER":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Fail a test that leaves a process running, and end the process."""
+    before = _children()
+    yield
+    left = {pid: name for pid, name in _children().items() if pid not in before}
+    for pid in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
+    if left:
+        pytest.fail(f"left running: {left}")
+
+
+def _children() -> dict[int, str]:
+    """Our running child processes. The kernel's own list is read where there is one: asking psutil walks all processes."""
+    listed = list(Path("/proc/self/task").glob("*/children"))
+    pids = [int(pid) for path in listed for pid in path.read_text().split()] if listed else _walk()
+    found = {}
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            name = " ".join(process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE and not any(known in name for known in _LIVES_ON):
+                found[pid] = name
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _walk() -> list[int]:
+    return [child.pid for child in psutil.Process().children()]
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Gives ports on which nobody listens now."""
+    def take() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return take
