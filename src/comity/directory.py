@@ -1,0 +1,350 @@
+"""A watched copy of the registry: who is here, what they offer, and what an input must look like.
+
+The copy is a hint. It may be a moment old, so nothing is decided by it: it answers ``discover``, finds the node behind a
+name, and lets a bad input be refused before it travels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jsonschema_rs
+
+from comity.errors import Disconnected, InvalidInput
+from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, parse_need, version_in_range
+from comity.model.ids import AgentId, ProcessId, node_of
+from comity.model.wire import decode_agents, decode_capability, decode_node
+from comity.registry.base import Change, Registry
+
+__all__ = ["Directory", "Seen", "Sight"]
+
+Sight = Literal["joined", "changed", "left"]
+
+
+class Seen(NamedTuple):
+    """One change: an agent or a node joined, changed or left (then ``record`` is the last one known)."""
+
+    what: Sight
+    record: AgentRecord | NodeRecord
+
+
+class Directory:
+    """Loads itself from ``registry`` when it is first asked for (``ready``) and then follows it until ``close``.
+
+    Invariants: ``_agents`` holds the agents listed in ``_chunks``, each as its ``_home`` chunk has it; the indices hold exactly
+    what is in ``_agents``. An agent is shown only while its node's record is there.
+    """
+
+    def __init__(self, registry: Registry, time: Callable[[], float]) -> None:
+        self._registry = registry
+        self._time = time
+        self.nodes: dict[ProcessId, NodeRecord] = {}
+        self.malformed = 0
+        self._agents: dict[AgentId, AgentRecord] = {}
+        self._chunks: dict[str, dict[AgentId, None]] = {}
+        self._home: dict[AgentId, str] = {}
+        self._by_capability: dict[str, dict[AgentId, None]] = {}
+        self._by_name: dict[str, dict[AgentId, None]] = {}
+        self._by_node: dict[ProcessId, dict[AgentId, None]] = {}
+        self._schemas: dict[str, dict[str, Capability]] = {}  # by hash, then by the registry key that says so
+        self._validators: dict[str, Validator | None] = {}
+        self._watchers: dict[int, Callable[[list[Seen]], None]] = {}
+        self._watch_number = 0
+        self._heard_at = float("-inf")
+        self._loaded: asyncio.Future[None] | None = None
+        self._follow: asyncio.Task[None] | None = None
+
+    # The copy
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the copy is complete and still follows the registry."""
+        return self._loaded is not None and self._loaded.done() and self._loaded.exception() is None
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the registry last said anything; infinite before the first word."""
+        return self._time() - self._heard_at
+
+    def start(self) -> None:
+        """Begin to follow the registry, if that has not begun."""
+        if self._follow is None:
+            loop = asyncio.get_running_loop()
+            self._loaded = loop.create_future()
+            self._follow = loop.create_task(self._run())
+
+    async def ready(self) -> None:
+        """Wait until all that was registered when it was first asked for is here. Raises what ended the watch."""
+        self.start()
+        assert self._loaded is not None
+        await asyncio.shield(self._loaded)
+
+    async def close(self) -> None:
+        follow, self._follow = self._follow, None
+        if follow is not None:
+            follow.cancel()
+            await asyncio.gather(follow, return_exceptions=True)
+        if self._loaded is not None:
+            self._loaded.cancel()
+
+    async def _run(self) -> None:
+        assert self._loaded is not None
+        try:
+            async for changes in self._registry.watch(""):
+                self.apply(changes)
+                if not self._loaded.done():
+                    self._loaded.set_result(None)
+            raise Disconnected("the registry was closed")
+        except Exception as error:  # whoever waits is told, now or when it asks
+            if self._loaded.done():
+                self._loaded = asyncio.get_running_loop().create_future()
+            self._loaded.set_exception(error)
+            self._loaded.exception()
+
+    def apply(self, changes: list[Change]) -> None:
+        """Take in what changed and tell the watchers, once for the whole batch. A record that cannot be read counts as gone."""
+        self._heard_at = self._time()
+        seen: list[Seen] = []
+        for change in changes:
+            kind, _, rest = change.key.partition("/")
+            try:
+                if kind == "nodes":
+                    self._put_node(ProcessId(rest), change.value, seen)
+                elif kind == "agents":
+                    self._put_chunk(change.key, change.value, seen)
+                elif kind == "schemas":
+                    self._put_schema(change.key, change.value)
+            except InvalidInput:
+                self.malformed += 1
+        if seen:
+            for watcher in list(self._watchers.values()):
+                watcher(seen)
+
+    def _put_node(self, node: ProcessId, value: bytes | None, seen: list[Seen]) -> None:
+        old = self.nodes.get(node)
+        if value is None:
+            if old is not None:
+                seen += [Seen("left", self._agents[a]) for a in self._by_node.get(node, ())]
+                seen.append(Seen("left", self.nodes.pop(node)))
+            return
+        new = decode_node(value)
+        self.nodes[node] = new
+        if old is None:
+            seen.append(Seen("joined", new))
+            seen += [Seen("joined", self._agents[a]) for a in self._by_node.get(node, ())]
+        elif new != old:
+            seen.append(Seen("changed", new))
+
+    def _put_chunk(self, key: str, value: bytes | None, seen: list[Seen]) -> None:
+        old = self._chunks.get(key, {})
+        node = ProcessId(key.split("/")[1])
+        try:
+            agents = decode_agents(value) if value is not None else []
+        except InvalidInput:
+            self.malformed += 1
+            agents = []
+        new = {agent.id: agent for agent in agents if node_of(agent.id) == node}
+        for agent_id in old:
+            if agent_id not in new and self._home.get(agent_id) == key:
+                self._drop(self._agents[agent_id], seen)
+        for agent_id, agent in new.items():
+            self._home[agent_id] = key
+            known = self._agents.get(agent_id)
+            if known is None or known != agent:
+                self._add(agent, known, seen)
+        if new:
+            self._chunks[key] = dict.fromkeys(new)
+        else:
+            self._chunks.pop(key, None)
+
+    def _add(self, agent: AgentRecord, known: AgentRecord | None, seen: list[Seen]) -> None:
+        if known is not None:
+            self._unindex(known)
+        self._agents[agent.id] = agent
+        for offer in agent.offers:
+            self._by_capability.setdefault(offer.name, {})[agent.id] = None
+        self._by_name.setdefault(agent.name, {})[agent.id] = None
+        self._by_node.setdefault(node_of(agent.id), {})[agent.id] = None
+        if node_of(agent.id) in self.nodes:
+            seen.append(Seen("joined" if known is None else "changed", agent))
+
+    def _drop(self, agent: AgentRecord, seen: list[Seen]) -> None:
+        del self._agents[agent.id], self._home[agent.id]
+        self._unindex(agent)
+        if node_of(agent.id) in self.nodes:
+            seen.append(Seen("left", agent))
+
+    def _unindex(self, agent: AgentRecord) -> None:
+        for offer in agent.offers:
+            _forget(self._by_capability, offer.name, agent.id)
+        _forget(self._by_name, agent.name, agent.id)
+        _forget(self._by_node, node_of(agent.id), agent.id)
+
+    def _put_schema(self, key: str, value: bytes | None) -> None:
+        name = key.rpartition("/")[2]
+        if value is not None:
+            self._schemas.setdefault(name, {})[key] = decode_capability(value)
+        else:
+            _forget(self._schemas, name, key)
+            if name not in self._schemas:
+                self._validators.pop(name, None)
+
+    def watch(self, call: Callable[[list[Seen]], None]) -> Callable[[], None]:
+        """``call(changes)`` after every batch; the result ends it."""
+        self._watch_number += 1
+        number = self._watch_number
+        self._watchers[number] = call
+        return lambda: self._watchers.pop(number, None) and None
+
+    # What it answers
+
+    def agent(self, agent: AgentId) -> AgentRecord | None:
+        return self._agents.get(agent) if node_of(agent) in self.nodes else None
+
+    def named(self, name: str) -> list[AgentRecord]:
+        """Agents called ``name``, by id."""
+        return [agent for agent in map(self.agent, sorted(self._by_name.get(name, ()))) if agent is not None]
+
+    def capability(self, name: str, schema: str = "") -> Capability | None:
+        """The full description of a capability (of that schema hash, or as any agent offers it), if it is known here."""
+        hashes = [schema] if schema else self._hashes(name)
+        return next((found for h in hashes for found in self._schemas.get(h, {}).values() if found.name == name), None)
+
+    def discover(
+        self,
+        capability: str = "",
+        *,
+        tags: tuple[str, ...] = (),
+        any_tags: tuple[str, ...] = (),
+        labels: dict[str, str] | None = None,
+        kind: str = "",
+        status: AgentStatus | str | None = None,
+        node: str = "",
+        region: str = "",
+        name: str = "",
+    ) -> list[AgentRecord]:
+        """Agents that meet every condition given, by id. ``capability`` may carry versions (``review>=1.2``). All of
+        ``tags``, one of ``any_tags`` and all ``labels`` must be there. Raises BadInput for a bad version range."""
+        wanted, versions = parse_need(capability)
+
+        def fits(agent: AgentRecord) -> bool:
+            return (
+                all(tag in agent.tags for tag in tags)
+                and (not any_tags or any(tag in agent.tags for tag in any_tags))
+                and all(agent.labels.get(key) == value for key, value in (labels or {}).items())
+                and (not kind or agent.kind == kind)
+                and (status is None or agent.status == status)
+                and (not region or agent.region == region)
+                and (not node or node_of(agent.id) == node)
+                and (not name or agent.name == name)
+                and (not wanted or _offers(agent, wanted, versions))
+            )
+
+        return [agent for agent in self._fewest(wanted, name, node) if fits(agent)]
+
+    def _fewest(self, capability: str, name: str, node: str) -> Iterator[AgentRecord]:
+        """Agents on nodes that are here, by id, from the smallest index that applies."""
+        pools: list[dict[AgentId, Any]] = [self._agents]
+        if capability:
+            pools.append(self._by_capability.get(capability, {}))
+        if name:
+            pools.append(self._by_name.get(name, {}))
+        if node:
+            pools.append(self._by_node.get(ProcessId(node), {}))
+        fewest = min(pools, key=len)
+        for agent_id in sorted(fewest):
+            if node_of(agent_id) in self.nodes:
+                yield self._agents[agent_id]
+
+    # Inputs
+
+    def check(self, capability: str, value: Any, decoded: Callable[[], Any]) -> None:
+        """Raise InvalidInput if ``value`` fits no schema under which ``capability`` is offered. Nothing known: nothing said.
+
+        ``decoded`` gives ``value`` as JSON would, for values that are not made of builtins.
+        """
+        first: InvalidInput | None = None
+        for schema in self._hashes(capability):
+            validator = self._validator(schema)
+            if validator is None:
+                return
+            error = validator.error(value, decoded)
+            if error is None:
+                return
+            first = first or error
+        if first is not None:
+            first.details["capability"] = capability
+            raise first
+
+    def _hashes(self, capability: str) -> list[str]:
+        found: dict[str, None] = {}
+        for agent_id in self._by_capability.get(capability, ()):
+            for offer in self._agents[agent_id].offers:
+                if offer.name == capability:
+                    found[offer.schema] = None
+        return list(found)
+
+    def _validator(self, schema: str) -> Validator | None:
+        if schema not in self._validators:
+            known = next(iter(self._schemas.get(schema, {}).values()), None)
+            if known is None:
+                return None
+            self._validators[schema] = Validator.of(known)
+        return self._validators[schema]
+
+
+class Validator:
+    """Checks inputs against one capability's input schema (JSON Schema 2020-12)."""
+
+    def __init__(self, check: Any, only: str) -> None:
+        self._check = check
+        self._only = only  # the one parameter, whose value may be given bare
+
+    @classmethod
+    def of(cls, capability: Capability) -> Validator | None:
+        """None if there is nothing to check against: no schema, or a broken one, which its node will tell of."""
+        schema = capability.input_schema
+        if not schema:
+            return None
+        try:
+            check = jsonschema_rs.validator_for(schema)
+        except (ValueError, jsonschema_rs.ValidationError):
+            return None
+        parameters = schema.get("properties", {})
+        return cls(check, next(iter(parameters)) if len(parameters) == 1 else "")
+
+    def error(self, value: Any, decoded: Callable[[], Any]) -> InvalidInput | None:
+        """What is wrong with ``value``, naming the place, or None."""
+        try:
+            if self._check.is_valid(self._arguments(value)):
+                return None
+        except ValueError:  # holds a dataclass, bytes or the like
+            value = decoded()
+        try:
+            self._check.validate(self._arguments(value))
+        except jsonschema_rs.ValidationError as error:
+            path = "/".join(str(part) for part in error.instance_path)
+            return InvalidInput(f"input{'/' + path if path else ''}: {error.message}", path=path)
+        return None
+
+    def _arguments(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value
+        if value is None:
+            return {}
+        return {self._only: value} if self._only else value
+
+
+def _offers(agent: AgentRecord, capability: str, versions: str) -> bool:
+    return any(o.name == capability and (not versions or version_in_range(o.version, versions)) for o in agent.offers)
+
+
+def _forget(index: dict[Any, dict[Any, Any]], key: Any, item: Any) -> None:
+    """Take ``item`` out of ``index[key]``, and the key with its last item."""
+    held = index.get(key)
+    if held is not None:
+        held.pop(item, None)
+        if not held:
+            del index[key]
