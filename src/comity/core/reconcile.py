@@ -78,6 +78,8 @@ class Reconcile:
         self.policy = policy
         self.reserved: dict[TaskId, AgentId] = {}
         self.released: dict[TaskId, int] = {}
+        self.paused = False
+        """Give out nothing new: the network shuts down."""
         self.on_choice: Callable[[TaskId, int, AgentId, Demand | TaskSpec], None] | None = None
         self._random = random
         self._demands: dict[str, dict[_Key, Demand]] = {}
@@ -112,6 +114,11 @@ class Reconcile:
             if capability in self._demands:
                 self._dirty[capability] = None
 
+    def freed(self, agent: AgentId) -> None:
+        """A slot of ``agent`` is given back."""
+        self.scheduling.give(agent)
+        self._freed(agent)
+
     def slot(self, task_id: TaskId, token: int, held: bool) -> None:
         """An attempt lets go of its slot while it awaits children, or takes it back (over the limit if need be)."""
         task = self.state.current(task_id, token)
@@ -122,8 +129,7 @@ class Reconcile:
             self.scheduling.take(task.attempt.agent)
         else:
             self.released[task_id] = token
-            self.scheduling.give(task.attempt.agent)
-            self._freed(task.attempt.agent)
+            self.freed(task.attempt.agent)
 
     def observe(self, changes: list[Change]) -> None:
         """Take in what an effective entry changed."""
@@ -151,8 +157,7 @@ class Reconcile:
         """An assignment came too late to count: its node is gone, or the task."""
         agent = self.reserved.pop(task_id, None)
         if agent is not None:
-            self.scheduling.give(agent)
-            self._freed(agent)
+            self.freed(agent)
             if task is not None and task.state in _OPEN:
                 self._push(task)
 
@@ -182,8 +187,7 @@ class Reconcile:
         if attempt is None:
             return
         if self.released.pop(task.spec.id, None) is None:
-            self.scheduling.give(attempt.agent)
-        self._freed(attempt.agent)
+            self.freed(attempt.agent)
         if attempt.ending in (Ending.COMPLETED, Ending.FAILED, Ending.TIMED_OUT) and attempt.started_at:
             ran_ms = attempt.ended_at - attempt.started_at
             done = attempt.ending is Ending.COMPLETED
@@ -228,7 +232,7 @@ class Reconcile:
 
     def ride(self, spec: TaskSpec) -> Assign | None:
         """An assignment to go into the same entry as ``spec``'s submit, if an agent is free and nobody waits before it."""
-        if self._demands.get(spec.capability):
+        if self.paused or self._demands.get(spec.capability):
             return None
         agent = self.scheduling.choose(spec.capability, spec.requirements, spec.strategy)
         return self._reserve(spec.id, agent, spec) if agent is not None else None
@@ -236,6 +240,8 @@ class Reconcile:
     def plan(self, room: int) -> list[Command]:
         """Up to ``room`` assignments of waiting tasks, and whatever else the observed changes call for."""
         commands, self._proposals = self._proposals, []
+        if self.paused:
+            return commands
         dirty, self._dirty = self._dirty, {}
         for capability in dirty:
             if len(commands) >= room:

@@ -1,0 +1,269 @@
+"""Answers to questions about the network (``Ask``). What a task's state is, is answered behind a barrier: the log has confirmed
+that this controller leads and has seen everything before. Statistics and lists of nodes are answered as they stand."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from comity.bus.base import to
+from comity.bus.outbox import Outbox
+from comity.controller.keeping import read_chunk
+from comity.controller.payloads import Payloads
+from comity.core.reconcile import Reconcile
+from comity.core.tasks import Tasks
+from comity.errors import BadInput, ComityError, NotFound, UnknownTask
+from comity.model.capability import strategy
+from comity.model.codec import from_json, to_json
+from comity.model.ids import ProcessId, TaskId, check_task_id
+from comity.model.task import Attempt, Logged, Payload, Stored, Task, TaskState
+from comity.model.wire import Answer, Ask, Ended
+from comity.store.base import Store
+
+LIST_MAX = 1000
+_SHOWN_BYTES = 64 * 1024
+
+
+def _iso(ms: int) -> str | None:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
+
+
+def _shown(payload: Payload | None) -> Any:
+    """A payload as JSON if it is small and at hand, else what is known of it."""
+    if payload is None:
+        return None
+    if isinstance(payload, Stored):
+        return {"$stored": payload.key, "size": payload.size}
+    if isinstance(payload, Logged):
+        return {"$size": payload.size}
+    if len(payload) > _SHOWN_BYTES:
+        return {"$size": len(payload)}
+    try:
+        return from_json(payload)
+    except ComityError:
+        return {"$size": len(payload)}
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    failure = attempt.failure
+    return {
+        "epoch": attempt.epoch,
+        "agent": attempt.agent,
+        "node": attempt.node,
+        "assigned": _iso(attempt.assigned_at),
+        "started": _iso(attempt.started_at),
+        "ended": _iso(attempt.ended_at),
+        "ending": attempt.ending,
+        "error": {"code": failure.code, "message": failure.message} if failure is not None else None,
+    }
+
+
+def view(task: Task, reason: str = "") -> dict[str, Any]:
+    """A task as users see it."""
+    spec = task.spec
+    attempts = [*task.past, *([task.attempt] if task.attempt is not None else [])]
+    last = attempts[-1] if attempts else None
+    failure = task.failure
+    return {
+        "id": spec.id,
+        "state": task.state,
+        "capability": spec.capability,
+        "priority": spec.priority,
+        "agent": last.agent if last is not None else None,
+        "node": last.node if last is not None else None,
+        "epoch": task.epoch,
+        "retries": spec.retries,
+        "retries_used": task.retries_used,
+        "created": _iso(task.created_at),
+        "assigned": _iso(last.assigned_at) if last is not None else None,
+        "started": _iso(last.started_at) if last is not None else None,
+        "finished": _iso(task.finished_at),
+        "deadline": _iso(spec.deadline_ms),
+        "input": _shown(spec.input),
+        "result": _shown(task.result),
+        "error": {"code": failure.code, "message": failure.message} if failure is not None else None,
+        "attempts": [_attempt(attempt) for attempt in attempts],
+        "parent": spec.parent,
+        "key": spec.key or None,
+        "requirements": msgspec.structs.asdict(spec.requirements) if spec.requirements is not None else None,
+        "strategy": spec.strategy,
+        "score": task.score if task.score >= 0 else None,
+        "reason": reason,
+    }
+
+
+class Answers:
+    """One method for each ``Ask.what``; ``_plain`` ones are answered at once, ``_confirmed`` ones behind a barrier."""
+
+    def __init__(
+        self,
+        state: Tasks,
+        reconcile: Reconcile,
+        payloads: Payloads,
+        store: Store,
+        outbox: Outbox,
+        *,
+        barrier: Callable[[Callable[[], None]], None],
+        network: dict[str, Callable[[dict[str, Any]], Any]],
+        choice: Callable[[TaskId], dict[str, Any] | None],
+    ) -> None:
+        self._state = state
+        self._reconcile = reconcile
+        self._payloads = payloads
+        self._store = store
+        self._outbox = outbox
+        self._barrier = barrier
+        self._choice = choice
+        self._work: set[asyncio.Task[None]] = set()
+        self._plain: dict[str, Callable[[dict[str, Any]], Any]] = {**network, "strategy": self._strategy}
+        self._confirmed: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]] = {
+            "task": self._task,
+            "tasks": self._tasks,
+            "why": self._why,
+            "barrier": self._nothing,
+        }
+
+    def end(self) -> None:
+        for work in self._work:
+            work.cancel()
+
+    def ask(self, item: Ask, sender: ProcessId) -> None:
+        """Answer ``item``, now or later; an unknown question too is answered."""
+        try:
+            args = from_json(item.args)
+            if not isinstance(args, dict):
+                raise BadInput("a question's arguments are a JSON object")
+            if item.what in self._plain:
+                self._answer(item.ref, sender, self._plain[item.what](args))
+            elif item.what in self._confirmed:
+                self._barrier(lambda: self._start(item.ref, sender, self._confirmed[item.what](args)))
+            else:
+                raise NotFound(f"no question is called {item.what!r}")
+        except ComityError as error:
+            self._refuse(item.ref, sender, error)
+
+    def _start(self, ref: int, sender: ProcessId, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish(ref, sender, work))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _finish(self, ref: int, sender: ProcessId, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self._answer(ref, sender, await work)
+        except ComityError as error:
+            self._refuse(ref, sender, error)
+
+    def _answer(self, ref: int, sender: ProcessId, value: Any) -> None:
+        if asyncio.iscoroutine(value):
+            self._start(ref, sender, value)
+        else:
+            self._outbox.post(to(sender), Answer(ref, "", to_json(value)))
+
+    def _refuse(self, ref: int, sender: ProcessId, error: ComityError) -> None:
+        body = to_json({"message": error.message, "details": error.details})
+        self._outbox.post(to(sender), Answer(ref, error.code, body))
+
+    async def _nothing(self, _args: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def _strategy(self, args: dict[str, Any]) -> dict[str, Any]:
+        chosen = strategy(str(args.get("strategy", "")))
+        self._reconcile.scheduling.set_strategy(str(args.get("capability", "")), chosen)
+        return {"capability": args.get("capability"), "strategy": chosen}
+
+    # Tasks
+
+    async def find(self, task_id: TaskId) -> Task:
+        """The task, from replicated state or the archive. Raises UnknownTask."""
+        task = self._state.tasks.get(task_id)
+        if task is not None:
+            return task
+        from comity.core.archive import may_hold
+
+        for chunk in reversed(self._state.archive):
+            if may_hold(chunk, task_id):
+                for found in await read_chunk(self._store, chunk.key):
+                    if found.spec.id == task_id:
+                        return found
+        raise UnknownTask(f"no task {task_id} is known, or it finished too long ago", task=task_id)
+
+    async def _task(self, args: dict[str, Any]) -> dict[str, Any]:
+        task = await self.find(check_task_id(str(args.get("id", ""))))
+        if isinstance(task.spec.input, Logged):
+            spec = msgspec.structs.replace(task.spec, input=await self._payloads.load(task.spec.input))
+            task = msgspec.structs.replace(task, spec=spec)
+        if isinstance(task.result, Logged):
+            task = msgspec.structs.replace(task, result=await self._payloads.load(task.result))
+        return view(task, self._why_waiting(task))
+
+    def _why_waiting(self, task: Task) -> str:
+        if task.state not in (TaskState.SUBMITTED, TaskState.WAITING):
+            return ""
+        capability = task.spec.capability
+        refusals = [f"{a.agent}: {a.failure.message if a.failure else a.ending}" for a in task.past if a.ending]
+        if task.not_before > self._state.time_ms:
+            why = f"it backs off until {_iso(task.not_before)}"
+        elif not self._reconcile.scheduling.offered(capability):
+            why = f"no agent offers {capability}"
+        elif not self._reconcile.scheduling.live(capability):
+            why = f"no live agent offers {capability} now"
+        else:
+            why = "no agent that meets its requirements is free"
+        return "; ".join([why, *refusals[-3:]])
+
+    async def _tasks(self, args: dict[str, Any]) -> dict[str, Any]:
+        limit = max(1, min(int(args.get("limit", 50)), LIST_MAX))
+        before = str(args.get("before") or "~")
+        wanted_state, capability = args.get("state"), args.get("capability")
+        if wanted_state is not None and wanted_state not in set(TaskState):
+            raise BadInput(f"no state is called {wanted_state!r}; one of: {', '.join(TaskState)}")
+
+        def matches(task: Task) -> bool:
+            return (
+                task.spec.id < before
+                and (wanted_state is None or task.state == wanted_state)
+                and (capability is None or task.spec.capability == capability)
+            )
+
+        found = heapq.nlargest(limit, (t for t in self._state.tasks.values() if matches(t)), key=lambda t: t.spec.id)
+        for chunk in sorted(self._state.archive, key=lambda c: c.last, reverse=True):
+            if len(found) >= limit and chunk.last < found[-1].spec.id:
+                break
+            older = [task for task in await read_chunk(self._store, chunk.key) if matches(task)]
+            found = heapq.nlargest(limit, [*found, *older], key=lambda t: t.spec.id)
+        return {"tasks": [view(task, self._why_waiting(task)) for task in found]}
+
+    async def _why(self, args: dict[str, Any]) -> dict[str, Any]:
+        task = await self.find(check_task_id(str(args.get("id", ""))))
+        spec = task.spec
+        now = self._reconcile.scheduling.explain(spec.capability, spec.requirements, spec.strategy, ())
+        return {
+            "id": spec.id,
+            "state": task.state,
+            "reason": self._why_waiting(task),
+            "assignment": self._choice(spec.id),
+            "now": now,
+        }
+
+    # Following a task that is no longer in memory
+
+    def follow_missing(self, task_id: TaskId, sender: ProcessId) -> None:
+        """Tell ``sender`` how an archived task ended, or that there is none."""
+        self._barrier(lambda: self._start(0, sender, self._end_of(task_id, sender)))
+
+    async def _end_of(self, task_id: TaskId, sender: ProcessId) -> None:
+        from comity.model.task import TaskFailure
+
+        try:
+            task = await self.find(task_id)
+        except UnknownTask as error:
+            failure = TaskFailure(error.code, error.message, False)
+            self._outbox.post(to(sender), Ended(task_id, TaskState.REJECTED, None, failure))
+            return
+        if task.is_terminal:
+            self._outbox.post(to(sender), Ended(task_id, task.state, task.result, task.failure))

@@ -1,0 +1,86 @@
+"""Who is registered: the controller's watched copy of the registry, leading or not. It makes no decision; it only tells the
+scheduler which agents exist. Whether a node may run anything is up to its lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from comity.core.scheduling import Scheduling
+from comity.errors import ComityError
+from comity.model.capability import AgentRecord, AgentStatus, NodeRecord
+from comity.model.ids import AgentId, NodeId, ProcessId
+from comity.model.wire import decode_agents, decode_node
+from comity.registry.base import Change, Registry
+
+_log = structlog.get_logger("comity.controller")
+
+
+class Census:
+    """Agents and nodes as registered. ``changed(kind, agent)`` hears of joins, changes and departures of agents."""
+
+    def __init__(self, registry: Registry, scheduling: Scheduling) -> None:
+        self.agents: dict[AgentId, AgentRecord] = {}
+        self.nodes: dict[NodeId, NodeRecord] = {}
+        self.put: Callable[[AgentRecord], None] = scheduling.put_agent
+        self.remove: Callable[[AgentId], None] = scheduling.remove_agent
+        self.changed: Callable[[str, AgentRecord], None] = lambda _kind, _agent: None
+        self.malformed = 0
+        self._registry = registry
+        self._chunks: dict[str, dict[AgentId, None]] = {}
+
+    async def watch(self) -> None:
+        """Follow the registry until cancelled."""
+        async for changes in self._registry.watch(""):
+            for change in changes:
+                try:
+                    self._take(change)
+                except ComityError as error:
+                    self.malformed += 1
+                    _log.warning("a registry record cannot be read", key=change.key, error=error.message)
+
+    def _take(self, change: Change) -> None:
+        kind, _, rest = change.key.partition("/")
+        if kind == "nodes":
+            if change.value is None:
+                self.nodes.pop(NodeId(ProcessId(rest)), None)
+            else:
+                self.nodes[NodeId(ProcessId(rest))] = decode_node(change.value)
+        elif kind == "agents":
+            self._take_chunk(change.key, decode_agents(change.value) if change.value is not None else [])
+
+    def _take_chunk(self, key: str, records: list[AgentRecord]) -> None:
+        node = key.split("/")[1]
+        before = self._chunks.pop(key, {})
+        now: dict[AgentId, None] = {}
+        for record in records:
+            if record.node != node or not record.id.startswith(f"{node}/"):
+                self.malformed += 1  # a node may speak for its own agents only
+                continue
+            now[record.id] = None
+            known = self.agents.get(record.id)
+            if known == record:
+                continue
+            self.agents[record.id] = record
+            self.put(record)
+            self.changed("agent.changed" if known is not None else "agent.joined", record)
+        if now:
+            self._chunks[key] = now
+        for agent in before:
+            if agent not in now:
+                record = self.agents.pop(agent)
+                self.remove(agent)
+                self.changed("agent.left", record)
+
+    async def forget(self, node: NodeId, incarnation: int) -> None:
+        """Remove what a dead node left behind, unless it is back already."""
+        record = self.nodes.get(node)
+        if record is not None and record.incarnation > incarnation:
+            return
+        keys = [key for key in self._chunks if key.split("/")[1] == node]
+        for key in [*keys, f"nodes/{node}"]:
+            await self._registry.delete(key)
+
+    def active(self) -> int:
+        return sum(agent.status is AgentStatus.ACTIVE for agent in self.agents.values())

@@ -1,0 +1,304 @@
+"""Program 2: the controller. Many may run; one leads.
+
+    follow ──(leader's beacons and the log's tail still for 1 s + jitter)──▶ campaign ──▶ lead
+      ▲                                                                        │           │ pipeline broken
+      └────────────────── a higher effective term is somebody else's ──────────┴───────────┘
+
+To campaign is to read the log to its tail and append a term entry there, again and again until it is effective or another
+one's is. Leadership is an optimisation; the log is the safety: a controller that wrongly believes it leads can append nothing
+that counts, and says nothing that did not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from comity.bus.base import LEADER, Bus, Cancel, Delivery, Link, topic
+from comity.bus.outbox import Outbox
+from comity.config import Settings
+from comity.controller.census import Census
+from comity.controller.keeping import newest_snapshot
+from comity.controller.payloads import Payloads
+from comity.controller.pipeline import EntryClock
+from comity.controller.snapshot import load
+from comity.controller.term import Term
+from comity.core.ledger import Effective, Ledger
+from comity.core.scheduling import Scheduling
+from comity.core.tasks import Tasks
+from comity.errors import ComityError, Conflict, Corrupt, ForeignData, InvalidInput
+from comity.log.base import Log
+from comity.model.codec import seal
+from comity.model.ids import NetworkId, ProcessId
+from comity.model.task import Command, Entry, Lead, TimeJump
+from comity.model.wire import Leading, decode
+from comity.registry.base import Registry
+from comity.store.base import Store
+
+CONTROLLERS = topic("controllers")
+STILL_S = 1.0
+"""A leader whose beacons and whose log have been still for so long, plus up to half of it at random, is challenged."""
+PULSE_S = 0.25
+RETRY_S = 0.05
+
+_log = structlog.get_logger("comity.controller")
+
+
+class Controller:
+    """One controller process. ``wall`` gives seconds since 1970, ``random`` floats in [0, 1). ``eager``: campaign at once instead of
+    listening first (the only controller of an embedded network). ``confirm_jump``: entry time may jump to the wall clock when
+    this controller first leads (an operator started the network)."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        log: Log,
+        registry: Registry,
+        store: Store,
+        settings: Settings,
+        *,
+        network_id: str,
+        wall: Callable[[], float],
+        random: Callable[[], float],
+        eager: bool = False,
+        confirm_jump: bool = False,
+    ) -> None:
+        self.bus = bus
+        self.log = log
+        self.registry = registry
+        self.store = store
+        self.settings = settings
+        self.network_id = NetworkId(network_id)
+        self.wall = wall
+        self.random = random
+        self.outbox = Outbox(bus)
+        self.scheduling = Scheduling(random)
+        self.census = Census(registry, self.scheduling)
+        self.payloads = Payloads(log)
+        self.state = Tasks(self.network_id, key_window_ms=int(settings.key_window_s * 1000))
+        self.ledger = Ledger(network_id)
+        self.leading: Term | None = None
+        self.led = asyncio.Event()
+        """Set while this controller leads."""
+        self.shut_down = asyncio.Event()
+        """Set once a shutdown that somebody asked for has drained the network."""
+        self.failure: ComityError | None = None
+        """What stopped this controller for good: a damaged or foreign log."""
+        self.failed = asyncio.Event()
+        self._eager = eager
+        self._confirm_jump = confirm_jump
+        self._leader_seen = 0.0
+        self._rival_term = 0
+        self._challenge = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._cancels: list[Cancel] = []
+
+    async def start(self) -> None:
+        """Load what the log says, then take part. Raises Corrupt or ForeignData if the log cannot be trusted."""
+        loop = asyncio.get_running_loop()
+        self.bus.on_unreachable(lambda address: self.leading.liveness.unreachable(address) if self.leading else None)
+        self.bus.on_departure(self._departed)
+        self.bus.on_state(self._bus_state)
+        self._cancels.append(await self.bus.subscribe(f"to/{self.bus.process}", self._receive))
+        self._cancels.append(await self.bus.subscribe(CONTROLLERS, self._hear))
+        await self._load()
+        await self._catch_up()
+        self._leader_seen = loop.time()
+        self._tasks.append(loop.create_task(self.census.watch()))
+        self._tasks.append(loop.create_task(self._live()))
+
+    async def stop(self) -> None:
+        """Leave. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        for cancel in self._cancels:
+            await cancel()
+        self._cancels.clear()
+        await self.outbox.drain()
+
+    # The log
+
+    async def _load(self) -> None:
+        """Begin from the newest snapshot that can be read."""
+        window_ms = int(self.settings.key_window_s * 1000)
+        for key in await newest_snapshot(self.store):
+            try:
+                self.state, self.ledger = await load(self.store.get(key), self.network_id, key_window_ms=window_ms)
+                return
+            except Corrupt as error:
+                _log.error("a snapshot is damaged; trying an older one", key=key, error=error.message)
+
+    async def _catch_up(self) -> None:
+        """Read and apply to the log's tail, as far as can be seen from here."""
+        while items := await self.log.read(self.ledger.index):
+            for index, data in items:
+                self._offer(index, data)
+
+    def _offer(self, index: int, data: bytes) -> None:
+        verdict = self.ledger.offer(index, data)
+        if isinstance(verdict, Effective):
+            self.payloads.note(index, verdict.entry)
+            self.state.apply(verdict.entry, index)
+
+    # The roles
+
+    async def _live(self) -> None:
+        try:
+            while True:
+                if not self._eager:
+                    await self._follow()
+                self._eager = False
+                cancel: Cancel | None = None
+                try:
+                    while await self._campaign():
+                        cancel = cancel or await self.bus.subscribe(LEADER, self._receive)
+                        await self._lead()
+                finally:
+                    if cancel is not None:
+                        await cancel()
+        except (Corrupt, ForeignData) as error:
+            _log.critical("this controller stops: the log cannot be trusted", code=error.code, error=error.message)
+            self.failure = error
+            self.failed.set()
+
+    async def _follow(self) -> None:
+        """Apply what others append; return when it is time to campaign."""
+        following = asyncio.get_running_loop().create_task(self._follow_log())
+        try:
+            await self._stillness(following)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow_log(self) -> None:
+        loop = asyncio.get_running_loop()
+        async for items in self.log.follow(self.ledger.index):
+            for index, data in items:
+                self._offer(index, data)
+            self._leader_seen = loop.time()
+
+    async def _stillness(self, following: asyncio.Task[None]) -> None:
+        loop = asyncio.get_running_loop()
+        patience = STILL_S * (1 + 0.5 * self.random())
+        while True:
+            left = self._leader_seen + patience - loop.time()
+            if left <= 0:
+                return
+            await asyncio.wait([following], timeout=left)
+            if following.done():
+                following.result()
+
+    async def _campaign(self) -> bool:
+        """Try to begin a new term; whether it is ours. False: somebody else's is effective."""
+        loop = asyncio.get_running_loop()
+        began = self.ledger.term
+        mine: bytes | None = None
+        while True:
+            try:
+                await self._catch_up()
+                if self.ledger.term > began:
+                    if self.ledger.digest == mine:
+                        return True
+                    if self.state.leader != self.bus.process:
+                        self._leader_seen = loop.time()
+                        return False
+                clock = self._clock()
+                commands: list[Command] = [Lead(self.bus.process)]
+                if self._confirm_jump:
+                    commands.append(TimeJump(clock.now_ms()))
+                entry = Entry(self.network_id, self.ledger.term + 1, self.ledger.digest, clock.stamp(), commands)
+                data, mine = seal(entry)
+                index = await self.log.append(data, self.ledger.index)
+                self.ledger.accept(entry, mine)
+                self.state.apply(entry, index)
+                return True
+            except Conflict:
+                await asyncio.sleep(RETRY_S * self.random())  # somebody wrote: read on
+            except ComityError as error:
+                if error.definite:
+                    raise
+                _log.warning("cannot reach the log; trying again", code=error.code, error=error.message)
+                await asyncio.sleep(RETRY_S * (1 + self.random()))
+
+    def _clock(self) -> EntryClock:
+        clock = EntryClock(self.wall, asyncio.get_running_loop().time)
+        clock.start(self.ledger.time_ms, self._confirm_jump)
+        return clock
+
+    async def _lead(self) -> None:
+        """Lead until the pipeline breaks or a higher term is heard of."""
+        clock = self._clock()
+        self._confirm_jump = False
+        term = Term(self, clock)
+        self.leading = term
+        self._challenge.clear()
+        _log.info("leading", term=self.state.term, log_head=self.ledger.index)
+        try:
+            term.begin()
+            self.led.set()
+            await self._pulse(term)
+        finally:
+            self.led.clear()
+            self.leading = None
+            term.end()
+            self.census.put, self.census.remove = self.scheduling.put_agent, self.scheduling.remove_agent
+            self.census.changed = lambda _kind, _agent: None
+            await term.pipeline.settle()
+
+    async def _pulse(self, term: Term) -> None:
+        """While leading: tell the other controllers, measure our own lag, look after the house."""
+        loop = asyncio.get_running_loop()
+        while not term.is_over:
+            beat = Leading(self.state.term, self.bus.process, term.clock.now_ms())
+            self.outbox.post(CONTROLLERS, beat)
+            due = loop.time() + PULSE_S
+            ended = loop.create_task(term.over.wait())
+            await asyncio.wait([ended], timeout=PULSE_S)
+            ended.cancel()
+            term.pulse(max(0.0, loop.time() - due))
+            if self._rival_term > self.state.term:
+                return  # maybe deposed: the log knows
+
+    # What is heard
+
+    def _receive(self, delivery: Delivery) -> None:
+        if self.leading is not None:
+            self.leading.leader.receive(delivery)
+
+    def _hear(self, delivery: Delivery) -> None:
+        if delivery.sender == self.bus.process:
+            return
+        try:
+            items = decode(delivery.data)
+        except InvalidInput as error:
+            _log.warning("not a controller's message", sender=delivery.sender, error=error.message)
+            return
+        for item in items:
+            if isinstance(item, Leading) and item.term >= self.ledger.term:
+                self._leader_seen = asyncio.get_running_loop().time()
+                self._rival_term = max(self._rival_term, item.term)
+
+    def _departed(self, process: ProcessId) -> None:
+        if self.leading is not None:
+            self.leading.departed(process)
+
+    def _bus_state(self, link: Link) -> None:
+        if self.leading is not None:
+            self.leading.liveness.bus_state(link)
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of this controller; the network's if it leads."""
+        if self.leading is not None:
+            return self.leading.stats()
+        return {
+            "network": self.network_id,
+            "role": "standby",
+            "leader": self.state.leader,
+            "term": self.ledger.term,
+            "log_head": self.ledger.index,
+        }

@@ -1,0 +1,234 @@
+"""Keeps what the leader holds bounded: finished tasks go to the archive, the log is cut below snapshots, old archive chunks go.
+
+One piece of work at a time, in the background; each ends in a command, so that replicated state says what is where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import structlog
+
+from comity.controller.payloads import Payloads, logged_before
+from comity.controller.snapshot import Writing
+from comity.core.ledger import Ledger
+from comity.core.tasks import Change, Tasks
+from comity.errors import ComityError, Corrupt, NotFound
+from comity.log.base import Log
+from comity.model.ids import TaskId
+from comity.model.task import Archived, Command, Dropped, Logged, Moved, SnapshotTaken, Stored, Task
+from comity.store.base import Store
+
+ARCHIVE = "network/archive/"
+SNAPSHOTS = "network/snapshot/"
+MOVED = "network/payload/"
+CHUNK_TASKS = 2000
+CHUNK_AGE_MS = 30_000
+"""Finished tasks leave memory in chunks: when so many have gathered, or the oldest is so old."""
+SNAPSHOT_BYTES = 256 * 1024 * 1024
+RETRY_S = 1.0
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Task]).decode
+_log = structlog.get_logger("comity.controller")
+
+
+async def read_chunk(store: Store, key: str) -> list[Task]:
+    """The tasks of an archive chunk, sorted by id. Raises NotFound, Corrupt."""
+    try:
+        return _decode(await store.read(key))
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"archive chunk {key} cannot be read: {error}") from error
+
+
+class Keeping:
+    """Runs while its leader leads. ``propose`` takes commands; ``barrier`` calls back once those before are effective."""
+
+    def __init__(
+        self,
+        state: Tasks,
+        ledger: Ledger,
+        log: Log,
+        store: Store,
+        payloads: Payloads,
+        *,
+        propose: Callable[[Command], None],
+        barrier: Callable[[Callable[[], None]], None],
+        now_ms: Callable[[], int],
+        snapshot_every: int,
+        keep_finished: int,
+        keep_finished_ms: int,
+    ) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._log = log
+        self._store = store
+        self._payloads = payloads
+        self._propose = propose
+        self._barrier = barrier
+        self._now_ms = now_ms
+        self._snapshot_every = snapshot_every
+        self._keep = keep_finished
+        self._keep_ms = keep_finished_ms
+        self._work: asyncio.Task[None] | None = None
+        self._doomed: deque[str] = deque()
+        self._trim_due = False
+        self._retry_at = 0.0
+        self._bytes = 0
+        self.snapshot_wanted = False
+
+    def end(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+
+    def kept(self, changes: list[Change]) -> None:
+        """Take note of what an entry changed."""
+        for change in changes:
+            if change.kind in ("archive.dropped", "snapshot.dropped"):
+                self._doomed.append(change.reason)
+            elif change.kind == "snapshot.taken":
+                self._trim_due = True
+
+    def look(self, bytes_written: int) -> None:
+        """Start whatever is due; called a few times a second with the bytes appended in this term."""
+        loop = asyncio.get_running_loop()
+        if (self._work is not None and not self._work.done()) or loop.time() < self._retry_at:
+            return
+        work = self._due(bytes_written)
+        if work is not None:
+            self._work = loop.create_task(self._guarded(work))
+
+    def _due(self, bytes_written: int) -> Coroutine[Any, Any, None] | None:
+        state = self._state
+        last = state.snapshots[-1].index if state.snapshots else 0
+        if self._doomed:
+            return self._delete()
+        if self._trim_due:
+            return self._trim()
+        if self._archive_due():
+            return self._archive()
+        grown = self._ledger.index - last >= self._snapshot_every or bytes_written - self._bytes >= SNAPSHOT_BYTES
+        if (grown or self.snapshot_wanted) and self._ledger.index > last:
+            self._bytes = bytes_written
+            self.snapshot_wanted = False
+            return self._snapshot()
+        if self._stale_chunks():
+            return self._drop()
+        return None
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except ComityError as error:
+            self._retry_at = asyncio.get_running_loop().time() + RETRY_S
+            _log.warning("housekeeping will be tried again", code=error.code, error=error.message)
+
+    async def _effective(self) -> None:
+        done = asyncio.get_running_loop().create_future()
+        self._barrier(lambda: done.done() or done.set_result(None))
+        await done
+
+    # The archive
+
+    def _archive_due(self) -> bool:
+        finished = self._state.finished
+        if len(finished) >= CHUNK_TASKS:
+            return True
+        if not finished:
+            return False
+        oldest = self._state.tasks[next(iter(finished))]
+        return oldest.finished_at <= self._now_ms() - CHUNK_AGE_MS
+
+    async def _archive(self) -> None:
+        ids: list[TaskId] = []
+        for task_id in self._state.finished:
+            ids.append(task_id)
+            if len(ids) == CHUNK_TASKS:
+                break
+        tasks = [self._state.tasks[task_id] for task_id in sorted(ids)]
+        whole = [await self._whole(task) for task in tasks]
+        finished_ms = max(task.finished_at for task in tasks)
+        key = f"{ARCHIVE}{ids[0]}-{self._ledger.index}-{self._state.term}"
+        await self._store.put(key, _encode(whole))
+        self._propose(Archived(key, tuple(ids), finished_ms))
+        await self._effective()
+
+    async def _whole(self, task: Task) -> Task:
+        """``task`` without places in the log, which may be trimmed."""
+        if type(task.spec.input) is Logged:
+            spec = msgspec.structs.replace(task.spec, input=await self._payloads.load(task.spec.input))
+            task = msgspec.structs.replace(task, spec=spec)
+        if type(task.result) is Logged:
+            task = msgspec.structs.replace(task, result=await self._payloads.load(task.result))
+        return task
+
+    def _stale_chunks(self) -> list[str]:
+        over = self._state.archived - self._keep
+        before = self._now_ms() - self._keep_ms
+        stale = []
+        for chunk in self._state.archive[:16]:
+            if chunk.finished_ms >= before and over < chunk.count:
+                break
+            stale.append(chunk.key)
+            over -= chunk.count
+        return stale
+
+    async def _drop(self) -> None:
+        self._propose(Dropped(tuple(self._stale_chunks())))
+        await self._effective()
+
+    async def _delete(self) -> None:
+        while self._doomed:
+            await self._store.delete(self._doomed[0])
+            self._doomed.popleft()
+
+    # Snapshots
+
+    async def _snapshot(self) -> None:
+        writing = Writing(self._state, self._ledger)
+        key = f"{SNAPSHOTS}{writing.index:016d}-{self._state.term}"
+        try:
+            stored = await self._store.put(key, writing.frames())
+        finally:
+            writing.close()
+        await self._verify(stored)
+        self._propose(SnapshotTaken(writing.index, key, writing.digest))
+        await self._effective()
+
+    async def _verify(self, stored: Stored) -> None:
+        """Read it back: only a snapshot that can be read counts. The store checks size and digest."""
+        size = 0
+        async for chunk in self._store.get(stored.key):
+            size += len(chunk)
+        if size != stored.size:
+            raise Corrupt(f"snapshot {stored.key} reads back as {size} of {stored.size} bytes")
+
+    async def _trim(self) -> None:
+        """Cut the log below the older of the two snapshots kept."""
+        if len(self._state.snapshots) < 2:
+            self._trim_due = False
+            return
+        upto = self._state.snapshots[0].index
+        places = logged_before(self._state, upto)
+        for task_id, is_result, place in places:
+            payload = await self._payloads.load(place)
+            if isinstance(payload, bytes):
+                name = "result" if is_result else "input"
+                stored = await self._store.put(f"{MOVED}{task_id}-{name}-{place.index}", payload)
+                self._propose(Moved(TaskId(task_id), stored, is_result))
+        if places:
+            await self._effective()
+        await self._log.trim(upto)
+        self._trim_due = False
+
+
+async def newest_snapshot(store: Store) -> list[str]:
+    """Keys of the snapshots there are, newest first."""
+    try:
+        return [stored.key for stored in reversed(await store.list(SNAPSHOTS))]
+    except NotFound:
+        return []

@@ -1,0 +1,127 @@
+"""What the network is doing, in numbers: for ``comity stats``, the page and ``/metrics``."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from comity.controller.census import Census
+from comity.controller.leader import Leader
+from comity.core.tasks import Totals
+from comity.model.task import TaskState
+
+WINDOW_S = 10.0
+
+
+class Rates:
+    """Tasks per second over the last ten seconds, from samples of the totals."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int, int, int]] = deque()
+
+    def sample(self, now: float, totals: Totals) -> None:
+        self._samples.append((now, totals.submitted, totals.completed, totals.failed))
+        while self._samples[0][0] < now - WINDOW_S:
+            self._samples.popleft()
+
+    def rates(self) -> dict[str, float]:
+        names = ("submitted_per_s", "completed_per_s", "failed_per_s")
+        if len(self._samples) < 2:
+            return dict.fromkeys(names, 0.0)
+        first, last = self._samples[0], self._samples[-1]
+        span = max(last[0] - first[0], 1e-9)
+        return {name: round((last[i] - first[i]) / span, 2) for i, name in enumerate(names, 1)}
+
+
+def oldest_waiting_s(leader: Leader) -> float:
+    """Age of the oldest task that waits for an agent, in seconds."""
+    state = leader.state
+    waiting = (TaskState.SUBMITTED, TaskState.WAITING)
+    if not state.waiting:
+        return 0.0
+    oldest = min(task.created_at for task in state.tasks.values() if task.state in waiting)
+    return max(0.0, (leader.clock.now_ms() - oldest) / 1000)
+
+
+def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, str]) -> dict[str, Any]:
+    """Everything, as JSON-able values."""
+    state = leader.state
+    totals = state.totals
+    states = [leader.liveness.states.get(node, ("alive", ""))[0] for node in state.nodes]
+    by_status: dict[str, int] = {}
+    for agent in census.agents.values():
+        by_status[agent.status] = by_status.get(agent.status, 0) + 1
+    return {
+        "network": state.network,
+        "role": "leader",
+        "leader": state.leader,
+        "term": state.term,
+        "log_head": leader.pipeline.ledger.index,
+        "log_durability": durability[0],
+        "log_durability_reason": durability[1],
+        "tasks": {
+            **{str(kind): count for kind, count in state.counts.items()},
+            "archived": state.archived,
+        },
+        "totals": {field: getattr(totals, field) for field in totals.__struct_fields__},
+        "refused_submits": leader.admission.refused,
+        "malformed_messages": leader.malformed + census.malformed,
+        "oldest_waiting_s": oldest_waiting_s(leader),
+        "rates": rates.rates(),
+        "nodes": {kind: states.count(kind) for kind in ("alive", "suspect", "draining")},
+        "agents": by_status,
+        "per_node": nodes(leader, census),
+        "per_agent": loads(leader, census, 50),
+    }
+
+
+def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
+    """Each node with a lease, its membership state and its own last figures."""
+    per_node: dict[str, int] = {}
+    for agent in census.agents.values():
+        per_node[agent.node] = per_node.get(agent.node, 0) + 1
+    rows = []
+    for node, lease in sorted(leader.state.nodes.items()):
+        beacon, record = leader.liveness.beacons.get(node), census.nodes.get(node)
+        state, reason = leader.liveness.states.get(node, ("alive", ""))
+        rows.append(
+            {
+                "id": node,
+                "state": state,
+                "reason": reason,
+                "incarnation": lease.incarnation,
+                "since_ms": lease.since_ms,
+                "attempts": len(lease.attempts),
+                "agents": per_node.get(node, 0),
+                "seen_ago_s": leader.liveness.seen_ago_s(node),
+                "cpu": beacon.cpu if beacon is not None else None,
+                "memory_mb": beacon.memory_mb if beacon is not None else None,
+                "lag_s": beacon.lag_s if beacon is not None else None,
+                "host": record.host if record is not None else None,
+                "pid": record.pid if record is not None else None,
+                "region": record.region if record is not None else "",
+                "zone": record.zone if record is not None else "",
+                "version": record.version if record is not None else "",
+            }
+        )
+    return rows
+
+
+def loads(leader: Leader, census: Census, limit: int = 10_000) -> list[dict[str, Any]]:
+    """The busiest agents first: what is in flight at each, against what it takes at once."""
+    load = leader.reconcile.scheduling.load
+    rows = [(load(agent.id), agent) for agent in census.agents.values()]
+    rows.sort(key=lambda row: (-row[0], row[1].id))
+    return [
+        {
+            "id": agent.id,
+            "name": agent.name,
+            "node": agent.node,
+            "status": agent.status,
+            "load": count,
+            "concurrency": agent.concurrency,
+            "node_state": leader.liveness.states.get(agent.node, ("unknown", ""))[0],
+            "last_seen_ago_s": leader.liveness.seen_ago_s(agent.node),
+        }
+        for count, agent in rows[:limit]
+    ]

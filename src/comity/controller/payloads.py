@@ -1,0 +1,78 @@
+"""Where payloads are. Replicated state holds small ones; a larger one is a place in the log, whose bytes are kept here while
+they are hot and read back from the log when they are not."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from comity.core.tasks import Tasks
+from comity.errors import Corrupt
+from comity.log.base import Log
+from comity.model.codec import unseal
+from comity.model.task import INLINE_LIMIT, Complete, Entry, Logged, Payload, Submit
+
+HOT_BYTES = 64 * 1024 * 1024
+
+
+class Payloads:
+    """A bounded cache over the log."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._hot: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._bytes = 0
+
+    def note(self, index: int, entry: Entry) -> None:
+        """Keep the large payloads of an entry that was just applied."""
+        for ordinal, command in enumerate(entry.commands):
+            if type(command) is Submit:
+                payload: Payload = command.spec.input
+            elif type(command) is Complete:
+                payload = command.result
+            else:
+                continue
+            if type(payload) is bytes and len(payload) > INLINE_LIMIT:
+                self._keep((index, ordinal), payload)
+
+    def _keep(self, place: tuple[int, int], payload: bytes) -> None:
+        if place in self._hot:
+            return
+        self._hot[place] = payload
+        self._bytes += len(payload)
+        while self._bytes > HOT_BYTES and len(self._hot) > 1:
+            self._bytes -= len(self._hot.popitem(last=False)[1])
+
+    def hot(self, payload: Payload) -> Payload | None:
+        """``payload`` with its bytes in place of a position in the log; None if they must be read first."""
+        if type(payload) is not Logged:
+            return payload
+        return self._hot.get((payload.index, payload.ordinal))
+
+    async def load(self, payload: Payload) -> Payload:
+        """As ``hot``, reading the log if need be. Raises Corrupt if the entry was trimmed or says something else."""
+        known = self.hot(payload)
+        if known is not None or type(payload) is not Logged:
+            return payload if known is None else known
+        for item in await self._log.read(payload.index - 1, 1):
+            entry, _ = unseal(item.data)
+            command = entry.commands[payload.ordinal]
+            found: Payload = b""
+            if isinstance(command, Submit):
+                found = command.spec.input
+            elif isinstance(command, Complete):
+                found = command.result
+            if item.index == payload.index and type(found) is bytes and len(found) == payload.size:
+                self._keep((payload.index, payload.ordinal), found)
+                return found
+        raise Corrupt(f"log entry {payload.index} does not hold the payload that is said to be there", index=payload.index)
+
+
+def logged_before(state: Tasks, index: int) -> list[tuple[str, bool, Logged]]:
+    """Payloads of unarchived tasks that lie in entries up to ``index``: (task, whether it is the result, where)."""
+    found: list[tuple[str, bool, Logged]] = []
+    for task_id, task in state.tasks.items():
+        if type(task.spec.input) is Logged and task.spec.input.index <= index:
+            found.append((task_id, False, task.spec.input))
+        if type(task.result) is Logged and task.result.index <= index:
+            found.append((task_id, True, task.result))
+    return found

@@ -1,0 +1,180 @@
+"""Group commit: the leader's way into the log.
+
+Commands that wait are packed into one entry, entries are appended without waiting for those before (``DEPTH`` in flight), and
+an entry is applied only once it and all its predecessors are durable. Nothing is ever rolled back: what is in flight has
+changed nothing yet. Any refusal or time-out breaks the pipeline: then nobody knows what became of the entries in flight
+until the log was read to its tail and a new term entry appended (``controller.Controller`` does that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from comity.core.ledger import Ledger
+from comity.errors import ComityError, Disconnected
+from comity.log.base import Log
+from comity.model.codec import seal
+from comity.model.task import Archived, Assign, Command, Complete, Entry, Submit
+
+DEPTH = 4
+ENTRY_BYTES = 512 * 1024
+COMMANDS_MAX = 2048
+"""Commands in one entry: bounds the time that building, applying and replaying one takes."""
+
+
+class EntryClock:
+    """Entry time: the leader's wall clock, but never backwards, and never forward by more than its monotonic clock moved plus
+    one second an entry. A step of the machine's clock so becomes a drift that nobody notices."""
+
+    def __init__(self, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self._last_ms = 0
+        self._last_at = monotonic()
+
+    def start(self, last_ms: int, jump: bool) -> None:
+        """Go on from the log's last entry time; ``jump``: an operator confirms whatever the wall clock says now."""
+        wall_ms = int(self._wall() * 1000)
+        self._last_ms = max(last_ms, wall_ms) if jump or not last_ms else last_ms
+        self._last_at = self._monotonic()
+
+    def now_ms(self) -> int:
+        """Entry time now; reading it moves nothing."""
+        moved_ms = int((self._monotonic() - self._last_at) * 1000)
+        return max(self._last_ms, min(int(self._wall() * 1000), self._last_ms + moved_ms + 1000))
+
+    def stamp(self) -> int:
+        """Entry time for the next entry."""
+        self._last_ms, self._last_at = self.now_ms(), self._monotonic()
+        return self._last_ms
+
+
+class Flight(NamedTuple):
+    entry: Entry
+    digest: bytes
+    size: int
+    append: asyncio.Task[int]
+
+
+class Pipeline:
+    """Entries under way. ``fill(budget)`` gives the next entry's commands, about ``budget`` bytes (empty: nothing waits); ``effective(index, entry)`` is
+    called for each entry in order, once it counts; ``broken(error)`` once, after which the pipeline is done for.
+
+    Invariants: entries in flight are consecutive, each the parent of the next; ``ledger`` holds the last applied one.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        ledger: Ledger,
+        clock: EntryClock,
+        fill: Callable[[int], list[Command]],
+        effective: Callable[[int, Entry], None],
+        broken: Callable[[ComityError], None],
+    ) -> None:
+        self.ledger = ledger
+        self.term = ledger.term
+        self.bytes = 0
+        self._log = log
+        self._clock = clock
+        self._fill = fill
+        self._effective = effective
+        self._broken = broken
+        self._flights: deque[Flight] = deque()
+        self._index = ledger.index
+        self._digest = ledger.digest
+        self._woken = False
+        self.is_broken = False
+        self._stalled_since: float | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """No entry can be sent before one in flight has landed."""
+        return len(self._flights) >= DEPTH
+
+    def stalled_since(self) -> float | None:
+        """When (loop time) the oldest entry in flight was sent; None if there is none."""
+        return self._stalled_since
+
+    def wake(self) -> None:
+        """Something may wait: look at the end of this turn of the loop."""
+        if not self._woken and not self.is_broken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._woken = False
+        while not self.is_broken and not self.is_full:
+            commands = self._fill(min(ENTRY_BYTES, self._log.entry_limit) - 1024)
+            if not commands:
+                return
+            self._append(commands)
+
+    def _append(self, commands: list[Command]) -> None:
+        entry = Entry(self.ledger.network, self.term, self._digest, self._clock.stamp(), commands)
+        data, digest = seal(entry)
+        loop = asyncio.get_running_loop()
+        append = loop.create_task(self._log.append(data, self._index))
+        self._flights.append(Flight(entry, digest, len(data), append))
+        append.add_done_callback(self._landed)
+        if self._stalled_since is None:
+            self._stalled_since = loop.time()
+        self._index += 1
+        self._digest = digest
+
+    def _landed(self, _: asyncio.Task[int]) -> None:
+        while self._flights and self._flights[0].append.done() and not self.is_broken:
+            flight = self._flights[0]
+            if flight.append.cancelled():
+                self._break(Disconnected("the append was given up"))
+                return
+            error = flight.append.exception()
+            if error is not None:
+                if not isinstance(error, ComityError):
+                    raise error
+                self._break(error)
+                return
+            self._flights.popleft()
+            self._stalled_since = asyncio.get_running_loop().time() if self._flights else None
+            self.bytes += flight.size
+            index = self.ledger.accept(flight.entry, flight.digest)
+            if index != flight.append.result():
+                raise AssertionError(f"the log put entry {index} at {flight.append.result()}")
+            self._effective(index, flight.entry)
+        self.wake()
+
+    def _break(self, error: ComityError) -> None:
+        self.is_broken = True
+        self._broken(error)
+
+    async def settle(self) -> None:
+        """Wait until no append of this pipeline is under way, whatever became of it. Call it on a broken one."""
+        self.is_broken = True
+        pending = [flight.append for flight in self._flights]
+        if pending:
+            await asyncio.wait(pending)
+            for append in pending:
+                if not append.cancelled():
+                    append.exception()  # seen: its fate is read from the log
+
+    def cancel(self) -> None:
+        """Give up on everything in flight (the process stops)."""
+        self.is_broken = True
+        for flight in self._flights:
+            flight.append.cancel()
+
+
+def weight(command: Command) -> int:
+    """About how many bytes a command adds to an entry."""
+    if type(command) is Submit:
+        spec = command.spec
+        inline = len(spec.input) if type(spec.input) is bytes else 64
+        return 200 + inline + (256 if spec.requirements is not None else 0)
+    if type(command) is Complete:
+        return 64 + (len(command.result) if type(command.result) is bytes else 64)
+    if type(command) is Archived:
+        return 64 + 32 * len(command.ids)
+    return 128 if type(command) is Assign else 256

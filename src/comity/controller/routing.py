@@ -1,0 +1,68 @@
+"""Live calls to a capability: the leader picks the agent by the same strategies as for tasks, and counts the call as load
+until its caller says it ended, its time is over, or the caller died."""
+
+from __future__ import annotations
+
+import asyncio
+
+from comity.bus.base import to
+from comity.bus.outbox import Outbox
+from comity.core.reconcile import Reconcile
+from comity.errors import ComityError, NoAgent, UnknownCapability
+from comity.model.capability import parse_range
+from comity.model.ids import AgentId, ProcessId
+from comity.model.wire import CallEnded, Route, Routed
+
+
+class Routing:
+    """Calls in flight, by caller and the caller's number for them."""
+
+    def __init__(self, reconcile: Reconcile, outbox: Outbox) -> None:
+        self._reconcile = reconcile
+        self._outbox = outbox
+        self._calls: dict[ProcessId, dict[int, tuple[AgentId, asyncio.TimerHandle]]] = {}
+
+    def route(self, item: Route, sender: ProcessId) -> None:
+        try:
+            agent = self._choose(item)
+        except ComityError as error:
+            self._outbox.post(to(sender), Routed(item.ref, AgentId(""), error.code, error.message))
+            return
+        self.call_ended(CallEnded(item.ref), sender)  # a repeated question
+        self._reconcile.scheduling.take(agent)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(max(item.for_ms, 1) / 1000, self.call_ended, CallEnded(item.ref), sender)
+        self._calls.setdefault(sender, {})[item.ref] = (agent, timer)
+        self._outbox.post(to(sender), Routed(item.ref, agent))
+
+    def _choose(self, item: Route) -> AgentId:
+        scheduling = self._reconcile.scheduling
+        if item.requirements is not None and item.requirements.version:
+            parse_range(item.requirements.version)
+        agent = scheduling.choose(item.capability, item.requirements, item.strategy)
+        if agent is not None:
+            return agent
+        if not scheduling.offered(item.capability):
+            raise UnknownCapability(f"no agent offers {item.capability!r}")
+        if not scheduling.live(item.capability):
+            raise NoAgent(f"no live agent offers {item.capability!r} now")
+        raise NoAgent(f"every live agent that offers {item.capability!r} is busy, or does not meet the requirements")
+
+    def call_ended(self, item: CallEnded, sender: ProcessId) -> None:
+        calls = self._calls.get(sender, {})
+        found = calls.pop(item.ref, None)
+        if found is None:
+            return
+        if not calls:
+            del self._calls[sender]
+        found[1].cancel()
+        self._reconcile.freed(found[0])
+
+    def caller_died(self, process: ProcessId) -> None:
+        for ref in list(self._calls.get(process, {})):
+            self.call_ended(CallEnded(ref), process)
+
+    def end(self) -> None:
+        for calls in self._calls.values():
+            for _, timer in calls.values():
+                timer.cancel()

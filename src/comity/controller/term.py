@@ -1,0 +1,244 @@
+"""What a controller builds when it begins to lead, and drops when it stops: the leader and all that works beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from comity.bus.base import EVERYONE
+from comity.controller.admission import Admission
+from comity.controller.answers import Answers
+from comity.controller.events import Events
+from comity.controller.keeping import Keeping
+from comity.controller.leader import Leader
+from comity.controller.liveness import Liveness
+from comity.controller.numbers import Rates, loads, nodes, stats
+from comity.controller.pipeline import EntryClock, Pipeline
+from comity.controller.routing import Routing
+from comity.core.membership import Leadership, Membership
+from comity.core.reconcile import Demand, Policy, Reconcile
+from comity.core.tasks import Change
+from comity.errors import ComityError
+from comity.model.capability import AgentRecord
+from comity.model.codec import to_json
+from comity.model.envelope import Envelope, Performative
+from comity.model.ids import AgentId, NodeId, ProcessId, TaskId
+from comity.model.task import TaskSpec, TaskState
+from comity.model.wire import Message
+
+if TYPE_CHECKING:
+    from comity.controller.controller import Controller
+
+STALL_S = 0.5
+"""An append under way for longer means that we cannot write now: lease time does not count."""
+CHOICES_KEPT = 100_000
+EXPLAINED_PER_S = 200
+"""Assignments a second whose candidates and scores are kept whole; beyond, only how many there were."""
+RUNNING = (TaskState.ASSIGNED, TaskState.WORKING)
+
+
+class Term:
+    """One term of leading. ``over`` is set when its pipeline broke."""
+
+    def __init__(self, controller: Controller, clock: EntryClock) -> None:
+        c, settings = controller, controller.settings
+        self.clock = clock
+        self.over = asyncio.Event()
+        self.rates = Rates()
+        self._controller = c
+        self._time = asyncio.get_running_loop().time
+        self._choices: OrderedDict[TaskId, dict[str, Any]] = OrderedDict()
+        self._explained = 0
+        self._cleaning: set[asyncio.Task[None]] = set()
+        self._durability = ("unverified", "not asked yet")
+        policy = Policy(cancel_grace_ms=int(settings.cancel_grace_s * 1000))
+        self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random)
+        self.reconcile.on_choice = self._note_choice
+        window_ms = int(settings.dedup_window_s * 1000)
+        self.admission = Admission(c.state, c.scheduling, max_waiting=settings.max_waiting, window_ms=window_ms)
+        self.events = Events(c.outbox, self._time)
+        self.leader = Leader(
+            c.bus, c.outbox, c.state, self.reconcile, self.admission, c.payloads, self.events, clock,
+            policy.cancel_grace_ms,
+        )  # fmt: skip
+        self.pipeline = Pipeline(c.log, c.ledger, clock, self.leader.fill, self.leader.effective, self._broken)
+        machine = Membership(beacon_s=settings.beacon_s, lease_s=settings.lease_s)
+        self.liveness = Liveness(
+            machine, c.bus, c.outbox, self.reconcile,
+            term=c.state.term, lease_s=settings.lease_s, now_ms=clock.now_ms, propose=self.leader.propose,
+            notice=lambda kind, node, reason: self.leader.notice(kind, node=node, reason=reason),
+        )  # fmt: skip
+        self.routing = Routing(self.reconcile, c.outbox)
+        self.keeping = Keeping(
+            c.state, c.ledger, c.log, c.store, c.payloads,
+            propose=self.leader.propose, barrier=self.leader.barrier, now_ms=clock.now_ms,
+            snapshot_every=settings.snapshot_every, keep_finished=settings.keep_finished,
+            keep_finished_ms=int(settings.keep_finished_s * 1000),
+        )  # fmt: skip
+        self.answers = Answers(
+            c.state, self.reconcile, c.payloads, c.store, c.outbox,
+            barrier=self.leader.barrier, choice=self._choices.get,
+            network={
+                "hello": self._hello,
+                "stats": lambda _args: self.stats(),
+                "nodes": lambda _args: {"nodes": nodes(self.leader, c.census)},
+                "agents": lambda _args: {"agents": loads(self.leader, c.census)},
+                "shutdown": self._shutdown,
+            },
+        )  # fmt: skip
+        self._join()
+
+    def _join(self) -> None:
+        leader = self.leader
+        leader.pipeline = self.pipeline
+        leader.liveness = self.liveness
+        leader.ask = self.answers.ask
+        leader.follow_missing = self.answers.follow_missing
+        leader.route = self.routing.route
+        leader.call_ended = self.routing.call_ended
+        leader.kept = self._kept
+        census = self._controller.census
+        census.put = self._put_agent
+        census.remove = self.reconcile.remove_agent
+        census.changed = self._agent_changed
+        for agent in census.agents.values():
+            self.reconcile.put_agent(agent)
+
+    def begin(self) -> None:
+        self.leader.begin()
+        for node, lease in self._controller.state.nodes.items():
+            self.liveness.restore(node, lease.incarnation)
+        self.liveness.step(Leadership(True))
+        self._spawn(self._ask_durability())
+
+    def end(self) -> None:
+        self.leader.end()
+        self.routing.end()
+        self.keeping.end()
+        self.answers.end()
+        for task in self._cleaning:
+            task.cancel()
+
+    @property
+    def is_over(self) -> bool:
+        return self.over.is_set()
+
+    def _broken(self, error: ComityError) -> None:
+        self.leader.notice("leader.interrupted", reason=f"{error.code}: {error.message}")
+        self.over.set()
+
+    def pulse(self, lag_s: float) -> None:
+        """A few times a second."""
+        self.liveness.lag(lag_s)
+        since = self.pipeline.stalled_since()
+        self.liveness.stalled(since is not None and self._time() - since > STALL_S)
+        self.rates.sample(self._time(), self._controller.state.totals)
+        self.keeping.look(self.pipeline.bytes)
+        self._explained = 0
+
+    def departed(self, process: ProcessId) -> None:
+        self.liveness.departed(process)
+        self.routing.caller_died(process)
+
+    # Agents and nodes
+
+    def _put_agent(self, agent: AgentRecord) -> None:
+        self.reconcile.put_agent(agent)
+        self.leader.wake()
+
+    def _agent_changed(self, kind: str, agent: AgentRecord) -> None:
+        self.leader.notice(kind, agent=agent.id, node=agent.node, status=agent.status)
+        if kind != "agent.changed":
+            about = {"agent": agent.id, "node": agent.node, "tags": agent.tags, "capabilities": [o.name for o in agent.offers]}
+            self._tell_everyone(kind, about)
+
+    def _tell_everyone(self, kind: str, about: dict[str, Any]) -> None:
+        now_ms = self.clock.now_ms()
+        envelope = Envelope(
+            id=f"{self._controller.bus.process}-{kind}-{now_ms}", performative=Performative.INFORM,
+            sender=self._controller.bus.process, topic=kind, sent_at=now_ms, body=to_json(about),
+        )  # fmt: skip
+        self._controller.outbox.post(EVERYONE, Message(envelope))
+
+    def _kept(self, changes: list[Change]) -> None:
+        self.keeping.kept(changes)
+        for change in changes:
+            if change.node is not None and change.kind in ("node.evicted", "node.left"):
+                self.routing.caller_died(change.node)
+                self._spawn(self._forget(change.node))
+
+    async def _forget(self, node: NodeId) -> None:
+        """Clear a gone node's registrations away. If that fails they stay, which misleads nobody: it has no lease."""
+        record = self._controller.census.nodes.get(node)
+        try:
+            await self._controller.census.forget(node, record.incarnation if record is not None else 0)
+        except ComityError as error:
+            self.leader.notice("registry.unreachable", node=node, reason=error.message)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+
+    # Why an agent was chosen
+
+    def _note_choice(self, task: TaskId, token: int, agent: AgentId, why: Demand | TaskSpec) -> None:
+        scheduling = self._controller.scheduling
+        choice: dict[str, Any] = {"epoch": token, "agent": agent, "load": scheduling.load(agent)}
+        if self._explained < EXPLAINED_PER_S * 0.25:
+            self._explained += 1
+            needs = why.needs if isinstance(why, Demand) else why.requirements
+            avoid = why.avoid if isinstance(why, Demand) else ()
+            choice |= scheduling.explain(why.capability, needs, why.strategy, avoid)
+            choice |= {"choice": agent}
+        else:
+            choice["candidates_live"] = scheduling.live(why.capability)
+        self._choices[task] = choice
+        self._choices.move_to_end(task)
+        if len(self._choices) > CHOICES_KEPT:
+            self._choices.popitem(last=False)
+
+    # Questions about the network
+
+    def _hello(self, _args: dict[str, Any]) -> dict[str, Any]:
+        c = self._controller
+        return {
+            "network": c.settings.network,
+            "network_id": c.network_id,
+            "term": c.state.term,
+            "leader": c.bus.process,
+            "now_ms": self.clock.now_ms(),
+            "lease_s": c.settings.lease_s,
+            "dedup_window_s": c.settings.dedup_window_s,
+            "durability": self._durability[0],
+        }
+
+    def stats(self) -> dict[str, Any]:
+        return stats(self.leader, self._controller.census, self.rates, self._durability)
+
+    async def _ask_durability(self) -> None:
+        try:
+            self._durability = tuple(await self._controller.log.durability())
+        except ComityError as error:
+            self._durability = ("unverified", error.message)
+
+    async def _shutdown(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Announce it to everyone, refuse submits, wait until nothing runs (or the time is over), then say so."""
+        limit_s = float(args.get("timeout_s", self._controller.settings.drain_timeout_s))
+        self.admission.shutting_down = True
+        self.leader.notice("network.shutdown")
+        self._tell_everyone("system.shutdown", {"timeout_s": limit_s})
+        self.reconcile.paused = True
+        deadline = self._time() + limit_s
+        counts = self._controller.state.counts
+        while any(counts[state] for state in RUNNING) and self._time() < deadline:
+            await self._next_entry(deadline - self._time())
+        self._controller.shut_down.set()
+        return {"running": sum(counts[state] for state in RUNNING), "waiting": self._controller.state.waiting}
+
+    async def _next_entry(self, timeout_s: float) -> None:
+        """Until an entry became effective, or the time is over."""
+        future = asyncio.get_running_loop().create_future()
+        self.leader.once_effective.append(lambda: future.done() or future.set_result(None))
+        await asyncio.wait([future], timeout=timeout_s)
