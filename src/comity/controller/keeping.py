@@ -128,9 +128,9 @@ class Keeping:
             _log.warning("housekeeping will be tried again", code=error.code, error=error.message)
 
     async def _effective(self) -> None:
-        done = asyncio.get_running_loop().create_future()
-        self._barrier(lambda: done.done() or done.set_result(None))
-        await done
+        done = asyncio.Event()
+        self._barrier(done.set)
+        await done.wait()
 
     # The archive
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +220,8 @@ class Term:
 
     async def _ask_durability(self) -> None:
         try:
-            self._durability = tuple(await self._controller.log.durability())
+            level, reason = await self._controller.log.durability()
+            self._durability = (level, reason)
         except ComityError as error:
             self._durability = ("unverified", error.message)
 
@@ -239,6 +241,7 @@ class Term:
 
     async def _next_entry(self, timeout_s: float) -> None:
         """Until an entry became effective, or the time is over."""
-        future = asyncio.get_running_loop().create_future()
-        self.leader.once_effective.append(lambda: future.done() or future.set_result(None))
-        await asyncio.wait([future], timeout=timeout_s)
+        applied = asyncio.Event()
+        self.leader.once_effective.append(applied.set)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(applied.wait(), timeout_s)

@@ -34,6 +34,12 @@ class Change(msgspec.Struct, frozen=True):
     revision: int
 
 
+Changes = list[Change]
+"""Changes that came together, in order."""
+Listing = tuple[list[Record], int]
+"""Records sorted by key, and the revision they are complete as of."""
+
+
 class Registry(Protocol):
     lease_granularity_s: float
 
@@ -47,11 +53,11 @@ class Registry(Protocol):
 
     async def get(self, key: str) -> Record | None: ...
 
-    async def list(self, prefix: str) -> tuple[list[Record], int]:
+    async def list(self, prefix: str) -> Listing:
         """Records whose key starts with ``prefix``, sorted by key, and the revision they are complete as of."""
         ...
 
-    def watch(self, prefix: str) -> AsyncIterator[list[Change]]:
+    def watch(self, prefix: str) -> AsyncIterator[Changes]:
         """First a list of all records under ``prefix`` as changes (maybe empty), then every change, batched as they come.
         Survives reconnects and silent servers; ends only with ``aclose``."""
         ...
