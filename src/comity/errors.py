@@ -23,6 +23,7 @@
     │   ├── AlreadyRunning            another process holds the data directory
     │   ├── ServerFailed              the embedded server did not start
     │   ├── ModuleFailed              an agent module could not be imported
+    │   ├── InvalidOutput             an agent's function returned what its annotation does not allow
     │   └── TaskError                 the task ended, and not with a result
     │       ├── TaskFailed            its attempts are used up, or the error forbids a retry
     │       ├── TaskCanceled
@@ -45,11 +46,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
-    "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "ComityError", "Conflict", "Corrupt", "DeadlineExceeded",
-    "Definite", "Disconnected", "ForeignData", "Indefinite", "InvalidInput", "ModuleFailed", "NoAgent", "NotFound", "NotLeader",
-    "NotSerializable", "Overloaded", "PeerLost", "Refuse", "ServerFailed", "ShuttingDown", "TaskCanceled", "TaskError",
-    "TaskFailed", "TaskRejected", "TimedOut", "TooLarge", "TooOld", "UnknownAgent", "UnknownCapability", "UnknownNode",
-    "UnknownTask", "Unreachable", "by_code", "from_wire",
+    "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "ComityError", "Conflict", "Corrupt",
+    "DeadlineExceeded", "Definite", "Disconnected", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
+    "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "Overloaded", "PeerLost", "Refuse",
+    "ServerFailed", "ShuttingDown", "TaskCanceled", "TaskError", "TaskFailed", "TaskRejected", "TimedOut", "TooLarge",
+    "TooOld", "UnknownAgent", "UnknownCapability", "UnknownNode", "UnknownTask", "Unreachable", "by_code",
+    "from_wire",
 ]  # fmt: skip
 
 
@@ -180,6 +182,11 @@ class ServerFailed(Definite):
 class ModuleFailed(Definite):
     code = "module-failed"
     advice = "Import the module in Python to see the cause; --debug shows the traceback."
+
+
+class InvalidOutput(Definite):
+    code = "invalid-output"
+    advice = "Correct the agent's function, or the annotation of what it returns."
 
 
 class TaskError(Definite):

@@ -1,0 +1,229 @@
+"""A function's signature as JSON Schema, and typed values in and out of it.
+
+Input is a JSON object of the function's parameters; a function of one parameter also takes that parameter's value alone, if it
+is not an object; ``null`` means no arguments. Types are whatever msgspec reads (builtins, dataclasses, Structs, TypedDict,
+enums, unions, datetime ...) and pydantic models, which are known by their methods so that pydantic is never imported here.
+Schemas are JSON Schema 2020-12.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from comity.errors import BadInput, InvalidInput, InvalidOutput
+from comity.model import docstring
+from comity.model.codec import to_json
+
+_ROOT = "Parameters__"
+_Parameter = inspect.Parameter
+_EMPTY = inspect.Parameter.empty
+
+
+class Arguments(NamedTuple):
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+_NO_NAMES: dict[str, Any] = {}
+
+
+class Signature:
+    """How to call a function with JSON, and what it gives back.
+
+    ``handles``: the classes, among those offered, that its leading parameters want (an attempt, a message).
+    ``input_schema`` and ``output_schema``: {} means any value.
+    """
+
+    __slots__ = (
+        "_input", "_named", "_optional", "_output", "_single", "_whole", "description", "handles", "input_schema", "is_async",
+        "name", "output_schema",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        handles: tuple[type, ...] = (),
+        namespace: Mapping[str, Any] | None = None,
+        whole: bool = False,
+    ) -> None:
+        """Read the signature of ``function``. ``namespace``: where names of local types are looked up. ``whole``: a function of
+        one parameter gets the whole body, object or not. Raises BadInput naming the parameter that has no JSON form."""
+        target = _target(function)
+        self.name = getattr(target, "__name__", type(function).__name__)
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target)
+        if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+            raise BadInput(f"{self.name}: a generator has no single result; return it, and tell of parts by progress()")
+        hints = _hints(target, namespace, self.name)
+        parameters = list(inspect.signature(function).parameters.values())
+        self.handles = _leading(parameters, hints, handles)
+        parameters = parameters[len(self.handles) :]
+        self.description, notes = docstring.parse(inspect.getdoc(function) if target is function else target.__doc__)
+        for parameter in parameters:
+            self._check(parameter, hints)
+        types = {p.name: _hint(p, hints) for p in parameters}
+        self._named = tuple(p.name for p in parameters if p.kind is _Parameter.KEYWORD_ONLY)
+        self._optional = all(p.default is not _EMPTY for p in parameters)
+        only = types[parameters[0].name] if len(parameters) == 1 else None
+        self._single = _decoder(only) if len(parameters) == 1 else None
+        self._whole = whole and self._single is not None
+        self.input_schema, self._input = self._arguments(parameters, types, notes)
+        if self._whole:
+            self.input_schema = _schema(only)
+        output = hints.get("return", Any)
+        self.output_schema = self._schema_of(output, "its result")
+        self._output = None if output is Any else _decoder(output)
+
+    def _check(self, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> None:
+        if parameter.kind in (_Parameter.VAR_POSITIONAL, _Parameter.VAR_KEYWORD):
+            raise BadInput(f"{self.name}: {parameter} has no schema; name its parameters", parameter=parameter.name)
+        self._schema_of(_hint(parameter, hints), f"parameter {parameter.name!r}")
+
+    def _schema_of(self, kind: Any, what: str) -> dict[str, Any]:
+        try:
+            return _schema(kind)
+        except (TypeError, NameError, RecursionError) as error:
+            message = f"{self.name}: {what}: {_label(kind)} has no JSON Schema ({str(error).splitlines()[-1]})"
+            raise BadInput(f"{message}; use JSON types, a dataclass, a msgspec Struct or a pydantic model") from error
+
+    def _arguments(
+        self, parameters: list[inspect.Parameter], types: Mapping[str, Any], notes: Mapping[str, str]
+    ) -> tuple[dict[str, Any], msgspec.json.Decoder[Any]]:
+        fields = [
+            (p.name, types[p.name]) if p.default is _EMPTY else (p.name, types[p.name], _default(p.default))
+            for p in parameters
+        ]
+        try:
+            struct = msgspec.defstruct(_ROOT, fields, forbid_unknown_fields=True, kw_only=True)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{self.name}: {error}") from error
+        schema = _schema(struct)
+        for p in parameters:
+            about = schema["properties"][p.name]
+            if p.default is not _EMPTY and "default" not in about:
+                _put_default(about, p.default)
+            if notes.get(p.name):
+                about.setdefault("description", notes[p.name])
+        return schema, _decoder(struct)
+
+    def decode(self, data: bytes) -> Arguments:
+        """The arguments that ``data`` (JSON) stands for. Raises InvalidInput."""
+        try:
+            if self._whole or data[:1] != b"{":
+                text = data.strip()
+                if text == b"null" and self._optional:
+                    data = b"{}"
+                elif self._single is not None and (self._whole or text[:1] != b"{"):
+                    value = self._single.decode(data)
+                    return Arguments((), {self._named[0]: value}) if self._named else Arguments((value,), _NO_NAMES)
+            values = msgspec.structs.astuple(self._input.decode(data))
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(f"{self.name}: {error}") from error
+        if not self._named:
+            return Arguments(values, _NO_NAMES)
+        cut = len(values) - len(self._named)
+        return Arguments(values[:cut], dict(zip(self._named, values[cut:], strict=True)))
+
+    def encode(self, value: Any) -> bytes:
+        """``value`` as JSON, checked against the annotated result. Raises NotSerializable, InvalidOutput."""
+        data = to_json(value)
+        if self._output is not None:
+            try:
+                self._output.decode(data)
+            except (ValueError, RecursionError) as error:
+                raise InvalidOutput(f"{self.name} returned what its annotation does not allow: {error}") from error
+        return data
+
+
+def _target(function: Callable[..., Any]) -> Any:
+    """The plain function behind partials and callable objects: where annotations and docstring are."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.isroutine(function):
+        return function
+    if inspect.isclass(function) or not callable(function):
+        raise BadInput(f"{function!r} is not a function")
+    return type(function).__call__
+
+
+def _hints(target: Any, namespace: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    plain = inspect.unwrap(getattr(target, "__func__", target))
+    closed = dict(namespace or {})
+    try:
+        closed.update(inspect.getclosurevars(plain).nonlocals)
+        return typing.get_type_hints(target, localns=closed, include_extras=True)
+    except (NameError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+        raise BadInput(f"{name}: its annotations cannot be read: {error}") from error
+
+
+def _leading(parameters: list[inspect.Parameter], hints: Mapping[str, Any], offered: tuple[type, ...]) -> tuple[type, ...]:
+    wanted: list[type] = []
+    for parameter in parameters:
+        hint = hints.get(parameter.name)
+        if not any(hint is handle for handle in offered) or parameter.kind is _Parameter.KEYWORD_ONLY:
+            break
+        wanted.append(typing.cast("type", hint))
+    return tuple(wanted)
+
+
+def _hint(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+    """The parameter's type; any value if it says none. A default of None allows null."""
+    kind = hints.get(parameter.name, Any)
+    return kind | None if parameter.default is None and kind is not Any else kind
+
+
+def _default(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return msgspec.field(default=value)
+    return msgspec.field(default_factory=lambda: value)
+
+
+def _put_default(about: dict[str, Any], value: Any) -> None:
+    """Tell the default in the schema, if it has a JSON form."""
+    try:
+        about["default"] = msgspec.json.decode(to_json(value))
+    except BadInput:
+        return
+
+
+def _label(kind: Any) -> str:
+    return getattr(kind, "__qualname__", None) or str(kind)
+
+
+def _is_pydantic(kind: type) -> bool:
+    return hasattr(kind, "model_json_schema") and hasattr(kind, "model_validate_json")
+
+
+def _decode_custom(kind: type, value: Any) -> Any:
+    if not _is_pydantic(kind):
+        raise NotImplementedError
+    return kind.model_validate_json(msgspec.json.encode(value))  # type: ignore[attr-defined]
+
+
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind, dec_hook=_decode_custom)
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    """JSON Schema of ``kind`` with its definitions beside it. Raises TypeError, NameError."""
+    lifted: dict[str, Any] = {}
+
+    def custom(model: type) -> dict[str, Any]:
+        if not _is_pydantic(model):
+            raise NotImplementedError
+        schema: dict[str, Any] = model.model_json_schema(ref_template="#/$defs/{model}")  # type: ignore[attr-defined]
+        lifted.update(schema.pop("$defs", {}))
+        return schema
+
+    (root,), definitions = msgspec.json.schema_components([kind], schema_hook=custom)
+    definitions.update(lifted)
+    if root == {"$ref": f"#/$defs/{_ROOT}"}:
+        root = definitions.pop(_ROOT)
+        root.pop("title", None)
+    return {**root, "$defs": definitions} if definitions else dict(root)
