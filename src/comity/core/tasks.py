@@ -56,6 +56,8 @@ from comity.model.task import (
 PAST_KEPT = 16
 """Ended attempts kept in a task's record; the oldest go first."""
 
+_OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
+
 
 class Change(NamedTuple):
     """One thing that changed. ``kind`` is the event's type; ``attempt`` the one it is about."""
@@ -203,8 +205,8 @@ class Tasks:
         task = self.tasks.get(command.task)
         lease = self.nodes.get(command.node)
         self.last_epoch = max(self.last_epoch, command.epoch)
-        open_ = task is not None and task.state in (TaskState.SUBMITTED, TaskState.WAITING)
-        if task is None or not open_ or lease is None or lease.incarnation != command.incarnation:
+        fits = task is not None and task.state in _OPEN and task.epoch < command.epoch
+        if task is None or not fits or lease is None or lease.incarnation != command.incarnation:
             self.changes.append(Change("assignment.void", task, node=command.node, task_id=command.task))
             return
         self._touch(task)
