@@ -1,0 +1,118 @@
+"""Why an agent was, or would be, chosen: the candidates with their loads, limits and scores, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import islice
+from typing import Any
+
+from comity.core.matching import unmet
+from comity.core.pools import Candidate, Match, Pool
+from comity.core.strategies import Fits, weight_of
+from comity.model.capability import AgentStatus, Requirements, Strategy
+
+SHOWN = 50
+_LOOKED_AT = 5000
+"""Candidates looked through for those to show; keeps a question from holding up the leader."""
+
+_RULES = {
+    Strategy.LEAST_LOADED: "fewest in flight, ties in rotation",
+    Strategy.ROUND_ROBIN: "next in turn",
+    Strategy.WEIGHTED_RANDOM: "drawn at random in proportion to score; the first drawn from is shown",
+    Strategy.BEST_FIT: "highest score, ties in rotation",
+}
+
+
+class Question:
+    """What ``choose`` was, or would be, asked. ``match`` is None if nothing is required."""
+
+    def __init__(
+        self,
+        capability: str,
+        how: Strategy,
+        needs: Requirements | None,
+        match: Match | None,
+        hidden: Collection[Candidate],
+    ) -> None:
+        self.capability = capability
+        self.how = how
+        self.needs = needs
+        self.match = match
+        self.hidden = hidden
+
+    def accepts(self, candidate: Candidate) -> bool:
+        if candidate in self.hidden or candidate.record is None:
+            return False
+        if self.needs is not None and self.needs.agent and candidate.id != self.needs.agent:
+            return False
+        return self.match is None or self.match(candidate.record)
+
+    def why_not(self, candidate: Candidate) -> str:
+        """Why the candidate cannot have it now; "" if it can."""
+        record = candidate.record
+        if record is None:
+            return "it is gone"
+        lacking = unmet(self.needs, self.capability, record) if self.needs is not None else ""
+        if lacking:
+            return lacking
+        if candidate in self.hidden:
+            return "to be avoided"
+        if record.status is not AgentStatus.ACTIVE:
+            return f"its status is {record.status}"
+        if not candidate.live:
+            return f"its node {record.node} is not alive, or takes no new work"
+        if not candidate.ready:
+            return f"busy: {candidate.load} of {candidate.limit}"
+        return ""
+
+
+def explain(question: Question, pool: Pool, among: Collection[Candidate], fits: Fits) -> dict[str, Any]:
+    """``pool`` ranks ``among``, or at least those of it that meet the requirements; ``choice`` is the first of them."""
+    eligible = list(islice(filter(question.accepts, islice(pool.ranked(), _LOOKED_AT)), SHOWN))
+    rows = [_row(question, candidate, "", fits) for candidate in eligible]
+    reasons: dict[str, int] = {}
+    for candidate in islice(among, _LOOKED_AT):
+        if len(rows) == SHOWN:
+            break
+        why_not = question.why_not(candidate)
+        if why_not:
+            reasons[why_not] = reasons.get(why_not, 0) + 1
+            rows.append(_row(question, candidate, why_not, fits))
+    if question.how is Strategy.BEST_FIT:
+        best = max((row["score"] for row in rows), default=0.0) or 1.0
+        for row in rows:
+            row["score"] = round(row["score"] / best, 6)
+    choice = eligible[0].id if eligible else None
+    reason = f"{choice}: {_RULES[question.how]}" if choice else _nobody(question, reasons)
+    return {"strategy": str(question.how), "candidates": rows, "choice": choice, "reason": reason}
+
+
+def _row(question: Question, candidate: Candidate, why_not: str, fits: Fits) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "agent": candidate.id,
+        "load": candidate.load,
+        "limit": candidate.limit,
+        "score": _score(question.how, candidate, fits),
+        "eligible": not why_not,
+        "why_not": why_not,
+    }
+    if question.how is Strategy.BEST_FIT:
+        row["figures"] = fits.of(candidate).figures()
+    return row
+
+
+def _score(how: Strategy, candidate: Candidate, fits: Fits) -> float:
+    if how is Strategy.LEAST_LOADED:
+        return -float(candidate.load)
+    if how is Strategy.WEIGHTED_RANDOM:
+        return weight_of(candidate)
+    if how is Strategy.BEST_FIT:
+        return fits.score(candidate)
+    return 0.0
+
+
+def _nobody(question: Question, reasons: dict[str, int]) -> str:
+    if not reasons:
+        return f"no agent offers {question.capability}"
+    told = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+    return f"no agent can take {question.capability} now: " + "; ".join(f"{count} x {why}" for why, count in told)

@@ -1,0 +1,494 @@
+"""Which agent gets which attempt: the capability index.
+
+Candidates are agents whose own status is active, on eligible nodes, with fewer attempts and calls in flight than their
+concurrency. The cost of a choice does not grow with the number of agents: agents lie in pools (``core.pools``) kept in order
+all the time, one for each capability and strategy in use. Requirements are first asked of the pool's first ``TRIES``
+candidates; if none meets them, those agents that do get a pool of their own, found through the rarest tag, label or kind
+asked for. Such selective pools are dropped again, the longest unused first, when their members become more than
+``SHARE`` times the agents offering anything: so memory, and the cost of ``take`` and ``give``, stay bounded.
+
+Pure, and not replicated: a new leader fills it anew. Randomness is what it is given.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from comity.core.explaining import Question, explain
+from comity.core.matching import Signature, matcher, signature
+from comity.core.pools import Candidate, Host, Match, Pool
+from comity.core.strategies import Fits, free_of, make_pool
+from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
+from comity.model.capability import strategy as strategy_named
+from comity.model.ids import AgentId, ProcessId
+
+TRIES = 16
+SHARE = 4
+FEW = 4096
+"""Members that selective pools may have together in a small network."""
+POOLS = 256
+_MATCHERS = 1024
+
+_PoolKey = tuple[str, Signature, Strategy]
+_Feature = tuple[str, ...]
+
+
+class Offering:
+    """One capability: who offers it, how many of them are live, and the pools in use."""
+
+    __slots__ = ("base", "candidates", "fits", "live", "name", "pools", "strategy")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.candidates: dict[Candidate, None] = {}
+        self.live = 0
+        self.strategy: Strategy | None = None
+        self.fits = Fits()
+        self.base: dict[Strategy, Pool] = {}
+        self.pools: dict[_PoolKey, tuple[Match, Pool]] = {}
+
+
+class Scheduling:
+    """The leader's view of who can take an attempt. ``random`` gives numbers in [0, 1)."""
+
+    def __init__(self, random: Callable[[], float], default: Strategy = Strategy.LEAST_LOADED) -> None:
+        self._random = random
+        self._default = default
+        self._candidates: dict[AgentId, Candidate] = {}
+        self._hosts: dict[ProcessId, Host] = {}
+        self._offerings: dict[str, Offering] = {}
+        self._chosen_strategies: dict[str, Strategy] = {}
+        self._by_feature: dict[_Feature, dict[Candidate, None]] = {}
+        self._matchers: dict[tuple[str, Signature], Match] = {}
+        self._selective: OrderedDict[_PoolKey, Pool] = OrderedDict()
+        self._selective_members = 0
+        self._offers = 0
+
+    # Agents and nodes
+
+    def put_agent(self, agent: AgentRecord) -> None:
+        """Insert or update an agent. Its load, and what was measured of it, stay."""
+        candidate = self._candidates.get(agent.id)
+        if candidate is None:
+            candidate = self._candidates[agent.id] = Candidate(agent.id)
+        old = candidate.record
+        candidate.record = agent
+        if old is None:
+            self._list(candidate, agent)
+        elif not _same_place(old, agent):
+            self._unlist(candidate, old)
+            self._list(candidate, agent)
+            self._drop_unoffered(candidate, [name for name in _names(old) if name not in _names(agent)])
+        self._review(candidate)
+
+    def remove_agent(self, agent: AgentId) -> None:
+        """The agent is gone. What it still has in flight is remembered, should it come back. Fine if it is unknown."""
+        candidate = self._candidates.get(agent)
+        if candidate is None or candidate.record is None:
+            return
+        self._unlist(candidate, candidate.record)
+        self._drop_unoffered(candidate, _names(candidate.record))
+        candidate.record = candidate.host = None
+        candidate.live = False
+        candidate.calls = 0
+        self._loaded(candidate)
+        self._forget(candidate)
+
+    def set_node(self, node: ProcessId, *, eligible: bool, cpu_free: float = 0.0, memory_free_mb: float = 0.0) -> None:
+        """Whether a node's agents may be given work, and its free CPU (cores) and memory (MiB); both 0: as before. The cost
+        grows with the node's agents, and is nothing if nothing changed."""
+        host = self._hosts.get(node)
+        if host is None:
+            if not eligible:
+                return
+            host = self._hosts[node] = Host(node)
+        free = free_of(cpu_free, memory_free_mb) if cpu_free > 0.0 or memory_free_mb > 0.0 else host.free
+        if (free, eligible) == (host.free, host.eligible):
+            return
+        host.free = free
+        host.eligible = eligible
+        for candidate in host.candidates:
+            self._review(candidate)
+        if not eligible and not host.candidates:
+            del self._hosts[node]
+
+    def set_strategy(self, capability: str, strategy: Strategy) -> None:
+        """How the capability's agents are chosen from now on, unless a call says otherwise. BadInput for an unknown one."""
+        self._chosen_strategies[capability] = strategy_named(strategy)
+
+    # Load
+
+    def take(self, agent: AgentId) -> None:
+        """One attempt or call more in flight; it may exceed the agent's concurrency, and come before the agent is known."""
+        candidate = self._candidates.get(agent)
+        if candidate is None:
+            candidate = self._candidates[agent] = Candidate(agent)
+        candidate.held += 1
+        self._loaded(candidate)
+
+    def give(self, agent: AgentId) -> None:
+        """One less. ValueError if none was taken."""
+        candidate = self._candidates.get(agent)
+        if candidate is None or not candidate.held:
+            raise ValueError(f"{agent} gave back more than it took")
+        candidate.held -= 1
+        self._loaded(candidate)
+        if candidate.record is None:
+            self._forget(candidate)
+
+    def set_calls(self, agent: AgentId, count: int) -> None:
+        """Live calls at the agent, as its node counts them. Ignored for an unknown agent: the next beacon says it again."""
+        candidate = self._candidates.get(agent)
+        if candidate is not None and candidate.record is not None and candidate.calls != count:
+            candidate.calls = max(count, 0)
+            self._loaded(candidate)
+
+    def clear_load(self) -> None:
+        """Nothing is in flight: the leader starts afresh."""
+        for candidate in list(self._candidates.values()):
+            candidate.held = candidate.calls = 0
+            self._loaded(candidate)
+            self._forget(candidate)
+
+    def _loaded(self, candidate: Candidate) -> None:
+        candidate.load = candidate.held + candidate.calls
+        candidate.ready = candidate.live and candidate.load < candidate.limit
+        for pool in candidate.pools:
+            pool.refresh(candidate)
+
+    def measured(
+        self, agent: AgentId, capability: str, latency_ms: float, ok: bool, accuracy: float | None = None
+    ) -> None:
+        """An attempt ended, before it is given back. ``accuracy`` in [0, 1] if it was rated at once."""
+        candidate, offering = self._candidates.get(agent), self._offerings.get(capability)
+        if candidate is None or offering is None or candidate not in offering.candidates:
+            return
+        fit = offering.fits.make(candidate)
+        fit.measure(latency_ms, ok, candidate.load, offering.fits.reference)
+        if accuracy is not None:
+            fit.rate(accuracy)
+        self._loaded(candidate)
+
+    def rated(self, agent: AgentId, capability: str, accuracy: float) -> None:
+        """Someone rated a result of an attempt that was counted before; ``accuracy`` in [0, 1]."""
+        candidate, offering = self._candidates.get(agent), self._offerings.get(capability)
+        if candidate is None or offering is None or candidate not in offering.candidates:
+            return
+        offering.fits.make(candidate).rate(accuracy)
+        self._loaded(candidate)
+
+    # Choosing
+
+    def choose(
+        self,
+        capability: str,
+        needs: Requirements | None = None,
+        strategy: Strategy | None = None,
+        avoid: tuple[AgentId, ...] = (),
+    ) -> AgentId | None:
+        """The agent that shall do it, or None if none can now; takes nothing. BadInput for a strategy or version range that
+        cannot be read."""
+        offering = self._offerings.get(capability)
+        if offering is None:
+            return None
+        how = strategy or self._chosen_strategies.get(capability) or offering.strategy or self._default
+        pool = offering.base.get(how)
+        if pool is None:
+            pool = self._base_pool(offering, how)
+        plain = needs is None and not avoid
+        candidate = pool.pick() if plain else self._choose_among(offering, pool, how, needs, avoid)
+        return candidate.id if candidate is not None else None
+
+    def _choose_among(
+        self, offering: Offering, pool: Pool, how: Strategy, needs: Requirements | None, avoid: tuple[AgentId, ...]
+    ) -> Candidate | None:
+        hidden = self._hidden(avoid + needs.avoid if needs is not None else avoid)
+        if needs is None:
+            return pool.pick(hidden)
+        if needs.agent:
+            return self._this_one(offering, needs, hidden)
+        key = signature(needs)
+        if not key:
+            return pool.pick(hidden)
+        full_key = (offering.name, key, how)
+        known = offering.pools.get(full_key)
+        if known is not None:
+            self._selective.move_to_end(full_key)
+            return known[1].pick(hidden)
+        match = self._matcher(needs, offering, key)
+        found = pool.pick(hidden, match, TRIES)
+        return found if found is not None else self._selective_pool(offering, needs, match, full_key).pick(hidden)
+
+    def _hidden(self, agents: tuple[AgentId, ...]) -> Collection[Candidate]:
+        hidden = [candidate for agent in agents if (candidate := self._candidates.get(agent)) is not None]
+        return hidden if len(hidden) <= 8 else frozenset(hidden)
+
+    def _this_one(self, offering: Offering, needs: Requirements, hidden: Collection[Candidate]) -> Candidate | None:
+        candidate = self._candidates.get(needs.agent)
+        if candidate is None or not candidate.ready or candidate in hidden or candidate not in offering.candidates:
+            return None
+        match = self._matcher(needs, offering, signature(needs))
+        return candidate if candidate.record is not None and match(candidate.record) else None
+
+    def _matcher(self, needs: Requirements, offering: Offering, key: Signature) -> Match:
+        match = self._matchers.get((offering.name, key))
+        if match is None:
+            if len(self._matchers) >= _MATCHERS:
+                self._matchers.clear()
+            match = self._matchers[offering.name, key] = matcher(needs, offering.name)
+        return match
+
+    def _base_pool(self, offering: Offering, how: Strategy) -> Pool:
+        pool = make_pool(how, offering.fits, self._random)
+        offering.base[Strategy(how)] = pool
+        for candidate in offering.candidates:
+            _enter(candidate, pool)
+        return pool
+
+    def _selective_pool(self, offering: Offering, needs: Requirements, match: Match, key: _PoolKey) -> Pool:
+        pool = make_pool(key[2], offering.fits, self._random)
+        for candidate in self._rarest(offering, needs):
+            if candidate in offering.candidates and candidate.record is not None and match(candidate.record):
+                _enter(candidate, pool)
+        offering.pools[key] = match, pool
+        self._selective[key] = pool
+        self._selective_members += len(pool)
+        room = max(FEW, SHARE * self._offers)
+        while (self._selective_members > room or len(self._selective) > POOLS) and len(self._selective) > 1:
+            self._drop_pool(next(iter(self._selective)))
+        return pool
+
+    def _drop_pool(self, key: _PoolKey) -> None:
+        pool = self._selective.pop(key)
+        self._selective_members -= len(pool)
+        del self._offerings[key[0]].pools[key]
+        for candidate in pool.members():
+            candidate.pools.remove(pool)
+
+    def _rarest(self, offering: Offering, needs: Requirements) -> Collection[Candidate]:
+        """The smallest set known to hold every agent that meets ``needs``."""
+        smallest = offering.candidates
+        for feature in _asked(needs):
+            candidates = self._by_feature.get(feature, {})
+            if len(candidates) < len(smallest):
+                smallest = candidates
+        return smallest
+
+    def explain(
+        self,
+        capability: str,
+        needs: Requirements | None = None,
+        strategy: Strategy | None = None,
+        avoid: tuple[AgentId, ...] = (),
+    ) -> dict[str, Any]:
+        """What ``choose`` would see and answer, as JSON: strategy, candidates (at most 50, eligible ones first, each with agent,
+        load, limit, score, eligible, why_not), choice, reason, offered, live. Draws nothing at random. BadInput as ``choose``."""
+        how = strategy_named(strategy) if strategy is not None else self.strategy_of(capability)
+        hidden = self._hidden(avoid + needs.avoid if needs is not None else avoid)
+        offering = self._offerings.get(capability) or Offering(capability)
+        key = signature(needs) if needs is not None else ()
+        match = self._matcher(needs, offering, key) if needs is not None and key else None
+        question = Question(capability, how, needs, match, hidden)
+        pool = offering.base.get(how)
+        if pool is None:
+            pool = (
+                make_pool(how, offering.fits, self._random)
+                if not offering.candidates
+                else self._base_pool(offering, how)
+            )
+        among: Collection[Candidate] = offering.candidates
+        if needs is not None and needs.agent:
+            one = self._candidates.get(needs.agent)
+            among = [one] if one is not None and one in offering.candidates else ()
+            pool = make_pool(how, offering.fits, self._random)
+            for candidate in among:
+                pool.add(candidate)
+        elif (capability, key, how) in offering.pools:
+            pool = offering.pools[capability, key, how][1]
+        return {
+            "capability": capability,
+            "offered": len(offering.candidates),
+            "live": offering.live,
+            **explain(question, pool, among, offering.fits),
+        }
+
+    # What is known
+
+    def offered(self, capability: str) -> int:
+        """How many agents offer it, whatever their status."""
+        offering = self._offerings.get(capability)
+        return len(offering.candidates) if offering is not None else 0
+
+    def live(self, capability: str) -> int:
+        """How many of them are active on an eligible node, busy or not."""
+        offering = self._offerings.get(capability)
+        return offering.live if offering is not None else 0
+
+    def load(self, agent: AgentId) -> int:
+        """Attempts and calls in flight."""
+        candidate = self._candidates.get(agent)
+        return candidate.load if candidate is not None else 0
+
+    def agents(self) -> Iterator[AgentRecord]:
+        """All agents, in the order in which they came."""
+        return (candidate.record for candidate in self._candidates.values() if candidate.record is not None)
+
+    def record(self, agent: AgentId) -> AgentRecord | None:
+        candidate = self._candidates.get(agent)
+        return candidate.record if candidate is not None else None
+
+    def capabilities(self) -> list[str]:
+        return sorted(self._offerings)
+
+    def strategy_of(self, capability: str) -> Strategy:
+        """How its agents are chosen unless a call says otherwise."""
+        offering = self._offerings.get(capability)
+        stated = offering.strategy if offering is not None else None
+        return self._chosen_strategies.get(capability) or stated or self._default
+
+    # Keeping the index
+
+    def _list(self, candidate: Candidate, agent: AgentRecord) -> None:
+        host = self._hosts.get(agent.node)
+        if host is None:
+            host = self._hosts[agent.node] = Host(agent.node)
+        host.candidates[candidate] = None
+        candidate.host = host
+        for feature in _features(agent):
+            self._by_feature.setdefault(feature, {})[candidate] = None
+        self._offers += len(_names(agent))
+        for offer in agent.offers:
+            offering = self._offerings.get(offer.name)
+            if offering is None:
+                offering = self._offerings[offer.name] = Offering(offer.name)
+            if offer.strategy is not None:
+                offering.strategy = offer.strategy
+            offering.fits.declare(candidate, offer.declared, agent.concurrency)
+            if candidate in offering.candidates:
+                continue
+            offering.candidates[candidate] = None
+            offering.live += candidate.live
+            for pool in offering.base.values():
+                _enter(candidate, pool)
+            for match, pool in offering.pools.values():
+                if match(agent):
+                    _enter(candidate, pool)
+                    self._selective_members += 1
+
+    def _unlist(self, candidate: Candidate, agent: AgentRecord) -> None:
+        for name in _names(agent):
+            offering = self._offerings[name]
+            self._selective_members -= sum(candidate in pool for _, pool in offering.pools.values())
+            offering.live -= candidate.live
+            del offering.candidates[candidate]
+        for pool in candidate.pools:
+            pool.discard(candidate)
+        candidate.pools.clear()
+        for feature in _features(agent):
+            have = self._by_feature[feature]
+            del have[candidate]
+            if not have:
+                del self._by_feature[feature]
+        host = self._hosts[agent.node]
+        del host.candidates[candidate]
+        if not host.candidates and not host.eligible:
+            del self._hosts[agent.node]
+        self._offers -= len(_names(agent))
+
+    def _drop_unoffered(self, candidate: Candidate, names: Collection[str]) -> None:
+        """``candidate`` no longer offers ``names``; forget what only they needed."""
+        for name in names:
+            offering = self._offerings[name]
+            offering.fits.by_agent.pop(candidate, None)
+            if not offering.candidates:
+                for key in offering.pools:
+                    del self._selective[key]
+                del self._offerings[name]
+
+    def _review(self, candidate: Candidate) -> None:
+        """The agent's status, concurrency or node changed."""
+        record, host = candidate.record, candidate.host
+        if record is None or host is None:
+            return
+        live = host.eligible and record.status is AgentStatus.ACTIVE
+        if live is not candidate.live:
+            candidate.live = live
+            for name in _names(record):
+                self._offerings[name].live += 1 if live else -1
+        candidate.limit = max(record.concurrency, 0)
+        self._loaded(candidate)
+
+    def _forget(self, candidate: Candidate) -> None:
+        if candidate.record is None and not candidate.held:
+            del self._candidates[candidate.id]
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken."""
+        for candidate in self._candidates.values():
+            record = candidate.record
+            assert candidate.held >= 0 and candidate.calls >= 0 and candidate.load == candidate.held + candidate.calls
+            assert candidate.ready == (candidate.live and candidate.load < candidate.limit)
+            if record is None:
+                assert candidate.held and not candidate.live and not candidate.pools and candidate.host is None
+            else:
+                host = self._hosts[record.node]
+                assert candidate.host is host and candidate in host.candidates
+                assert candidate.live == (host.eligible and record.status is AgentStatus.ACTIVE)
+                assert all(candidate in self._offerings[name].candidates for name in _names(record))
+        members = 0
+        for name, offering in self._offerings.items():
+            assert offering.candidates and offering.live == sum(candidate.live for candidate in offering.candidates)
+            assert offering.fits.by_agent.keys() <= offering.candidates.keys()
+            for pool in offering.base.values():
+                assert len(pool) == len(offering.candidates)
+                pool.check()
+            for key, (match, pool) in offering.pools.items():
+                assert key[0] == name and self._selective[key] is pool
+                meets = [c for c in offering.candidates if c.record is not None and match(c.record)]
+                assert len(meets) == len(pool) and all(candidate in pool for candidate in meets)
+                pool.check()
+                members += len(pool)
+        assert members == self._selective_members
+        assert self._offers == sum(len(offering.candidates) for offering in self._offerings.values())
+
+
+def _enter(candidate: Candidate, pool: Pool) -> None:
+    pool.add(candidate)
+    candidate.pools.append(pool)
+
+
+def _names(agent: AgentRecord) -> dict[str, None]:
+    return dict.fromkeys(offer.name for offer in agent.offers)
+
+
+def _same_place(old: AgentRecord, new: AgentRecord) -> bool:
+    """Whether the agent stays in the pools it is in."""
+    return (
+        old.offers == new.offers
+        and old.tags == new.tags
+        and old.labels == new.labels
+        and old.kind == new.kind
+        and old.node == new.node
+        and old.resources == new.resources
+    )
+
+
+def _features(agent: AgentRecord) -> dict[_Feature, None]:
+    """What agents can be found by."""
+    found: dict[_Feature, None] = {("tag", tag): None for tag in agent.tags}
+    for key, value in agent.labels.items():
+        found["label", key, value] = None
+    if agent.kind:
+        found["kind", agent.kind] = None
+    return found
+
+
+def _asked(needs: Requirements) -> list[_Feature]:
+    """Features that every agent that meets ``needs`` has."""
+    asked: list[_Feature] = [("tag", tag) for tag in needs.tags]
+    asked += [("label", key, value) for key, value in needs.labels.items()]
+    if needs.kind:
+        asked.append(("kind", needs.kind))
+    return asked

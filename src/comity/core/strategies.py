@@ -1,0 +1,266 @@
+"""The strategies: what makes one agent come before another.
+
+``least_loaded`` ranks by attempts and calls in flight, ``round_robin`` not at all, ``weighted_random`` draws by the agent's
+set weight or its node's free CPU and memory. ``best_fit`` scores what is known of the agent at the requested capability as
+a weighted product of ratios (Bridgman 1922; Triantaphyllou 2000, section 2.2.2):
+
+    score = success^2 x accuracy^2 x throughput^0.5 x free^0.5 x idle / latency
+
+Ratios of such scores do not depend on the units or the range of any figure, so none needs a scale that would shift with the
+population. ``idle`` is the free share of the agent's own concurrency, ``free`` its node's free CPU and memory.
+
+Measured figures are means that start from a prior worth ``PRIOR`` samples and forget beyond ``WINDOW`` samples. The prior
+is what the agent declared; failing that, what the capability's other agents do (empirical Bayes). An agent about which
+nothing is known stands where the others' mean stands, so it is tried before those that are slower than usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from math import inf, log2, sqrt
+from operator import attrgetter
+
+from comity.core.pools import LEVELS, OUT, Candidate, Match, Pool, Queues, Urn, first_of
+from comity.model.capability import Performance, Strategy, strategy
+
+PRIOR = 4.0
+WINDOW = 64.0
+STEPS = 8
+"""Levels per doubling of a score: scores within 9 % of one another count as equal and go in rotation."""
+_TOP = 48.0
+_REFERENCE_WINDOW = 256.0
+_LEAST, _MOST = 1e-3, 1e9
+
+
+def free_of(cpu: float, memory_mb: float) -> float:
+    """Free CPU (cores) and memory (MiB) as one weight: the geometric mean of cores and GiB, rounded to a quarter octave so
+    that small changes change nothing. Never zero."""
+    product = _bounded(cpu, _LEAST) * _bounded(memory_mb / 1024.0, _LEAST)
+    return float(2.0 ** (round(2.0 * log2(product)) / 4.0))
+
+
+def weight_of(candidate: Candidate) -> float:
+    """The agent's set weight, else its node's free CPU and memory."""
+    if candidate.record is not None and candidate.record.weight > 0.0:
+        return candidate.record.weight
+    return candidate.host.free if candidate.host is not None else 1.0
+
+
+def _bounded(value: float, otherwise: float) -> float:
+    """A figure from outside within reason; ``otherwise`` if it is not a positive number."""
+    return min(max(value, _LEAST), _MOST) if value > 0.0 else otherwise
+
+
+class Reference:
+    """What the agents that offer a capability do on average (log2 of ms and of tasks/s)."""
+
+    __slots__ = ("latency", "samples", "throughput")
+
+    def __init__(self) -> None:
+        self.latency = 0.0
+        self.throughput = 0.0
+        self.samples = 0.0
+
+    def add(self, latency: float, throughput: float) -> None:
+        self.samples = min(self.samples + 1.0, _REFERENCE_WINDOW)
+        self.latency += (latency - self.latency) / self.samples
+        self.throughput += (throughput - self.throughput) / self.samples
+
+    def speed(self) -> float:
+        return 0.5 * self.throughput - self.latency
+
+
+class Fit:
+    """How well one agent does one capability. Latency and throughput are log2 of ms and tasks/s, and geometric means; they
+    count once ``samples`` > 0. ``quality`` is the score's logarithm without what depends on load and node."""
+
+    __slots__ = ("accuracy", "latency", "outcomes", "quality", "ratings", "samples", "success", "throughput")
+
+    def __init__(self, declared: Performance | None, concurrency: int) -> None:
+        self.samples = 0.0
+        self.latency = 0.0
+        self.throughput = 0.0
+        self.success = 1.0
+        self.accuracy = 0.5
+        self.outcomes = PRIOR
+        self.ratings = PRIOR
+        if declared is not None:
+            self._declare(declared, max(concurrency, 1))
+        self._weigh()
+
+    def _declare(self, declared: Performance, concurrency: int) -> None:
+        """A missing one of latency and throughput follows from the other (Little 1961: concurrency = rate x latency)."""
+        latency, throughput = declared.latency_ms, declared.throughput
+        if latency > 0.0 or throughput > 0.0:
+            latency = latency if latency > 0.0 else 1000.0 * concurrency / throughput
+            throughput = throughput if throughput > 0.0 else 1000.0 * concurrency / latency
+            self.samples = PRIOR
+            self.latency = log2(_bounded(latency, 1.0))
+            self.throughput = log2(_bounded(throughput, 1.0))
+        self.success = min(max(declared.success, 0.0), 1.0)
+        if 0.0 < declared.accuracy <= 1.0:
+            self.accuracy = declared.accuracy
+
+    @property
+    def known(self) -> bool:
+        return self.samples > 0.0
+
+    def measure(self, latency_ms: float, ok: bool, load: int, reference: Reference) -> None:
+        """An attempt ended. Throughput is the agent's rate by Little's law: ``load`` in flight, each for ``latency_ms``."""
+        self.outcomes = min(self.outcomes + 1.0, WINDOW)
+        self.success += (ok - self.success) / self.outcomes
+        if ok:
+            latency = log2(_bounded(latency_ms, _LEAST))
+            throughput = log2(_bounded(1000.0 * max(load, 1) / 2.0**latency, _LEAST))
+            if not self.samples and reference.samples:
+                self.samples, self.latency, self.throughput = PRIOR, reference.latency, reference.throughput
+            self.samples = min(self.samples + 1.0, WINDOW)
+            self.latency += (latency - self.latency) / self.samples
+            self.throughput += (throughput - self.throughput) / self.samples
+            reference.add(latency, throughput)
+        self._weigh()
+
+    def rate(self, accuracy: float) -> None:
+        self.ratings = min(self.ratings + 1.0, WINDOW)
+        self.accuracy += (min(max(accuracy, 0.0), 1.0) - self.accuracy) / self.ratings
+        self._weigh()
+
+    def figures(self) -> dict[str, float | None]:
+        """What is believed of the agent, in plain units; None if unknown."""
+        return {
+            "latency_ms": round(2.0**self.latency, 3) if self.samples else None,
+            "throughput": round(2.0**self.throughput, 3) if self.samples else None,
+            "success": round(self.success, 4),
+            "accuracy": round(self.accuracy, 4),
+            "samples": round(self.outcomes - PRIOR),
+        }
+
+    def _weigh(self) -> None:
+        certain = 2.0 * log2(max(self.success, 0.01) * max(self.accuracy, 0.01))
+        self.quality = certain + 0.5 * self.throughput - self.latency if self.samples else certain
+
+
+_UNKNOWN = Fit(None, 1)
+
+
+class Fits:
+    """Everything ``best_fit`` knows about one capability."""
+
+    def __init__(self) -> None:
+        self.reference = Reference()
+        self.by_agent: dict[Candidate, Fit] = {}
+
+    def declare(self, candidate: Candidate, declared: Performance | None, concurrency: int) -> None:
+        """What the agent says of itself; what was measured stays."""
+        fit = Fit(declared, concurrency)
+        old = self.by_agent.get(candidate)
+        if declared is None or (old is not None and (old.outcomes > PRIOR or old.ratings > PRIOR)):
+            return
+        self.by_agent[candidate] = fit
+        if fit.known:
+            self.reference.add(fit.latency, fit.throughput)
+
+    def of(self, candidate: Candidate) -> Fit:
+        return self.by_agent.get(candidate, _UNKNOWN)
+
+    def make(self, candidate: Candidate) -> Fit:
+        """The agent's own record, made if there is none."""
+        fit = self.by_agent.get(candidate)
+        if fit is None:
+            fit = self.by_agent[candidate] = Fit(None, candidate.limit)
+        return fit
+
+    def octaves(self, candidate: Candidate) -> float:
+        """log2 of the candidate's score, but for the speed of one that nobody has measured. Only while it is ready."""
+        fit = self.by_agent.get(candidate, _UNKNOWN)
+        free = candidate.host.free if candidate.host is not None else 1.0
+        return fit.quality + log2(sqrt(free) * (1.0 - candidate.load / candidate.limit))
+
+    def score(self, candidate: Candidate) -> float:
+        """The score itself; 0 for an agent that is busy or out."""
+        if not candidate.ready:
+            return 0.0
+        speed = 0.0 if self.of(candidate).known else self.reference.speed()
+        return float(2.0 ** (self.octaves(candidate) + speed))
+
+
+class Ranked:
+    """A pool for ``best_fit``. Agents of unknown speed have queues of their own, which are set beside the others by what
+    the capability's agents do on average at the moment of choosing, so a change of that average moves nobody."""
+
+    __slots__ = ("_fits", "_known", "_unknown")
+
+    def __init__(self, fits: Fits) -> None:
+        self._fits = fits
+        self._known = Queues(lambda candidate: self._level(candidate) if fits.of(candidate).known else OUT)
+        self._unknown = Queues(lambda candidate: OUT if fits.of(candidate).known else self._level(candidate))
+
+    def _level(self, candidate: Candidate) -> int:
+        return min(max(int((_TOP - self._fits.octaves(candidate)) * STEPS), 0), LEVELS - 1)
+
+    def _behind(self) -> int:
+        """Levels by which those of unknown speed stand behind where their queues say."""
+        return -round(self._fits.reference.speed() * STEPS)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, candidate: Candidate) -> bool:
+        return candidate in self._known
+
+    def add(self, candidate: Candidate) -> None:
+        self._known.add(candidate)
+        self._unknown.add(candidate)
+
+    def discard(self, candidate: Candidate) -> None:
+        self._known.discard(candidate)
+        self._unknown.discard(candidate)
+
+    def refresh(self, candidate: Candidate) -> None:
+        self._known.refresh(candidate)
+        self._unknown.refresh(candidate)
+
+    def pick(self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0) -> Candidate | None:
+        if not hidden and match is None:
+            known, unknown = self._known.lowest(), self._unknown.lowest()
+            if unknown != OUT and (known == OUT or unknown + self._behind() <= known):
+                return self._unknown.pick()
+            return self._known.pick()
+        found = first_of(self.ranked(), hidden, match, tries)
+        if found is not None:
+            queues = self._known if self._fits.of(found).known else self._unknown
+            queues.rotate(found)
+        return found
+
+    def ranked(self) -> Iterator[Candidate]:
+        behind = self._behind()
+        known, unknown = self._known.ranked(), self._unknown.ranked()
+        left, right = next(known, None), next(unknown, None)
+        while left is not None or right is not None:
+            left_level = self._known.level_of(left) if left is not None else inf
+            right_level = self._unknown.level_of(right) + behind if right is not None else inf
+            if right is not None and right_level <= left_level:
+                yield right
+                right = next(unknown, None)
+            elif left is not None:
+                yield left
+                left = next(known, None)
+
+    def members(self) -> Iterator[Candidate]:
+        return self._known.members()
+
+    def check(self) -> None:
+        self._known.check()
+        self._unknown.check()
+
+
+def make_pool(how: Strategy, fits: Fits, random: Callable[[], float]) -> Pool:
+    """An empty pool for strategy ``how``; BadInput for an unknown one."""
+    how = strategy(how)
+    if how is Strategy.LEAST_LOADED:
+        return Queues(attrgetter("load"))
+    if how is Strategy.ROUND_ROBIN:
+        return Queues(lambda candidate: 0)
+    if how is Strategy.WEIGHTED_RANDOM:
+        return Urn(weight_of, random)
+    return Ranked(fits)
