@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 
 class Item(NamedTuple):
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which an item has no use for
     data: bytes
 
 
