@@ -111,7 +111,8 @@ def _lead(surveys: Sequence[FileSurvey], run: Run) -> str:
     if not run.work:
         return f"{len(surveys):,} files of Python, read from end to end."
     nodes, agents = len(run.nodes), len({(one.node, one.agent) for work in run.work if work.files for one in work.tries})
-    text = f"{len(surveys):,} files of Python, read by {agents} agents on {nodes} nodes in {run.seconds:.1f} seconds."
+    crew = f"{agents} agent{'s' * (agents != 1)} on {nodes} node{'s' * (nodes != 1)}"
+    text = f"{len(surveys):,} files of Python, read by {crew} in {run.seconds:.1f} seconds."
     moved, gap = len(run.moved()), run.gap()
     if run.losses:
         text += f' <span class="whole">{escape(run.losses[0].node)}</span> was killed on the way.'

@@ -47,25 +47,24 @@ def treemap(surveys: Sequence[FileSurvey]) -> str:
     """The SVG element. Folders are boxes in boxes, the outermost named. Tests come below, at a scale of their own."""
     code = [survey for survey in surveys if not is_test(survey.path)]
     tests = [survey for survey in surveys if is_test(survey.path)]
+    first = code or tests
     parts: list[str] = []
-    height = 0.0
-    for files, tall, name in ((code or tests, HEIGHT, ""), (tests if code else [], TESTS, "Tests")):
-        if files:
-            if name:
-                parts.append(f'<text class="map" x="1.5" y="{height + 18:.0f}">{_scales(code, tests)}</text>')
-                height += BETWEEN
-            _draw(_tree(files), Box(0, height, WIDTH, tall), parts, depth=0)
-            height += tall
+    height = HEIGHT * min(1.0, max(0.3, len(first) / 60))
+    _draw(_tree(first), Box(0, 0, WIDTH, height), parts, depth=0)
+    if code and tests:
+        parts.append(f'<text class="map" x="1.5" y="{height + 18:.0f}">{_scales(code, tests, height)}</text>')
+        _draw(_tree(tests), Box(0, height + BETWEEN, WIDTH, TESTS), parts, depth=0)
+        height += BETWEEN + TESTS
     label = f"Treemap of {len(surveys)} files: area is lines, colour is mean complexity"
     body = "".join(parts)
     return f'<svg class="treemap" viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{label}">{body}</svg>'
 
 
-def _scales(code: Sequence[FileSurvey], tests: Sequence[FileSurvey]) -> str:
+def _scales(code: Sequence[FileSurvey], tests: Sequence[FileSurvey], height: float) -> str:
     lines = sum(map(_weight, tests))
-    ratio = (HEIGHT / sum(map(_weight, code))) / (TESTS / lines)
-    scale = f"at 1/{ratio:.0f} of the scale above" if ratio >= 1.5 else "at about the scale above"
-    return f"Tests: {lines:,.0f} lines in {len(tests):,} files, {scale}"
+    ratio = (height / sum(map(_weight, code))) / (TESTS / lines)
+    scale = f"1/{ratio:.0f} of" if ratio >= 1.5 else f"{1 / ratio:.0f} times" if ratio <= 0.67 else "about"
+    return f"Tests: {lines:,.0f} lines in {len(tests):,} files, at {scale} the scale above"
 
 
 def squarify(weights: Sequence[float], box: Box) -> list[Box]:
