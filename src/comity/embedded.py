@@ -45,7 +45,7 @@ _STOP_LIMIT_S = 5.0
 _LOCK_LIMIT_S = 5.0
 _PORTS_TRIED = 64
 _QUICK_DEATH_S = 2.0
-_QUICK_DEATHS = 5
+_FAILURES = 5
 
 # Run by a small Python that then becomes the server: asks the kernel for SIGKILL when the parent ends, however it ends.
 # (A preexec_fn would fork a process that has threads.) A parent that ended before this line shows in getppid.
@@ -213,25 +213,29 @@ class EmbeddedServer:
             return file.read().decode(errors="replace")
 
     async def _keep_running(self) -> None:
-        """Restart the server whenever it ends, on the same port; give up when it dies at once again and again."""
+        """Restart the server whenever it ends, on the same port; give up when it fails again and again."""
         loop = asyncio.get_running_loop()
-        quick = 0
+        failures = 0
         while True:
             assert self._process is not None
             born = loop.time()
             status = await self._process.wait()
-            quick = quick + 1 if loop.time() - born < _QUICK_DEATH_S else 0
+            failures = failures + 1 if loop.time() - born < _QUICK_DEATH_S else 0
             log.warning("nats-server ended with status %s; starting it again", status)
+            failed = ServerFailed(f"nats-server ended {failures} times in a row, last with status {status}")
             while True:
-                if quick >= _QUICK_DEATHS:
-                    raise ServerFailed(f"nats-server ended {quick} times in a row, last with status {status}")
-                await asyncio.sleep(0.1 * 2**quick if quick else 0)
+                if failures >= _FAILURES:
+                    raise failed
+                await asyncio.sleep(0.1 * 2**failures if failures else 0)
                 try:
                     await self._launch()
                     break
                 except _PortTaken:
-                    await self._end()
-                    quick += 1
+                    failed = ServerFailed(f"another program took port {self.port}", port=self.port)
+                except ServerFailed as error:
+                    failed = error
+                await self._end()
+                failures += 1
             if self.on_restart is not None:
                 self.on_restart()
 
