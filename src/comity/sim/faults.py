@@ -1,0 +1,284 @@
+"""What goes wrong in a simulated life, and when: drawn from the seed.
+
+Swarm testing (Groce and others, 2012): each seed leaves some kinds of fault out entirely and gives the others weights of its
+own, so that lives differ more than if every one had a little of everything. A life is tortured for a while, then healed:
+after that everything must come to an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from typing import Protocol
+
+from comity.bus.memory import MemoryNetwork
+from comity.model.ids import ProcessId
+from comity.sim.links import Links, Odds
+from comity.sim.loop import Life, Process, VirtualLoop
+
+SERVERS = ("bus", "log", "registry", "store")
+Undo = Callable[[], None]
+
+
+class Clock:
+    """A process's wall clock, in seconds since 1970. It may be set wrong, and run fast or slow."""
+
+    EPOCH = 1_790_000_000.0
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self.set()
+
+    def wall(self) -> float:
+        now = self._loop.time()
+        return self.EPOCH + now + self._ahead_s + (now - self._since) * (self._rate - 1.0)
+
+    def set(self, ahead_s: float = 0.0, rate: float = 1.0) -> None:
+        """Show ``ahead_s`` more than the true time from now on, and gain or lose with ``rate``; the true time by default."""
+        self._since = self._loop.time()
+        self._ahead_s = ahead_s
+        self._rate = rate
+
+
+class Host(Protocol):
+    """Where one process after the other runs under one name. ``kill`` it, and it comes back with ``revive``."""
+
+    name: str
+    process: Process
+    clock: Clock
+
+    def kill(self, *, noticed: bool) -> None: ...
+
+    def revive(self) -> None: ...
+
+
+class Faults:
+    """The faults of one life. ``hosts`` are its victims; ``spare`` names some that are never killed or paused (clients whose
+    history would end with them)."""
+
+    def __init__(
+        self, links: Links, network: MemoryNetwork, hosts: list[Host], random: Random, spare: tuple[str, ...] = ()
+    ) -> None:
+        self.links = links
+        self.network = network
+        self.hosts = hosts
+        self.victims = [host for host in hosts if host.name not in spare]
+        self.random = random
+        kinds: dict[str, Callable[[float], Undo]] = {
+            "pause": self._pause,
+            "crash": self._crash,
+            "partition": self._partition,
+            "one-way cut": self._one_way,
+            "server cut off": self._server_cut,
+            "disconnect": self._disconnect,
+            "loss": self._loss,
+            "slow": self._slow,
+            "bad writes": self._bad_writes,
+            "slow server": self._slow_server,
+            "stale reads": self._stale_reads,
+            "clock": self._clock,
+            "lag": self._lag,
+            "outage": self._outage,
+        }
+        self.weights = {kind: random.random() ** 2 for kind in kinds if random.random() < 0.5}
+        self.every_s = random.choice([0.4, 1.0, 2.0, 4.0])
+        self.lasting_s = random.choice([0.3, 1.0, 3.0])
+        self._kinds = kinds
+        self._undo: dict[int, Undo] = {}
+        self._count = 0
+
+    async def torture(self, until: float) -> None:
+        """Let things go wrong until then."""
+        loop = self.links.loop
+        while self.weights:
+            await asyncio.sleep(self.random.expovariate(1 / self.every_s))
+            if loop.time() >= until:
+                return
+            kind = self.random.choices(list(self.weights), list(self.weights.values()))[0]
+            self.strike(kind, min(self.random.expovariate(1 / self.lasting_s), 15.0))
+
+    def strike(self, kind: str, lasts_s: float) -> None:
+        """Do ``kind`` now, and undo it after ``lasts_s``."""
+        undo = self._kinds[kind](lasts_s)
+        self._count += 1
+        number = self._count
+        self._undo[number] = undo
+        self.links.loop.call_later(lasts_s, self._end, number)
+
+    def _end(self, number: int) -> None:
+        undo = self._undo.pop(number, None)
+        if undo is not None:
+            undo()
+
+    def heal(self) -> None:
+        """Undo everything, and bring all back to life."""
+        self.links.trace("world", "heal")
+        for number in list(self._undo):
+            self._end(number)
+        for host in self.hosts:
+            host.process.wake()
+            if host.process.life is Life.DEAD:
+                host.revive()
+
+    def _tell(self, what: str, detail: str = "") -> None:
+        self.links.trace("world", f"fault: {what}", detail)
+
+    # Processes
+
+    def _pause(self, lasts_s: float) -> Undo:
+        process = self.random.choice(self.victims).process
+        self._tell("pause", f"{process.name} for {lasts_s:.3f} s")
+        process.pause()
+        return process.wake
+
+    def _crash(self, lasts_s: float) -> Undo:
+        host = self.random.choice(self.victims)
+        if host.process.life is Life.DEAD:
+            return _nothing
+        noticed = self.random.random() < 0.7
+        self._tell("crash", f"{host.name}{'' if noticed else ' with its machine'}, back after {lasts_s:.3f} s")
+        host.kill(noticed=noticed)
+        return lambda: host.revive() if host.process.life is Life.DEAD else None
+
+    def _lag(self, lasts_s: float) -> Undo:
+        """Its event loop keeps being late."""
+        process = self.random.choice(self.victims).process
+        self._tell("lag", f"{process.name} for {lasts_s:.3f} s")
+        worst_s = self.random.uniform(0.02, 0.6)
+        stumbling = True
+
+        def stumble() -> None:
+            if stumbling:
+                process.pause()
+                self.links.loop.call_later(self.random.uniform(0.0, worst_s), recover)
+
+        def recover() -> None:
+            process.wake()
+            if stumbling:
+                self.links.loop.call_later(self.random.uniform(0.0, worst_s), stumble)
+
+        def end() -> None:
+            nonlocal stumbling
+            stumbling = False
+            process.wake()
+
+        stumble()
+        return end
+
+    def _clock(self, lasts_s: float) -> Undo:
+        host = self.random.choice(self.hosts)
+        ahead_s = self.random.choice([-1, 1]) * self.random.choice([0.5, 5.0, 600.0, 86_400.0])
+        rate = self.random.choice([1.0, 1.0, 0.9, 1.1])
+        self._tell("clock", f"{host.name} is {ahead_s:g} s ahead and runs at {rate}")
+        host.clock.set(ahead_s, rate)
+        return host.clock.set
+
+    # Links
+
+    def _cut_all(self, pairs: list[tuple[str, str]]) -> Undo:
+        for source, target in pairs:
+            self.links.cut(source, target)
+
+        def mend() -> None:
+            for source, target in pairs:
+                self.links.mend(source, target)
+
+        return mend
+
+    def _partition(self, lasts_s: float) -> Undo:
+        names = [host.name for host in self.hosts]
+        self.random.shuffle(names)
+        size = self.random.randrange(1, len(names))
+        left, right = names[:size], names[size:]
+        self._tell("partition", f"{left} from {right}")
+        return self._cut_all([pair for a in left for b in right for pair in ((a, b), (b, a))])
+
+    def _one_way(self, lasts_s: float) -> Undo:
+        source, target = self.random.sample([host.name for host in self.hosts], 2)
+        self._tell("one-way cut", f"{source} to {target}")
+        return self._cut_all([(source, target)])
+
+    def _server_cut(self, lasts_s: float) -> Undo:
+        host, server = self.random.choice(self.hosts).name, self.random.choice(SERVERS)
+        ways = self.random.choice([[(host, server)], [(server, host)], [(host, server), (server, host)]])
+        self._tell("server cut off", f"{ways}")
+        return self._cut_all(ways)
+
+    def _disconnect(self, lasts_s: float) -> Undo:
+        """Its connection to the bus breaks."""
+        host = self.random.choice(self.hosts)
+        process = host.process
+        if process.life is Life.DEAD:
+            return _nothing
+        self._tell("disconnect", host.name)
+        self.network.disconnect(ProcessId(host.name), noticed=self.random.random() < 0.7)
+        return lambda: self._reconnect(host, process)
+
+    def _reconnect(self, host: Host, process: Process) -> None:
+        if host.process is process and process.life is not Life.DEAD:
+            self.network.reconnect(ProcessId(host.name))
+
+    def _outage(self, lasts_s: float) -> Undo:
+        """All servers are gone, and with them every connection."""
+        self._tell("outage", f"{lasts_s:.3f} s")
+        names = [host.name for host in self.hosts]
+        mend = self._cut_all([pair for a in names for b in SERVERS for pair in ((a, b), (b, a))])
+        before = [(host, host.process) for host in self.hosts if host.process.life is not Life.DEAD]
+        for host, _ in before:
+            self.network.disconnect(ProcessId(host.name), noticed=False)
+
+        def restore() -> None:
+            mend()
+            for host, process in before:
+                self._reconnect(host, process)
+
+        return restore
+
+    def _loss(self, lasts_s: float) -> Undo:
+        share = self.random.choice([0.01, 0.1, 0.5])
+        self._tell("loss", f"{share:.0%} of all messages")
+        self.links.drop = share
+
+        def end() -> None:
+            self.links.drop = 0.0
+
+        return end
+
+    def _slow(self, lasts_s: float) -> Undo:
+        name = self.random.choice(self.hosts).name
+        extra_s = self.random.choice([0.02, 0.2, 1.0])
+        self._tell("slow", f"{name} by {extra_s} s")
+        self.links.slow_s[name] = extra_s
+
+        def end() -> None:
+            self.links.slow_s.pop(name, None)
+
+        return end
+
+    # Servers
+
+    def _change(self, server: str, **odds: float) -> Undo:
+        self._tell(server, ", ".join(f"{name} {value:.3f}" for name, value in odds.items()))
+        self.links.odds[server] = self.links.odds.get(server, Odds())._replace(**odds)
+
+        def end() -> None:
+            self.links.odds[server] = self.links.odds[server]._replace(**dict.fromkeys(odds, 0.0))
+
+        return end
+
+    def _bad_writes(self, lasts_s: float) -> Undo:
+        server = self.random.choice(["log", "log", "registry", "store"])
+        share = self.random.choice([0.02, 0.1, 0.3])
+        fates = ("never", "lost", "late")
+        return self._change(server, **{fate: share * self.random.random() for fate in fates})
+
+    def _slow_server(self, lasts_s: float) -> Undo:
+        return self._change(self.random.choice(SERVERS[1:]), slow_s=self.random.choice([0.02, 0.3, 2.5]))
+
+    def _stale_reads(self, lasts_s: float) -> Undo:
+        return self._change("log", stale_s=self.random.choice([0.05, 0.5, 3.0]))
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,216 @@
+"""What lies between the processes of a simulated world, and between them and the servers: how long things take, what is cut,
+what gets lost. Faults change the public fields; the doors of ``doors`` send everything through here.
+
+Places are named: a process by its id, the servers behind the doors ``bus``, ``log``, ``registry`` and ``store``. A cut is
+directed; one between two processes hides them from each other while both still reach the bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any, NamedTuple, TypeVar
+
+from comity.errors import ComityError, Disconnected, TimedOut
+from comity.model.ids import ProcessId
+from comity.sim.loop import Process, VirtualLoop
+
+T = TypeVar("T")
+
+CALL_TIMEOUT_S = 2.0
+"""How long a client of a server waits for its answer."""
+
+
+class Event(NamedTuple):
+    """One line of a life's trace. ``detail`` is text, or the bytes of a bus message."""
+
+    at: float
+    who: str
+    what: str
+    detail: str | bytes = ""
+
+
+class Trace:
+    """All that happened, in order. Two runs of one seed must write the same."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.events: list[Event] = []
+        self._loop = loop
+
+    def __call__(self, who: str, what: str, detail: str | bytes = "") -> None:
+        self.events.append(Event(self._loop.time(), who, what, detail))
+
+
+class Fate(enum.StrEnum):
+    """What becomes of a write: the caller of all but the first sees a time-out or a broken connection."""
+
+    DONE = "done"
+    NEVER = "never"
+    LOST = "answer lost"
+    LATE = "late"
+
+
+class Odds(NamedTuple):
+    """How likely each bad fate of a write is, and how far the server lags: ``stale_s`` for what it reads, ``slow_s`` for what
+    it does."""
+
+    never: float = 0.0
+    lost: float = 0.0
+    late: float = 0.0
+    slow_s: float = 0.0
+    stale_s: float = 0.0
+
+
+class Links:
+    """See the module. ``latency_s`` bounds one way of every hop; ``drop`` is the share of bus messages that vanish; ``slow_s``
+    is added to every hop from or to a place."""
+
+    def __init__(self, loop: VirtualLoop, random: Random, trace: Trace) -> None:
+        self.loop = loop
+        self.random = random
+        self.trace = trace
+        self.latency_s = (0.0002, 0.002)
+        self.drop = 0.0
+        self.slow_s: dict[str, float] = {}
+        self.odds: dict[str, Odds] = {}
+        self.processes: dict[str, Process] = {}
+        """The newest process of each name."""
+        self.healed = asyncio.Event()
+        self._cuts: dict[tuple[str, str], int] = {}
+        self._lanes: dict[tuple[str, str, str], float] = {}
+        self._nobody = contextvars.Context()
+
+    # What is cut
+
+    def cut(self, source: str, target: str) -> None:
+        """Nothing gets from ``source`` to ``target`` until as many ``mend`` as ``cut``."""
+        self._cuts[source, target] = self._cuts.get((source, target), 0) + 1
+
+    def mend(self, source: str, target: str) -> None:
+        left = self._cuts.get((source, target), 0) - 1
+        if left > 0:
+            self._cuts[source, target] = left
+        else:
+            self._cuts.pop((source, target), None)
+        self.healed.set()
+        self.healed.clear()
+
+    def is_open(self, source: str, target: str) -> bool:
+        return (source, target) not in self._cuts
+
+    async def until_open(self, source: str, target: str) -> None:
+        while not self.is_open(source, target):
+            await self.healed.wait()
+
+    # How long it takes
+
+    def delay(self, source: str, target: str) -> float:
+        """Seconds of one way."""
+        least, most = self.latency_s
+        return self.random.uniform(least, most) + self.slow_s.get(source, 0.0) + self.slow_s.get(target, 0.0)
+
+    def arrival(self, source: str, target: str, lane: str, delay: float) -> float:
+        """When what is sent now arrives; never before what was sent earlier in the same lane."""
+        key = (source, target, lane)
+        when = max(self.loop.time() + delay, self._lanes.get(key, 0.0))
+        self._lanes[key] = when
+        return when
+
+    def stall(self, source: str, target: str, lane: str, until: float) -> None:
+        """What is sent in this lane from now on arrives no sooner than ``until``."""
+        key = (source, target, lane)
+        self._lanes[key] = max(until, self._lanes.get(key, 0.0))
+
+    # Messages
+
+    def carry(self, sender: ProcessId, receiver: ProcessId, deliver: Callable[[], None]) -> None:
+        """The fate of a bus message (``MemoryNetwork.carry``): it arrives in order, in the receiver's process, or never."""
+        process = self.processes.get(receiver)
+        if process is None:
+            return
+        if (sender, receiver) in self._cuts or (self.drop and self.random.random() < self.drop):
+            self.trace(sender, "lost", receiver)
+            return
+        when = self.arrival(sender, receiver, "bus", self.delay(sender, receiver))
+        self.loop.call_at(when, deliver, context=process.context.copy())
+
+    # Calls of a server
+
+    async def call(
+        self, process: Process, place: str, action: Callable[[], Awaitable[T]], *, is_write: bool, what: str
+    ) -> T:
+        """Have the server at ``place`` do ``action``, and bring the answer back to ``process``.
+
+        Raises what ``action`` raises (a definite answer), or TimedOut or Disconnected when no answer comes: it may then have
+        been done, or not, or be done later.
+        """
+        loop = self.loop
+        answer: asyncio.Future[T] = loop.create_future()
+        odds = self.odds.get(place, Odds())
+        fate = self._fate(odds) if is_write else Fate.DONE
+        if fate is not Fate.DONE:
+            self.trace(process.name, "fate", f"{what}: {fate}")
+        if fate is not Fate.NEVER and self.is_open(process.name, place):
+            if fate is Fate.LATE:  # it comes by a connection that broke: past all that went by the next one
+                when = loop.time() + self.random.uniform(0.0, 3 * CALL_TIMEOUT_S)
+            else:
+                slow = self.random.uniform(0.0, odds.slow_s) if odds.slow_s else 0.0
+                when = self.arrival(process.name, place, "call", self.delay(process.name, place) + slow)
+            loop.call_at(when, self._start, process.name, place, action, answer, fate, context=self._nobody.copy())
+        error: ComityError = TimedOut(f"{place} did not answer")
+        patience_s = CALL_TIMEOUT_S
+        if fate is not Fate.DONE and self.random.random() < 0.5:
+            error = Disconnected(f"the connection to {place} broke")
+            patience_s *= self.random.random()
+        timer = loop.call_later(patience_s, self._give_up, answer, error)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+
+    def _fate(self, odds: Odds) -> Fate:
+        if not (odds.never or odds.lost or odds.late):
+            return Fate.DONE
+        roll = self.random.random()
+        for fate, share in ((Fate.NEVER, odds.never), (Fate.LOST, odds.lost), (Fate.LATE, odds.late)):
+            if roll < share:
+                return fate
+            roll -= share
+        return Fate.DONE
+
+    def _start(
+        self, source: str, place: str, action: Callable[[], Awaitable[T]], answer: asyncio.Future[T], fate: Fate
+    ) -> None:
+        task = self.loop.create_task(self._serve(source, place, action, answer, fate))
+        task.set_name(f"{place} serves {source}")
+
+    async def _serve(
+        self, source: str, place: str, action: Callable[[], Awaitable[T]], answer: asyncio.Future[T], fate: Fate
+    ) -> None:
+        value: Any = None
+        failure: Exception | None = None
+        try:
+            value = await action()
+        except Exception as error:
+            failure = error
+        if fate is not Fate.DONE or not self.is_open(place, source):
+            return
+        when = self.arrival(place, source, "answer", self.delay(place, source))
+        self.loop.call_at(when, _resolve, answer, value, failure)
+
+    @staticmethod
+    def _give_up(answer: asyncio.Future[Any], error: ComityError) -> None:
+        if not answer.done():
+            answer.set_exception(error)
+
+
+def _resolve(answer: asyncio.Future[Any], value: Any, failure: Exception | None) -> None:
+    if answer.done():
+        return
+    if failure is not None:
+        answer.set_exception(failure)
+    else:
+        answer.set_result(value)
