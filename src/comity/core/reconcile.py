@@ -89,6 +89,7 @@ class Reconcile:
         self._capabilities: dict[AgentId, tuple[str, ...]] = {}
         self._proposals: list[Command] = []
         self._next_epoch = state.next_epoch()
+        self._now_ms = state.time_ms
 
     # What is observed
 
@@ -133,6 +134,7 @@ class Reconcile:
 
     def observe(self, changes: list[Change]) -> None:
         """Take in what an effective entry changed."""
+        self._now_ms = max(self._now_ms, self.state.time_ms)
         for change in changes:
             seen = _OBSERVERS.get(change.kind)
             if seen is not None and change.task is not None:
@@ -172,7 +174,7 @@ class Reconcile:
     def _put_back(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
         self._cancel_children(task.spec.id, task.epoch)
-        if task.not_before > self.state.time_ms:
+        if task.not_before > self._now_ms:
             self._timer(task.not_before, _READY, task.spec.id, task.epoch)
         else:
             self._push(task)
@@ -219,7 +221,7 @@ class Reconcile:
         return demand
 
     def _avoid(self, task: Task) -> tuple[AgentId, ...]:
-        since = self.state.time_ms - self.policy.refusal_ms
+        since = self._now_ms - self.policy.refusal_ms
         refused = {a.agent: None for a in task.past if a.ending is Ending.REFUSED and a.ended_at > since}
         return tuple(sorted(refused))
 
@@ -228,7 +230,7 @@ class Reconcile:
         heappush(demand.heap, (task.created_at - task.spec.priority * self.policy.aging_ms, task.spec.id))
         self._dirty[task.spec.capability] = None
         if demand.avoid:  # refusals are forgotten; then it may go to the same agents again
-            self._timer(self.state.time_ms + self.policy.refusal_ms, _READY, task.spec.id, task.epoch)
+            self._timer(self._now_ms + self.policy.refusal_ms, _READY, task.spec.id, task.epoch)
 
     def ride(self, spec: TaskSpec) -> Assign | None:
         """An assignment to go into the same entry as ``spec``'s submit, if an agent is free and nobody waits before it."""
@@ -322,6 +324,7 @@ class Reconcile:
     def due(self, now_ms: int) -> list[Command]:
         """What the passing of time calls for."""
         commands: list[Command] = []
+        self._now_ms = max(self._now_ms, now_ms)
         while self._timers and self._timers[0][0] <= now_ms:
             timer = heappop(self._timers)
             if self._is_live(timer):

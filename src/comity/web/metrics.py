@@ -1,0 +1,104 @@
+"""OpenMetrics of a controller, on ``/metrics``. Every key figure of ``comity stats`` has its metric; labels stay few: state, node,
+and the fifty busiest agents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import start_http_server
+from prometheus_client.registry import Collector
+
+Metric = GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily
+
+_TOTALS = {
+    "submitted": "Tasks taken in",
+    "completed": "Tasks that completed",
+    "failed": "Tasks that failed",
+    "canceled": "Tasks that were canceled",
+    "retries": "Attempts that failed and were tried again",
+    "requeues": "Attempts handed back without using a retry",
+    "evictions": "Nodes whose lease was ended",
+    "rejected_reports": "Reports with an epoch that was no longer current",
+}
+
+
+class NetworkCollector(Collector):
+    """Turns ``stats()`` into metrics at each scrape."""
+
+    def __init__(self, stats: Callable[[], dict[str, Any]]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        leads = stats["role"] == "leader"
+        yield _gauge("comity_leader", "1 if this controller leads", [((), float(leads))])
+        yield _gauge("comity_term", "The log's term", [((), stats["term"])])
+        yield _gauge("comity_log_head", "Index of the last log entry applied", [((), stats["log_head"])])
+        info = InfoMetricFamily("comity_network", "Which network, who leads it, how durable its log is")
+        durability = stats.get("log_durability", "unknown")
+        info.add_metric([], {"network": stats["network"], "leader": stats["leader"], "durability": durability})
+        yield info
+        if leads:
+            yield from _of_leader(stats)
+
+
+def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
+    yield _gauge("comity_tasks", "Tasks by state", _by_key(stats["tasks"]), ["state"])
+    for name, help_ in _TOTALS.items():
+        counter = CounterMetricFamily(f"comity_{name}", help_)
+        counter.add_metric([], stats["totals"][name])
+        yield counter
+    refused = CounterMetricFamily("comity_refused_submits", "Submits refused, overload included")
+    refused.add_metric([], stats["refused_submits"])
+    yield refused
+    malformed = CounterMetricFamily("comity_malformed_messages", "Messages and records that could not be read")
+    malformed.add_metric([], stats["malformed_messages"])
+    yield malformed
+    yield _gauge("comity_oldest_waiting_seconds", "Age of the oldest task that waits", [((), stats["oldest_waiting_s"])])
+    yield _gauge("comity_nodes", "Nodes by membership state", _by_key(stats["nodes"]), ["state"])
+    yield _gauge("comity_agents", "Agents by status", _by_key(stats["agents"]), ["status"])
+    nodes = stats["per_node"]
+    yield _gauge("comity_node_cpu", "Cores a node process uses", _of_nodes(nodes, "cpu"), ["node"])
+    yield _gauge("comity_node_memory_megabytes", "Memory of a node process", _of_nodes(nodes, "memory_mb"), ["node"])
+    yield _gauge("comity_node_lag_seconds", "Worst event-loop lag since the last beacon", _of_nodes(nodes, "lag_s"), ["node"])
+    yield _gauge("comity_node_attempts", "Attempts on a node", _of_nodes(nodes, "attempts"), ["node"])
+    loads = [((agent["id"],), float(agent["load"])) for agent in stats["per_agent"]]
+    yield _gauge("comity_agent_load", "Attempts and calls in flight at the busiest agents", loads, ["agent"])
+
+
+def _gauge(name: str, help_: str, values: Iterable[tuple[tuple[str, ...], float]], labels: Iterable[str] = ()) -> Metric:
+    gauge = GaugeMetricFamily(name, help_, labels=list(labels))
+    for key, value in values:
+        gauge.add_metric(list(key), value)
+    return gauge
+
+
+def _by_key(counts: dict[str, int]) -> list[tuple[tuple[str, ...], float]]:
+    return [((key,), float(count)) for key, count in counts.items()]
+
+
+def _of_nodes(nodes: list[dict[str, Any]], field: str) -> list[tuple[tuple[str, ...], float]]:
+    return [((node["id"],), float(node[field])) for node in nodes if node[field] is not None]
+
+
+def registry(stats: Callable[[], dict[str, Any]]) -> CollectorRegistry:
+    """A registry of the network's metrics; ``stats`` is called at each scrape."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(NetworkCollector(stats))
+    return made
+
+
+class MetricsServer:
+    """``/metrics`` on 127.0.0.1:``port`` (0: any), in a thread of its own; ``stats`` is called there. Raises OSError if taken."""
+
+    def __init__(self, stats: Callable[[], dict[str, Any]], port: int) -> None:
+        self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=registry(stats))
+        self.port = int(self._server.server_port)
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
