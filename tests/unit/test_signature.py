@@ -166,7 +166,11 @@ def test_kinds_of_parameters_and_defaults() -> None:
 def test_handles_lead_and_are_no_input() -> None:
     async def work(handle: Handle, n: int) -> None: ...
 
-    signature = Signature(work, handles=(Handle,))
+    async def named(handle, n: int) -> None: ...  # type: ignore[no-untyped-def]
+
+    assert Signature(named, handles={"handle": Handle}).handles == (Handle,)
+    assert list(Signature(named).input_schema["properties"]) == ["handle", "n"]
+    signature = Signature(work, handles={"other": bool, "handle": Handle})
     assert signature.handles == (Handle,) and signature.is_async
     assert list(signature.input_schema["properties"]) == ["n"]
     assert signature.decode(b"4").positional == (4,)

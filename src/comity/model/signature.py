@@ -36,7 +36,7 @@ _NO_NAMES: dict[str, Any] = {}
 class Signature:
     """How to call a function with JSON, and what it gives back.
 
-    ``handles``: the classes, among those offered, that its leading parameters want (an attempt, a message).
+    ``handles``: the classes, among those offered by name, that its leading parameters want: annotated so, or called so.
     ``input_schema`` and ``output_schema``: {} means any value.
     """
 
@@ -49,7 +49,7 @@ class Signature:
         self,
         function: Callable[..., Any],
         *,
-        handles: tuple[type, ...] = (),
+        handles: Mapping[str, type] | None = None,
         namespace: Mapping[str, Any] | None = None,
         whole: bool = False,
     ) -> None:
@@ -62,7 +62,7 @@ class Signature:
             raise BadInput(f"{self.name}: a generator has no single result; return it, and tell of parts by progress()")
         hints = _hints(target, namespace, self.name)
         parameters = list(inspect.signature(function).parameters.values())
-        self.handles = _leading(parameters, hints, handles)
+        self.handles = _leading(parameters, hints, handles or {})
         parameters = parameters[len(self.handles) :]
         self.description, notes = docstring.parse(inspect.getdoc(function) if target is function else target.__doc__)
         for parameter in parameters:
@@ -162,13 +162,16 @@ def _hints(target: Any, namespace: Mapping[str, Any] | None, name: str) -> dict[
         raise BadInput(f"{name}: its annotations cannot be read: {error}") from error
 
 
-def _leading(parameters: list[inspect.Parameter], hints: Mapping[str, Any], offered: tuple[type, ...]) -> tuple[type, ...]:
+def _leading(
+    parameters: list[inspect.Parameter], hints: Mapping[str, Any], offered: Mapping[str, type]
+) -> tuple[type, ...]:
     wanted: list[type] = []
     for parameter in parameters:
-        hint = hints.get(parameter.name)
-        if not any(hint is handle for handle in offered) or parameter.kind is _Parameter.KEYWORD_ONLY:
+        hint = hints.get(parameter.name, offered.get(parameter.name))
+        handle = next((handle for handle in offered.values() if hint is handle), None)
+        if handle is None or parameter.kind is _Parameter.KEYWORD_ONLY:
             break
-        wanted.append(typing.cast("type", hint))
+        wanted.append(handle)
     return tuple(wanted)
 
 

@@ -1,0 +1,354 @@
+"""What agent authors use: an agent, what it offers, what it listens to, and the attempt or message in its hands.
+
+    agent = Agent("surveyor", tags={"code"})
+
+    @agent.capability
+    async def survey(path: str, attempt: Attempt) -> Report: ...
+
+    @agent.on("ping")
+    def ping(message: Message) -> str: ...
+
+An agent is an object. It does nothing until a node hosts it.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+import msgspec
+
+from comity.errors import BadInput, Conflict, ShuttingDown
+from comity.handles import Attempt, Message, Speaker, Verbs
+from comity.model import capability as model
+from comity.model.capability import AgentRecord, AgentStatus, Capability, Offer, Performance, Resources, Strategy
+from comity.model.ids import AgentId, ProcessId, agent_id, check_token
+from comity.model.signature import Signature
+from comity.model.wire import encode_capability
+
+__all__ = ["Agent", "Attempt", "Home", "Listener", "Message", "Offered"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Pool = Literal["thread", "process"]
+
+
+class Offered:
+    """A capability and the function behind it."""
+
+    __slots__ = ("capability", "data", "function", "no_retry", "offer", "pool", "signature")
+
+    def __init__(
+        self,
+        capability: Capability,
+        function: Callable[..., Any],
+        signature: Signature,
+        pool: Pool,
+        no_retry: tuple[type[BaseException], ...],
+    ) -> None:
+        self.capability = capability
+        self.function = function
+        self.signature = signature
+        self.pool = pool
+        self.no_retry = no_retry
+        schema, self.data = encode_capability(capability)
+        self.offer = Offer(capability.name, capability.version, schema, capability.strategy, capability.declared)
+
+
+class Listener:
+    """A function that receives messages."""
+
+    __slots__ = ("function", "signature")
+
+    def __init__(self, function: Callable[..., Any], signature: Signature) -> None:
+        self.function = function
+        self.signature = signature
+
+
+class Home(Protocol):
+    """What an agent needs of the node that hosts it."""
+
+    node: ProcessId
+
+    def changed(self, agent: Agent) -> None:
+        """Its record is to be announced anew."""
+
+    def listens(self, agent: Agent, topic: str) -> None:
+        """It has a function for a new topic, or no longer one."""
+
+    def verbs(self, agent: AgentId) -> Verbs: ...
+
+
+_signatures: weakref.WeakKeyDictionary[Callable[..., Any], dict[bool, Signature]] = weakref.WeakKeyDictionary()
+
+
+class Agent(Speaker):
+    """A named actor that offers capabilities and receives messages.
+
+    ``name`` is unique on its node (letters, digits, ``-``, ``_``). ``tags`` are plain words, ``labels`` text by key,
+    ``resources`` what it has in CPU cores, MiB and GPUs. ``concurrency``: attempts at a time. ``weight`` for weighted_random
+    (0: by free CPU and memory). ``endpoints``: outside addresses by name. Raises BadInput for values of the wrong kind.
+    """
+
+    __slots__ = (
+        "__weakref__", "_home", "_listeners", "_offered", "_registered_at", "concurrency", "endpoints", "kind", "labels", "name",
+        "region", "resources", "status", "tags", "version", "weight", "zone",
+    )  # fmt: skip
+
+    tags: tuple[str, ...]
+    labels: dict[str, str]
+    resources: Resources
+    status: AgentStatus
+    concurrency: int
+    weight: float
+    region: str
+    zone: str
+    endpoints: dict[str, str]
+    version: str
+    kind: str
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        tags: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        kind: str = "",
+        version: str = "",
+        region: str = "",
+        zone: str = "",
+        resources: Resources | Mapping[str, float] | None = None,
+        concurrency: int = 8,
+        weight: float = 0.0,
+        endpoints: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = check_token(name, "agent name")
+        self._home: Home | None = None
+        self._offered: dict[str, Offered] = {}
+        self._listeners: dict[str, Listener] = {}
+        self._registered_at = 0
+        self._set(
+            tags=tags, labels=labels or {}, kind=kind, version=version, region=region, zone=zone, resources=resources or {},
+            concurrency=concurrency, weight=weight, endpoints=endpoints or {}, status=AgentStatus.ACTIVE,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"Agent({self.id or self.name!r}, offers={list(self._offered)})"
+
+    @property
+    def id(self) -> AgentId | None:
+        """``node/name`` once a node hosts it."""
+        return agent_id(self._home.node, self.name) if self._home is not None else None
+
+    @property
+    def offered(self) -> Mapping[str, Offered]:
+        """What it offers, by capability name."""
+        return self._offered
+
+    @property
+    def listeners(self) -> Mapping[str, Listener]:
+        """What it listens to, by topic or performative."""
+        return self._listeners
+
+    # What it does
+
+    @overload
+    def capability(self, function: F, /) -> F: ...
+
+    @overload
+    def capability(
+        self,
+        *,
+        name: str = "",
+        version: str = "1.0",
+        description: str = "",
+        strategy: Strategy | str | None = None,
+        retries: int | None = None,
+        attempt_timeout_s: float | None = None,
+        start_timeout_s: float | None = None,
+        declared: Performance | None = None,
+        pool: Pool = "thread",
+        no_retry: tuple[type[BaseException], ...] = (),
+    ) -> Callable[[F], F]: ...
+
+    def capability(self, function: Any = None, **options: Any) -> Any:
+        """Offer a function, plain or async, as a capability: as a decorator, with or without options, before or while a node
+        hosts the agent. Name, description and schemas come from the function; a first parameter annotated ``Attempt`` gets the
+        attempt. Plain functions run in a thread; ``pool="process"`` gives a plain, module-level function a process.
+        ``no_retry``: exceptions that another attempt would not mend. Raises BadInput (a signature without a schema, a bad
+        option), Conflict (already offered)."""
+        namespace = _caller_names()
+        if function is None:
+            return lambda decorated: self._offer(decorated, namespace, **options)
+        return self._offer(function, namespace, **options)
+
+    def _offer(
+        self,
+        function: F,
+        namespace: Mapping[str, Any],
+        *,
+        name: str = "",
+        version: str = "1.0",
+        description: str = "",
+        strategy: Strategy | str | None = None,
+        pool: Pool = "thread",
+        no_retry: tuple[type[BaseException], ...] = (),
+        **limits: Any,
+    ) -> F:
+        signature = _signature(function, namespace, whole=False)
+        if pool not in ("thread", "process"):
+            raise BadInput(f"pool is 'thread' or 'process', not {pool!r}", pool=pool)
+        if pool == "process":
+            _check_for_process(function, signature)
+        model.parse_version(version)
+        try:
+            capability = Capability(
+                name=name or signature.name, version=version, description=description or signature.description,
+                input_schema=signature.input_schema, output_schema=signature.output_schema,
+                strategy=model.strategy(strategy) if strategy is not None else None, **limits,
+            )  # fmt: skip
+        except TypeError as error:
+            raise BadInput(f"{signature.name}: {error}") from error
+        if capability.name in self._offered:
+            raise Conflict(f"agent {self.name} offers {capability.name} already", capability=capability.name)
+        self._offered[capability.name] = Offered(capability, function, signature, pool, no_retry)
+        if self._home is not None:
+            self._home.changed(self)
+        return function
+
+    def withdraw(self, capability: str) -> None:
+        """No longer offer it. Attempts that run go on."""
+        self._offered.pop(capability, None)
+        if self._home is not None:
+            self._home.changed(self)
+
+    def on(self, topic: str) -> Callable[[F], F]:
+        """Receive messages with a function, plain or async: those of a topic, or of a performative (``request``, ``inform`` ...)
+        for whose topic there is no function. A parameter annotated ``Message`` gets the message, another one its typed body.
+        What it returns for a request or query becomes the reply. Raises BadInput, Conflict (there is a function already)."""
+        namespace = _caller_names()
+        if not topic or len(topic) > 200:
+            raise BadInput("a topic has 1 to 200 characters", topic=topic)
+
+        def listen(function: F) -> F:
+            if topic in self._listeners:
+                raise Conflict(f"agent {self.name} has a function for {topic!r} already", topic=topic)
+            self._listeners[topic] = Listener(function, _signature(function, namespace, whole=True))
+            if self._home is not None:
+                self._home.listens(self, topic)
+            return function
+
+        return listen
+
+    def off(self, topic: str) -> None:
+        """No longer receive messages of ``topic``."""
+        if self._listeners.pop(topic, None) is not None and self._home is not None:
+            self._home.listens(self, topic)
+
+    # What it is
+
+    def update(self, **changes: Any) -> None:
+        """Change what the network knows of it: tags, labels, resources, status, concurrency, weight, region, zone, endpoints,
+        version, kind. Watchers see it without the agent leaving. Raises BadInput and changes nothing."""
+        self._set(**changes)
+        if self._home is not None:
+            self._home.changed(self)
+
+    def _set(self, **changes: Any) -> None:
+        checked = {}
+        for field, value in changes.items():
+            if field not in _FIELDS:
+                raise BadInput(f"an agent has no {field!r} to change; it has: {', '.join(_FIELDS)}", field=field)
+            try:
+                checked[field] = _FIELDS[field](value)
+            except (TypeError, ValueError) as error:
+                raise BadInput(f"{field} of agent {self.name}: {error}", field=field) from error
+        for field, value in checked.items():
+            setattr(self, field, value)
+
+    def record(self, node: ProcessId, region: str = "", zone: str = "") -> AgentRecord:
+        """It as the registry shows it."""
+        return AgentRecord(
+            id=agent_id(node, self.name), name=self.name, kind=self.kind, version=self.version, node=node,
+            region=self.region or region, zone=self.zone or zone, tags=self.tags, labels=self.labels,
+            resources=self.resources, concurrency=self.concurrency, weight=self.weight, endpoints=self.endpoints,
+            status=self.status, registered_at=self._registered_at, offers=tuple(o.offer for o in self._offered.values()),
+        )  # fmt: skip
+
+    def move_in(self, home: Home, at_ms: int) -> None:
+        """A node hosts it from now on. Raises Conflict if another one does."""
+        if self._home is not None and self._home is not home:
+            raise Conflict(f"agent {self.name} is hosted by {self._home.node} already", node=self._home.node)
+        self._home = home
+        self._registered_at = at_ms
+
+    def move_out(self) -> None:
+        self._home = None
+
+    @property
+    def _verbs(self) -> Verbs:
+        if self._home is None:
+            raise ShuttingDown(f"agent {self.name} is not on a node, so it can call nobody")
+        return self._home.verbs(agent_id(self._home.node, self.name))
+
+
+def _texts(value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise TypeError("a set of words, not one text")
+    return tuple(sorted(dict.fromkeys(msgspec.convert(list(value), list[str]))))
+
+
+def _resources(value: Resources | Mapping[str, float]) -> Resources:
+    return value if isinstance(value, Resources) else Resources(**value)
+
+
+def _at_least_one(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a whole number from 1")
+    return value
+
+
+def _weight(value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{value!r} is not a number from 0")
+    return float(value)
+
+
+def _text(value: str) -> str:
+    return msgspec.convert(value, str)
+
+
+def _text_by_key(value: Mapping[str, str]) -> dict[str, str]:
+    return msgspec.convert(dict(value), dict[str, str])
+
+
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "tags": _texts, "labels": _text_by_key, "resources": _resources, "status": AgentStatus, "concurrency": _at_least_one,
+    "weight": _weight, "region": _text, "zone": _text, "endpoints": _text_by_key, "version": _text, "kind": _text,
+}  # fmt: skip
+
+
+def _caller_names() -> Mapping[str, Any]:
+    """Local names where the agent's author wrote the function: its annotations may use them."""
+    return sys._getframe(2).f_locals
+
+
+def _signature(function: Callable[..., Any], namespace: Mapping[str, Any], *, whole: bool) -> Signature:
+    """Read once for each function, so that ten thousand agents may share one."""
+    try:
+        known = _signatures.setdefault(function, {})
+    except TypeError:  # cannot be referred to weakly, or has no hash
+        known = {}
+    if whole not in known:
+        handles = {"message": Message} if whole else {"attempt": Attempt}
+        known[whole] = Signature(function, handles=handles, namespace=namespace, whole=whole)
+    return known[whole]
+
+
+def _check_for_process(function: Callable[..., Any], signature: Signature) -> None:
+    if signature.is_async or signature.handles:
+        raise BadInput(f"{signature.name}: pool='process' is for plain functions without an attempt or message in hand")
+    qualified = getattr(function, "__qualname__", "<unknown>")
+    if "<" in qualified or "." in qualified:
+        raise BadInput(f"{signature.name}: pool='process' needs a function at the top level of a module")

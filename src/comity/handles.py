@@ -1,0 +1,217 @@
+"""What the functions of an agent hold in their hands: the attempt they run, the message they receive, and the verbs with which
+they call others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from comity.model.capability import AgentRecord
+from comity.model.codec import from_json
+from comity.model.envelope import Envelope, Performative
+from comity.model.ids import AgentId, TaskId
+
+__all__ = ["Attempt", "Message", "Speaker", "Ticket", "Verbs"]
+
+
+class Verbs(Protocol):
+    """What a client can do. An agent and an attempt do it in their own name; options are the client's (see ``comity.client``)."""
+
+    async def submit(self, capability: str, value: Any = None, /, **options: Any) -> Any:
+        """Ask the network to do a task; it is accepted when this returns. Gives the task."""
+        ...
+
+    async def submit_many(self, capability: str, inputs: Iterable[Any], /, **options: Any) -> Any:
+        """Submit one task for each input; gives the tasks, in order."""
+        ...
+
+    async def request(self, receiver: str, body: Any = None, /, **options: Any) -> Any:
+        """Ask an agent (by id or name), or any agent that offers a capability, live; gives the reply's body."""
+        ...
+
+    async def send(self, receiver: str, body: Any = None, /, **options: Any) -> Any:
+        """Tell an agent something; no reply is awaited."""
+        ...
+
+    async def broadcast(self, body: Any = None, /, **options: Any) -> Any:
+        """Tell every agent that listens to the topic and has the tags."""
+        ...
+
+    async def discover(self, capability: str = "", /, **options: Any) -> list[AgentRecord]:
+        """Who is here and offers it."""
+        ...
+
+    async def cancel(self, task: Any, /, **options: Any) -> Any:
+        """Cancel a task."""
+        ...
+
+
+class Speaker:
+    """The verbs, spoken through ``_verbs``: what an agent and an attempt have in common."""
+
+    __slots__ = ()
+
+    @property
+    def _verbs(self) -> Verbs:
+        raise NotImplementedError
+
+    async def submit(self, capability: str, value: Any = None, /, **options: Any) -> Any:
+        """See ``Client.submit``."""
+        return await self._verbs.submit(capability, value, **options)
+
+    async def submit_many(self, capability: str, inputs: Iterable[Any], /, **options: Any) -> Any:
+        """See ``Client.submit_many``."""
+        return await self._verbs.submit_many(capability, inputs, **options)
+
+    async def request(self, receiver: str, body: Any = None, /, **options: Any) -> Any:
+        """See ``Client.request``."""
+        return await self._verbs.request(receiver, body, **options)
+
+    async def send(self, receiver: str, body: Any = None, /, **options: Any) -> Any:
+        """See ``Client.send``."""
+        return await self._verbs.send(receiver, body, **options)
+
+    async def broadcast(self, body: Any = None, /, **options: Any) -> Any:
+        """See ``Client.broadcast``."""
+        return await self._verbs.broadcast(body, **options)
+
+    async def discover(self, capability: str = "", /, **options: Any) -> list[AgentRecord]:
+        """See ``Client.discover``."""
+        return await self._verbs.discover(capability, **options)
+
+    async def cancel(self, task: Any, /, **options: Any) -> Any:
+        """See ``Client.cancel``."""
+        return await self._verbs.cancel(task, **options)
+
+
+class Ticket(Protocol):
+    """What an attempt's handle needs of the node that runs it."""
+
+    task: TaskId
+    epoch: int
+    number: int
+    parent: TaskId | None
+    capability: str
+    agent: AgentId
+    is_canceled: bool
+    deadline: datetime | None
+
+    def remaining_s(self) -> float: ...
+
+    def tell(self, body: dict[str, Any]) -> None: ...
+
+    def verbs(self) -> Verbs: ...
+
+
+class Attempt(Speaker):
+    """One try at a task, in the hands of the function that runs it. Its verbs make child tasks: they record this task as their
+    parent, inherit its deadline, and are canceled with it; while a child's result is awaited, no slot of the agent is held.
+    Calls made live, not as a task, have an empty ``id`` and ``epoch`` 0. ``progress``, ``log`` and ``is_canceled`` may be used
+    from the thread of a plain function."""
+
+    __slots__ = ("_ticket",)
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+
+    @property
+    def id(self) -> TaskId:
+        return self._ticket.task
+
+    @property
+    def epoch(self) -> int:
+        """The attempt's fencing token: grows with every attempt at the task. Pass it to whatever must refuse a stale writer."""
+        return self._ticket.epoch
+
+    @property
+    def number(self) -> int:
+        """1 for the first try."""
+        return self._ticket.number
+
+    @property
+    def parent(self) -> TaskId | None:
+        return self._ticket.parent
+
+    @property
+    def capability(self) -> str:
+        return self._ticket.capability
+
+    @property
+    def agent(self) -> AgentId:
+        return self._ticket.agent
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the task must be finished (UTC), if it has a deadline."""
+        return self._ticket.deadline
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until this attempt will be stopped: by the task's deadline or the attempt's own time-out."""
+        return self._ticket.remaining_s()
+
+    @property
+    def is_canceled(self) -> bool:
+        """Whether to stop. An async function is also interrupted with CancelledError; a plain one has to look here."""
+        return self._ticket.is_canceled
+
+    def progress(self, value: float | None = None, **info: Any) -> None:
+        """Tell followers how far it is (0 to 1, or what you like). Live: not kept, not in the log. Raises NotSerializable."""
+        self._ticket.tell({"type": "progress", "value": value, **info})
+
+    def log(self, message: str, **info: Any) -> None:
+        """Tell followers something. Live, as ``progress``. Raises NotSerializable."""
+        self._ticket.tell({"type": "log", "message": message, **info})
+
+    @property
+    def _verbs(self) -> Verbs:
+        return self._ticket.verbs()
+
+
+class Message:
+    """A message in the hands of the function that receives it. Times are UTC."""
+
+    __slots__ = ("_answer", "envelope")
+
+    def __init__(self, envelope: Envelope, answer: Callable[[Envelope, Performative, Any], None]) -> None:
+        self.envelope = envelope
+        self._answer = answer
+
+    @property
+    def id(self) -> str:
+        return self.envelope.id
+
+    @property
+    def performative(self) -> Performative:
+        return self.envelope.performative
+
+    @property
+    def topic(self) -> str:
+        return self.envelope.topic
+
+    @property
+    def sender(self) -> str:
+        return self.envelope.sender
+
+    @property
+    def conversation(self) -> str:
+        return self.envelope.conversation
+
+    @property
+    def in_reply_to(self) -> str:
+        return self.envelope.in_reply_to
+
+    @property
+    def sent_at(self) -> datetime:
+        return datetime.fromtimestamp(self.envelope.sent_at / 1000, UTC)
+
+    @property
+    def body(self) -> Any:
+        """The body as JSON builtins; bytes if it is not JSON by its content type. Raises InvalidInput."""
+        envelope = self.envelope
+        return from_json(envelope.body) if envelope.content_type == "application/json" else envelope.body
+
+    def reply(self, body: Any = None, performative: Performative | str = Performative.INFORM) -> None:
+        """Answer it now, beside or instead of returning a value. May be used from a plain function's thread."""
+        self._answer(self.envelope, Performative(performative), body)
