@@ -1,0 +1,90 @@
+# The few commands; `make` alone lists them. Everything lives in .venv, which the first command makes.
+# A Python 3.11 or newer is looked for; name another with: make PYTHON=/path/to/python3.12 ...
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo up test check bench sim python-venv
+
+VENV := .venv
+BIN := $(VENV)/bin
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && exit; done; echo python3)
+
+FOLDER ?=
+SEED ?= 1
+TESTS ?= tests
+# In CI too little coverage is a failure; on a laptop the table is enough.
+COVERAGE := $(if $(filter true 1 yes,$(CI)),--cov-fail-under=90)
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
+		printf '  make %-7s %s\n' "$$name" "$$what"; done
+
+setup: $(VENV)/dev.stamp ## make .venv with everything in it, and nothing else
+	@echo "Ready: $(BIN)/comity --help"
+
+demo: $(VENV)/base.stamp ## survey a folder of Python code with 32 agents, and lose a node on the way (FOLDER=...)
+	@$(BIN)/comity demo $(FOLDER)
+
+up: $(VENV)/base.stamp ## start a network here, in the foreground
+	@exec $(BIN)/comity up
+
+test: $(VENV)/dev.stamp ## run all tests, with coverage (TESTS=tests/unit for a part)
+	@$(BIN)/python -m pytest $(TESTS) --cov --cov-report=term $(COVERAGE)
+
+check: $(VENV)/dev.stamp ## lint and type-check
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/base.stamp ## measure durable tasks and live messages on this machine
+	@$(BIN)/comity bench tasks
+	@$(BIN)/comity bench messages
+
+sim: $(VENV)/base.stamp ## live one simulated life of the network (SEED=7)
+	@$(BIN)/python -m comity.sim $(SEED)
+
+# How .venv is made: with uv if it is there, else with Python's own venv and pip. The lock files carry hashes.
+
+define install
+	@echo "Installing from $(1) (once)"
+	@if command -v uv >/dev/null 2>&1; then \
+		uv pip install --quiet --python $(BIN)/python --require-hashes -r $(1) && \
+		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else \
+		{ $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; } && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(1) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+endef
+
+$(VENV)/base.stamp: requirements.lock pyproject.toml | $(BIN)/python
+	$(call install,requirements.lock)
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(BIN)/python
+	$(call install,requirements-dev.lock)
+	@touch $(VENV)/base.stamp $@
+
+$(BIN)/python:
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "Comity needs Python 3.11 or newer, and $(PYTHON) is not. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --clear --python "$$(command -v $(PYTHON))" $(VENV); \
+	else \
+		{ $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory python-venv PYTHON=$(PYTHON); } && \
+		$(PYTHON) -m venv --clear $(VENV); \
+	fi
+
+# Debian and Ubuntu keep Python's venv module in a package of its own.
+python-venv:
+	@package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		echo "Installing $$package"; export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && { apt-get install -y -qq --no-install-recommends $$package || \
+			apt-get install -y -qq --no-install-recommends python3-venv; } >/dev/null; \
+	else \
+		echo "$(PYTHON) lacks its venv module. Install it (Debian, Ubuntu: sudo apt-get install $$package), or install uv." >&2; \
+		exit 1; \
+	fi
