@@ -9,7 +9,9 @@ Promises, each held by a test of the conformance suite:
 - sending to an address nobody subscribes to is reported (``on_unreachable``), within milliseconds and without waiting
 - ``request`` ends in a reply, Unreachable (definite for the peer: nobody is subscribed) or TimedOut
 - a subscription works when ``subscribe`` returns; after a reconnect all subscriptions stand again before ``on_state`` says so
-- a process may subscribe to one address several times; each receiver gets every message
+- a process may subscribe to one address several times; each receiver gets every message that reaches the process (in a
+  group, a process is one member however many receivers it has)
+- a receiver that raises harms no other: the error goes to the event loop's exception handler
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import enum
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from comity.model.ids import ProcessId
+from comity.errors import BadInput
+from comity.model.ids import ProcessId, check_token
 
 Address = str
 
@@ -39,6 +42,14 @@ LEADER = topic("leader")
 """Where the leading controller listens; only it subscribes. A deposed one may still, briefly: terms sort that out."""
 EVERYONE = topic("all")
 """Every node and client listens here."""
+
+
+def split(address: Address) -> tuple[str, str]:
+    """Kind (to, any, topic) and name of an address, or BadInput."""
+    kind, _, name = address.partition("/")
+    if kind not in ("to", "any", "topic"):
+        raise BadInput(f"{address!r} is not an address: to/PROCESS, any/GROUP or topic/NAME", value=address)
+    return kind, check_token(name, "address")
 
 
 class Delivery:
@@ -71,7 +82,8 @@ class Bus(Protocol):
     def link(self) -> Link: ...
 
     async def subscribe(self, address: Address, receive: Receive) -> Cancel:
-        """Call ``receive`` (quick, not a coroutine) for each message. Returns once it works; the result ends it."""
+        """Call ``receive`` (quick, not a coroutine) for each message. Returns once it works; the result ends it, and is
+        idempotent. Raises Disconnected, AccessDenied."""
         ...
 
     async def send(self, address: Address, data: bytes) -> None:
@@ -80,11 +92,12 @@ class Bus(Protocol):
         ...
 
     async def request(self, address: Address, data: bytes, timeout_s: float) -> bytes:
-        """Send and wait for one reply. Raises Unreachable, TimedOut, Disconnected."""
+        """Send and wait for one reply. Raises Unreachable, TimedOut, Disconnected, TooLarge, AccessDenied."""
         ...
 
     async def reply(self, delivery: Delivery, data: bytes) -> None:
-        """Answer a request."""
+        """Answer a request; whether the requester still waits is not known. Raises Disconnected, TooLarge, BadInput (it
+        asks for no answer)."""
         ...
 
     def on_unreachable(self, call: Callable[[Address], None]) -> None:
