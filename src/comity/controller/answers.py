@@ -15,33 +15,37 @@ from comity.bus.base import to
 from comity.bus.outbox import Outbox
 from comity.controller.keeping import read_chunk
 from comity.controller.payloads import Payloads
+from comity.core.archive import may_hold
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
-from comity.errors import BadInput, ComityError, NotFound, UnknownTask
+from comity.errors import BadInput, ComityError, NotFound, TooLarge, UnknownTask
 from comity.model.capability import strategy
 from comity.model.codec import from_json, to_json
 from comity.model.ids import ProcessId, TaskId, check_task_id
-from comity.model.task import Attempt, Logged, Payload, Stored, Task, TaskState
-from comity.model.wire import Answer, Ask, Ended
+from comity.model.task import Attempt, Logged, Payload, Stored, Task, TaskFailure, TaskState
+from comity.model.wire import BATCH_LIMIT, Answer, Ask, Ended
 from comity.store.base import Store
 
 LIST_MAX = 1000
+ANSWER_MAX = BATCH_LIMIT - 1024
 _SHOWN_BYTES = 64 * 1024
+_LISTED_BYTES = 512
+
 
 
 def _iso(ms: int) -> str | None:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
 
 
-def _shown(payload: Payload | None) -> Any:
-    """A payload as JSON if it is small and at hand, else what is known of it."""
+def _shown(payload: Payload | None, limit: int) -> Any:
+    """A payload as JSON if it has at most ``limit`` bytes and is at hand, else what is known of it."""
     if payload is None:
         return None
     if isinstance(payload, Stored):
         return {"$stored": payload.key, "size": payload.size}
     if isinstance(payload, Logged):
         return {"$size": payload.size}
-    if len(payload) > _SHOWN_BYTES:
+    if len(payload) > limit:
         return {"$size": len(payload)}
     try:
         return from_json(payload)
@@ -63,8 +67,8 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def view(task: Task, reason: str = "") -> dict[str, Any]:
-    """A task as users see it."""
+def view(task: Task, reason: str = "", limit: int = _SHOWN_BYTES) -> dict[str, Any]:
+    """A task as users see it; payloads of more than ``limit`` bytes only by their size."""
     spec = task.spec
     attempts = [*task.past, *([task.attempt] if task.attempt is not None else [])]
     last = attempts[-1] if attempts else None
@@ -84,8 +88,8 @@ def view(task: Task, reason: str = "") -> dict[str, Any]:
         "started": _iso(last.started_at) if last is not None else None,
         "finished": _iso(task.finished_at),
         "deadline": _iso(spec.deadline_ms),
-        "input": _shown(spec.input),
-        "result": _shown(task.result),
+        "input": _shown(spec.input, limit),
+        "result": _shown(task.result, limit),
         "error": {"code": failure.code, "message": failure.message} if failure is not None else None,
         "attempts": [_attempt(attempt) for attempt in attempts],
         "parent": spec.parent,
@@ -161,8 +165,11 @@ class Answers:
     def _answer(self, ref: int, sender: ProcessId, value: Any) -> None:
         if asyncio.iscoroutine(value):
             self._start(ref, sender, value)
-        else:
-            self._outbox.post(to(sender), Answer(ref, "", to_json(value)))
+            return
+        body = to_json(value)
+        if len(body) > ANSWER_MAX:
+            raise TooLarge(f"the answer would take {len(body)} bytes; ask for less", limit=ANSWER_MAX)
+        self._outbox.post(to(sender), Answer(ref, "", body))
 
     def _refuse(self, ref: int, sender: ProcessId, error: ComityError) -> None:
         body = to_json({"message": error.message, "details": error.details})
@@ -183,8 +190,6 @@ class Answers:
         task = self._state.tasks.get(task_id)
         if task is not None:
             return task
-        from comity.core.archive import may_hold
-
         for chunk in reversed(self._state.archive):
             if may_hold(chunk, task_id):
                 for found in await read_chunk(self._store, chunk.key):
@@ -194,12 +199,15 @@ class Answers:
 
     async def _task(self, args: dict[str, Any]) -> dict[str, Any]:
         task = await self.find(check_task_id(str(args.get("id", ""))))
-        if isinstance(task.spec.input, Logged):
-            spec = msgspec.structs.replace(task.spec, input=await self._payloads.load(task.spec.input))
-            task = msgspec.structs.replace(task, spec=spec)
-        if isinstance(task.result, Logged):
-            task = msgspec.structs.replace(task, result=await self._payloads.load(task.result))
-        return view(task, self._why_waiting(task))
+        spec = msgspec.structs.replace(task.spec, input=await self._near(task.spec.input))
+        result = await self._near(task.result) if task.result is not None else None
+        return view(msgspec.structs.replace(task, spec=spec, result=result), self._why_waiting(task))
+
+    async def _near(self, payload: Payload) -> Payload:
+        """A payload that can be shown, with its bytes in place."""
+        if isinstance(payload, Stored):
+            return await self._store.read(payload.key) if payload.size <= _SHOWN_BYTES else payload
+        return await self._payloads.load(payload)
 
     def _why_waiting(self, task: Task) -> str:
         if task.state not in (TaskState.SUBMITTED, TaskState.WAITING):
@@ -236,7 +244,7 @@ class Answers:
                 break
             older = [task for task in await read_chunk(self._store, chunk.key) if matches(task)]
             found = heapq.nlargest(limit, [*found, *older], key=lambda t: t.spec.id)
-        return {"tasks": [view(task, self._why_waiting(task)) for task in found]}
+        return {"tasks": [view(task, self._why_waiting(task), _LISTED_BYTES) for task in found]}
 
     async def _why(self, args: dict[str, Any]) -> dict[str, Any]:
         task = await self.find(check_task_id(str(args.get("id", ""))))
@@ -257,8 +265,6 @@ class Answers:
         self._barrier(lambda: self._start(0, sender, self._end_of(task_id, sender)))
 
     async def _end_of(self, task_id: TaskId, sender: ProcessId) -> None:
-        from comity.model.task import TaskFailure
-
         try:
             task = await self.find(task_id)
         except UnknownTask as error:

@@ -80,6 +80,7 @@ class Controller:
         self.payloads = Payloads(log)
         self.state = Tasks(self.network_id, key_window_ms=int(settings.key_window_s * 1000))
         self.ledger = Ledger(network_id)
+        self.sees_departures = False
         self.leading: Term | None = None
         self.led = asyncio.Event()
         """Set while this controller leads."""
@@ -100,7 +101,7 @@ class Controller:
         """Load what the log says, then take part. Raises Corrupt or ForeignData if the log cannot be trusted."""
         loop = asyncio.get_running_loop()
         self.bus.on_unreachable(lambda address: self.leading.liveness.unreachable(address) if self.leading else None)
-        self.bus.on_departure(self._departed)
+        self.sees_departures = self.bus.on_departure(self._departed)
         self.bus.on_state(self._bus_state)
         self._cancels.append(await self.bus.subscribe(f"to/{self.bus.process}", self._receive))
         self._cancels.append(await self.bus.subscribe(CONTROLLERS, self._hear))

@@ -136,7 +136,7 @@ class Leader:
             Declined: self._report,
             Slot: lambda item, sender: self.reconcile.slot(item.task, item.epoch, item.held),
             Live: self._live,
-            Leaving: self._leaving,
+            Leaving: lambda item, sender: self.liveness.leaving(item, sender),
             RateTask: self._rate,
             Pong: lambda item, sender: self.liveness.answered(sender),
         }
@@ -182,6 +182,7 @@ class Leader:
             take = self._on.get(type(item))
             if take is not None:
                 take(item, delivery.sender)
+        self.flush()
         self.wake()
 
     def propose(self, command: Command) -> None:
@@ -300,9 +301,6 @@ class Leader:
         event = {**body, "type": kind, "at": self.clock.now_ms(), "task": item.task, "agent": task.attempt.agent, "node": sender}
         self.events.live(event, item.task)
 
-    def _leaving(self, item: Leaving, sender: ProcessId) -> None:
-        self._pending.append(NodeLeft(sender, item.incarnation))
-
     def _rate(self, item: RateTask, sender: ProcessId) -> None:
         if not 0.0 <= item.score <= 1.0:
             self.notice("message.malformed", node=sender, reason=BadInput("a rating is 0 to 1").message)
@@ -378,7 +376,7 @@ class Leader:
                 self._follow(FollowTask((stands_for,)), sender)
 
     def flush(self) -> None:
-        """Send what gathered while an entry was acted on."""
+        """Send what gathered while a message or an entry was acted on."""
         for process, pairs in self._accepted.items():
             self.outbox.post(to(process), Accepted(tuple(pairs)))
         for process, reports in self._settled.items():

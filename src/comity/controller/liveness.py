@@ -11,7 +11,7 @@ from comity.core import membership as m
 from comity.core.reconcile import Reconcile
 from comity.model.ids import NodeId, ProcessId
 from comity.model.task import Command, Evict, NodeLeft, NodeUp
-from comity.model.wire import Beacon, BeaconAck, Evicted, Ping
+from comity.model.wire import Beacon, BeaconAck, Evicted, Leaving, Ping
 
 
 class Liveness:
@@ -52,7 +52,7 @@ class Liveness:
 
     def beacon(self, item: Beacon, node: ProcessId) -> None:
         state = self._reconcile.state
-        self.step(m.BeaconSeen(node, item.incarnation, item.draining))
+        self.step(m.BeaconSeen(node, item.incarnation, item.draining, item.running > 0))
         before = self.beacons.get(node)
         self.beacons[node] = item
         self._seen_at[node] = self._time()
@@ -81,6 +81,9 @@ class Liveness:
     def seen_ago_s(self, node: NodeId) -> float | None:
         at = self._seen_at.get(node)
         return None if at is None else self._time() - at
+
+    def leaving(self, item: Leaving, node: ProcessId) -> None:
+        self.step(m.Leaving(node, item.incarnation))
 
     def departed(self, process: ProcessId) -> None:
         self.step(m.Departed(process))

@@ -17,7 +17,7 @@ from comity.controller.liveness import Liveness
 from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.routing import Routing
-from comity.core.membership import Leadership, Membership
+from comity.core.membership import Leadership, Membership, Timing
 from comity.core.reconcile import Demand, Policy, Reconcile
 from comity.core.tasks import Change
 from comity.errors import ComityError
@@ -64,7 +64,8 @@ class Term:
             policy.cancel_grace_ms,
         )  # fmt: skip
         self.pipeline = Pipeline(c.log, c.ledger, clock, self.leader.fill, self.leader.effective, self._broken)
-        machine = Membership(beacon_s=settings.beacon_s, lease_s=settings.lease_s)
+        timing = Timing(lease_s=settings.lease_s, beacon_s=settings.beacon_s, departures=c.sees_departures)
+        machine = Membership(timing)
         self.liveness = Liveness(
             machine, c.bus, c.outbox, self.reconcile,
             term=c.state.term, lease_s=settings.lease_s, now_ms=clock.now_ms, propose=self.leader.propose,
@@ -107,8 +108,10 @@ class Term:
             self.reconcile.put_agent(agent)
 
     def begin(self) -> None:
+        c = self._controller
+        self.events.publish(c.ledger.index, c.state.time_ms, [Change("leader.elected", node=c.bus.process)])
         self.leader.begin()
-        for node, lease in self._controller.state.nodes.items():
+        for node, lease in c.state.nodes.items():
             self.liveness.restore(node, lease.incarnation)
         self.liveness.step(Leadership(True))
         self._spawn(self._ask_durability())

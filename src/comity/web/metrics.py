@@ -1,5 +1,5 @@
-"""OpenMetrics of a controller, on ``/metrics``. Every key figure of ``comity stats`` has its metric; labels stay few: state, node,
-and the fifty busiest agents."""
+"""OpenMetrics of a controller, on ``/metrics``. Every key figure of ``comity stats`` has its metric; labels stay few: state,
+node, and the fifty busiest agents."""
 
 from __future__ import annotations
 

@@ -1,0 +1,487 @@
+"""The controller on in-memory doors; the test plays clients and nodes with raw wire items."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from comity.bus.base import EVERYONE, LEADER, Delivery, to
+from comity.bus.memory import MemoryBus, MemoryNetwork
+from comity.config import Settings
+from comity.controller.controller import Controller
+from comity.log.memory import MemoryLog, MemoryLogState
+from comity.model import wire
+from comity.model.capability import AgentRecord, NodeRecord, Offer
+from comity.model.ids import AgentId, ProcessId, TaskId, TaskIds
+from comity.model.task import TaskFailure, TaskSpec, TaskState
+from comity.registry.memory import MemoryRegistry, MemoryRegistryState
+from comity.store.memory import MemoryStore, MemoryStoreState
+
+T = TypeVar("T")
+LIMIT_S = 5.0
+
+
+class World:
+    """Everything the controllers of one network share."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.network = MemoryNetwork()
+        self.log = MemoryLogState()
+        self.registry = MemoryRegistryState()
+        self.store = MemoryStoreState()
+        self.settings = Settings(**changes)
+        self.wall = 1_700_000_000.0
+        self.running: list[Controller] = []
+
+    def now(self) -> float:
+        return self.wall + asyncio.get_running_loop().time()
+
+    async def controller(self, name: str = "k1", eager: bool = True) -> Controller:
+        controller = Controller(
+            MemoryBus(self.network, ProcessId(name)),
+            MemoryLog(self.log),
+            MemoryRegistry(self.registry),
+            MemoryStore(self.store),
+            self.settings,
+            network_id="net",
+            wall=self.now,
+            random=lambda: 0.5,
+            eager=eager,
+            confirm_jump=eager,
+        )
+        await controller.start()
+        self.running.append(controller)
+        if eager:
+            await asyncio.wait_for(controller.led.wait(), LIMIT_S)
+        return controller
+
+    async def peer(self, name: str) -> Peer:
+        peer = Peer(self, name)
+        await peer.bus.subscribe(to(name), peer.receive)
+        await peer.bus.subscribe(EVERYONE, peer.receive)
+        return peer
+
+
+class Peer:
+    """A client or a node, item by item."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = ProcessId(name)
+        self.bus = MemoryBus(world.network, self.name)
+        self.registry = MemoryRegistry(world.registry)
+        self.items: list[wire.Item] = []
+        self.ids = TaskIds(lambda: int(world.now() * 1000), hash(name) & 0xFFFF)
+        self._arrived = asyncio.Event()
+        self._ref = 0
+        self._beat: asyncio.Task[None] | None = None
+
+    def receive(self, delivery: Delivery) -> None:
+        self.items += wire.decode(delivery.data)
+        self._arrived.set()
+
+    async def say(self, *items: wire.Item) -> None:
+        await self.bus.send(LEADER, wire.encode(list(items)))
+
+    async def hear(self, kind: type[T], match: Callable[[T], bool] = lambda _: True) -> T:
+        """The first item of ``kind`` that matches, taken out."""
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                for i, item in enumerate(self.items):
+                    if isinstance(item, kind) and match(item):
+                        del self.items[i]
+                        return item
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    async def ask(self, what: str, **args: Any) -> Any:
+        self._ref += 1
+        ref = self._ref
+        await self.say(wire.Ask(ref, what, msgspec.json.encode(args)))
+        answer = await self.hear(wire.Answer, lambda a: a.ref == ref)
+        return answer.code or msgspec.json.decode(answer.body)
+
+    def spec(self, capability: str = "echo", task: TaskId | None = None, **more: Any) -> TaskSpec:
+        more.setdefault("input", b'{"x":1}')
+        return TaskSpec(task or self.ids.next(), capability, submitter=self.name, **more)
+
+    async def submit(self, capability: str = "echo", **more: Any) -> TaskId:
+        spec = self.spec(capability, **more)
+        await self.say(wire.SubmitTask(spec))
+        accepted = await self.hear(wire.Accepted, lambda a: any(asked == spec.id for asked, _ in a.tasks))
+        return dict(accepted.tasks)[spec.id]
+
+    async def state(self, task: TaskId) -> str:
+        return str((await self.ask("task", id=task))["state"])
+
+    # As a node
+
+    async def join(self, *agents: str, slots: int = 2, incarnation: int = 1) -> None:
+        """Register ``agents`` (each offers echo) and beat until told to stop."""
+        record = NodeRecord(id=self.name, incarnation=incarnation)
+        await self.registry.put(f"nodes/{self.name}", wire.encode_node(record))
+        records = [
+            AgentRecord(id=AgentId(f"{self.name}/{a}"), name=a, node=self.name, concurrency=slots, offers=(Offer("echo", "1", ""),))
+            for a in agents
+        ]
+        await self.registry.put(f"agents/{self.name}/0", wire.encode_agents(records))
+        await self.say(self.beacon(0, incarnation))
+        await self.hear(wire.BeaconAck)
+        self._beat = asyncio.create_task(self._beating(incarnation))
+        await self.hear(wire.BeaconAck, lambda ack: ack.known)
+
+    def beacon(self, seq: int, incarnation: int) -> wire.Beacon:
+        return wire.Beacon(seq, incarnation, 0.0, 0.1, 10.0, 0, 1)
+
+    async def _beating(self, incarnation: int) -> None:
+        for seq in range(1, 1_000_000):
+            await self.say(self.beacon(seq, incarnation))
+            await asyncio.sleep(self.world.settings.beacon_s)  # what a node does
+
+    def silence(self) -> None:
+        """Hang: no beacons, no answers, yet connected."""
+        if self._beat is not None:
+            self._beat.cancel()
+
+    async def kill(self) -> None:
+        self.silence()
+        self.world.network.disconnect(self.name)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    for controller in world.running:
+        await controller.stop()
+
+
+async def test_a_task_is_accepted_run_and_its_end_told(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    task = await client.submit(input=b'{"x": 7}')
+    run = await node.hear(wire.Run)
+    assert (run.task, run.agent, run.capability, run.input, run.number) == (task, "n1/a", "echo", b'{"x": 7}', 1)
+    await node.say(wire.Began(task, run.epoch), wire.Done(task, run.epoch, b"42", 3))
+    ended = await client.hear(wire.Ended)
+    assert (ended.task, ended.state, ended.result) == (task, TaskState.COMPLETED, b"42")
+    await node.hear(wire.Settled, lambda s: (task, run.epoch) in s.reports)
+
+
+async def test_a_resend_is_the_same_task(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    spec = client.spec()
+    await client.say(wire.SubmitTask(spec), wire.SubmitTask(spec, again=True))
+    run = await node.hear(wire.Run)
+    await node.say(wire.Done(spec.id, run.epoch, b"1", 1))
+    await client.hear(wire.Ended)
+    await client.say(wire.SubmitTask(spec, again=True))
+    await client.hear(wire.Ended)
+    stats = await client.ask("stats")
+    assert stats["totals"]["submitted"] == 1
+    assert not any(isinstance(item, wire.Run) for item in node.items)
+
+
+async def test_the_same_key_is_the_same_task_also_while_it_is_under_way(world: World) -> None:
+    await world.controller()
+    one, two = await world.peer("c1"), await world.peer("c2")
+    first, second = one.spec(key="k"), two.spec(key="k")
+    await one.say(wire.SubmitTask(first))
+    await two.say(wire.SubmitTask(second))
+    pairs = (await two.hear(wire.Accepted)).tasks
+    assert pairs == ((second.id, first.id),)
+    assert await two.submit(key="k") == first.id
+    await one.say(wire.CancelTask(99, first.id))
+    assert (await two.hear(wire.Ended)).task == first.id
+
+
+async def test_a_killed_nodes_work_moves_within_half_a_second(world: World) -> None:
+    await world.controller()
+    client, node, other = await world.peer("c1"), await world.peer("n1"), await world.peer("n2")
+    await node.join("a")
+    task = await client.submit()
+    run = await node.hear(wire.Run)
+    await node.say(wire.Began(task, run.epoch))
+    await other.join("a")
+    began = asyncio.get_running_loop().time()
+    await node.kill()
+    moved = await other.hear(wire.Run)
+    assert asyncio.get_running_loop().time() - began < 0.5
+    assert moved.epoch > run.epoch and moved.number == 2
+    await other.say(wire.Done(task, moved.epoch, b'"other"', 1))
+    assert (await client.hear(wire.Ended)).result == b'"other"'
+
+
+async def test_a_silent_nodes_work_moves_when_its_lease_is_over_and_its_late_report_is_void() -> None:
+    world = World(beacon_s=0.05, lease_s=0.4)
+    await world.controller()
+    client, node, other = await world.peer("c1"), await world.peer("n1"), await world.peer("n2")
+    await node.join("a")
+    task = await client.submit()
+    run = await node.hear(wire.Run)
+    await other.join("a")
+    node.silence()
+    moved = await other.hear(wire.Run)
+    await node.say(wire.Done(task, run.epoch, b'"late"', 1))
+    await node.hear(wire.Settled, lambda s: (task, run.epoch) in s.reports)
+    await other.say(wire.Done(task, moved.epoch, b'"new"', 1))
+    assert (await client.hear(wire.Ended)).result == b'"new"'
+    assert (await client.ask("stats"))["totals"]["rejected_reports"] == 1
+    await world.running[0].stop()
+
+
+async def test_a_report_of_somebody_else_counts_for_nothing(world: World) -> None:
+    await world.controller()
+    client, node, liar = await world.peer("c1"), await world.peer("n1"), await world.peer("n2")
+    await node.join("a")
+    task = await client.submit()
+    run = await node.hear(wire.Run)
+    await liar.say(wire.Done(task, run.epoch, b'"lie"', 1))
+    await liar.hear(wire.Settled)
+    assert await client.state(task) == "assigned"
+
+
+async def test_cancel_tells_the_attempt_and_ends_the_task(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    task = await client.submit()
+    run = await node.hear(wire.Run)
+    await client.say(wire.CancelTask(7, task, "changed my mind"))
+    stop = await node.hear(wire.Stop)
+    assert (stop.task, stop.epoch, stop.reason) == (task, run.epoch, "changed my mind")
+    await node.say(wire.Failed(task, run.epoch, TaskFailure("CancelledError"), canceled=True))
+    assert (await client.hear(wire.Ended)).state is TaskState.CANCELED
+
+
+async def test_a_waiting_task_says_why_it_waits(world: World) -> None:
+    await world.controller()
+    client = await world.peer("c1")
+    task = await client.submit("nobody")
+    view = await client.ask("task", id=task)
+    assert view["state"] == "submitted" and view["reason"] == "no agent offers nobody"
+
+
+@pytest.mark.parametrize(
+    ("more", "queue", "code"),
+    [
+        ({"capability": "nobody"}, False, "unknown-capability"),
+        ({"priority": 10}, True, "bad-input"),
+        ({"task": TaskId("0" * 24)}, True, "too-old"),
+        ({"task": TaskId("short")}, True, "bad-input"),
+    ],
+)
+async def test_a_submit_that_cannot_be_is_refused_by_a_typed_error(
+    world: World, more: dict[str, Any], queue: bool, code: str
+) -> None:
+    await world.controller()
+    client = await world.peer("c1")
+    await client.say(wire.SubmitTask(client.spec(**more), queue=queue))
+    assert (await client.hear(wire.Refused)).code == code
+
+
+async def test_more_than_may_wait_is_refused_and_nothing_is_evicted() -> None:
+    world = World(max_waiting=3)
+    await world.controller()
+    client = await world.peer("c1")
+    tasks = [await client.submit() for _ in range(3)]
+    await client.say(wire.SubmitTask(client.spec()))
+    refused = await client.hear(wire.Refused)
+    assert (refused.code, refused.details["limit"]) == ("overloaded", 3) and refused.details["retry_after_s"] > 0
+    assert [await client.state(task) for task in tasks] == ["submitted"] * 3
+    await world.running[0].stop()
+
+
+async def test_started_again_it_carries_on(world: World) -> None:
+    first = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    task = await client.submit()
+    await first.stop()
+    await world.controller("k2")
+    await node.join("a")
+    run = await node.hear(wire.Run)
+    assert run.task == task
+    await node.say(wire.Done(task, run.epoch, b"1", 1))
+    assert (await client.hear(wire.Ended)).task == task
+
+
+async def test_a_standby_takes_over_when_the_leader_is_gone(world: World) -> None:
+    first = await world.controller("k1")
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    task = await client.submit()
+    run = await node.hear(wire.Run)
+    standby = await world.controller("k2", eager=False)
+    await first.stop()
+    await asyncio.wait_for(standby.led.wait(), LIMIT_S)
+    leading = await node.hear(wire.Leading, lambda item: item.leader == "k2")
+    assert leading.term == 2
+    await node.say(node.beacon(1000, 1), wire.Done(task, run.epoch, b"1", 1))
+    assert (await client.hear(wire.Ended)).task == task
+
+
+async def test_a_standby_stays_one_while_the_leader_lives(world: World) -> None:
+    await world.controller("k1")
+    standby = await world.controller("k2", eager=False)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(standby.led.wait(), 2.0)
+
+
+async def test_a_deposed_leader_says_nothing_that_does_not_count(world: World) -> None:
+    first = await world.controller("k1")
+    client = await world.peer("c1")
+    await client.submit()
+    second = await world.controller("k2")
+    for _ in range(20):
+        await client.submit()
+    assert second.led.is_set()
+    async with asyncio.timeout(LIMIT_S):
+        while first.leading is not None:
+            await asyncio.sleep(0)
+    assert second.state.totals.submitted == 21
+
+
+async def test_large_payloads_live_in_the_log_and_arrive_whole(world: World) -> None:
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    big = b'"' + b"x" * 50_000 + b'"'
+    task = await client.submit(input=big)
+    controller.payloads._hot.clear()
+    await node.join("a")
+    run = await node.hear(wire.Run)
+    assert run.input == big
+    await node.say(wire.Done(task, run.epoch, big, 1))
+    assert (await client.hear(wire.Ended)).result == big
+
+
+async def test_questions_about_what_is_not_are_answered(world: World) -> None:
+    await world.controller()
+    client = await world.peer("c1")
+    assert await client.ask("task", id=client.ids.next()) == "unknown-task"
+    assert await client.ask("task", id="nonsense") == "bad-input"
+    assert await client.ask("meaning") == "not-found"
+    assert await client.ask("tasks", state="odd") == "bad-input"
+
+
+async def test_following_a_task_that_is_not_known_ends_in_a_typed_error(world: World) -> None:
+    await world.controller()
+    client = await world.peer("c1")
+    await client.say(wire.FollowTask((client.ids.next(),)))
+    ended = await client.hear(wire.Ended)
+    assert ended.failure is not None and ended.failure.code == "unknown-task"
+
+
+async def test_finished_tasks_go_to_the_archive_and_are_still_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.controller.keeping.CHUNK_AGE_MS", 0)
+    controller = await world.controller()
+    client = await world.peer("c1")
+    spec = client.spec()
+    await client.say(wire.SubmitTask(spec), wire.CancelTask(1, spec.id))
+    await client.hear(wire.Ended)
+    async with asyncio.timeout(LIMIT_S):
+        while spec.id in controller.state.tasks:
+            await asyncio.sleep(0)
+    assert (await client.ask("task", id=spec.id))["state"] == "canceled"
+    assert [task["id"] for task in (await client.ask("tasks"))["tasks"]] == [spec.id]
+    await client.say(wire.SubmitTask(spec, again=True))
+    assert (await client.hear(wire.Ended)).state is TaskState.CANCELED
+    assert (await client.ask("stats"))["totals"]["submitted"] == 1
+
+
+async def test_a_snapshot_and_a_trimmed_log_hold_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(snapshot_every=5)
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    big = b'"' + b"y" * 5_000 + b'"'
+    waiting = await client.submit("later", input=big)
+    async with asyncio.timeout(LIMIT_S):
+        while world.log.first == 1:
+            await client.submit("later")
+    await controller.stop()
+    before = msgspec.msgpack.encode(sorted(controller.state.tasks.items()))
+    again = await world.controller("k2")
+    again.state.check()
+    assert msgspec.msgpack.encode(sorted(again.state.tasks.items())) == before
+    await node.join("a")
+    assert (await client.ask("task", id=waiting))["input"] == "y" * 5_000
+    await again.stop()
+
+
+async def test_events_tell_a_tasks_life(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    await client.say(wire.FollowEvents(5, for_ms=60_000))
+    task = await client.submit()
+    run = await node.hear(wire.Run)
+    await node.say(wire.Began(task, run.epoch), wire.Live(task, run.epoch, b'{"type":"progress","value":0.5}'))
+    await node.say(wire.Done(task, run.epoch, b"1", 1))
+    seen = []
+    while "task.completed" not in seen:
+        notice = await client.hear(wire.EventNotice)
+        event = msgspec.json.decode(notice.body)
+        assert event.get("task", task) == task
+        seen.append(event["type"])
+    assert [kind for kind in seen if kind != "task.progress"] == [
+        "task.submitted", "task.assigned", "task.started", "task.completed",
+    ]  # fmt: skip
+    assert "task.progress" in seen
+    await client.say(wire.FollowEvents(6, after=0))
+    first = msgspec.json.decode((await client.hear(wire.EventNotice, lambda n: n.ref == 6)).body)
+    assert first["type"] == "leader.elected"
+
+
+async def test_a_live_call_is_routed_and_counts_as_load(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a", slots=1)
+    await client.say(wire.Route(1, "echo", 5_000))
+    assert (await client.hear(wire.Routed)).agent == "n1/a"
+    await client.say(wire.Route(2, "echo", 5_000))
+    assert (await client.hear(wire.Routed)).code == "no-agent"
+    await client.say(wire.CallEnded(1), wire.Route(3, "echo", 5_000), wire.Route(4, "nothing", 5_000))
+    assert (await client.hear(wire.Routed, lambda r: r.ref == 3)).agent == "n1/a"
+    assert (await client.hear(wire.Routed, lambda r: r.ref == 4)).code == "unknown-capability"
+    client.bus._network.disconnect(client.name)
+    other = await world.peer("c2")
+    await other.say(wire.Route(1, "echo", 5_000))
+    assert (await other.hear(wire.Routed)).agent == "n1/a", "its caller died"
+
+
+async def test_shutdown_refuses_drains_and_says_so(world: World) -> None:
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    task = await client.submit()
+    run = await node.hear(wire.Run)
+    asking = asyncio.create_task(client.ask("shutdown", timeout_s=5))
+    await node.hear(wire.Message, lambda m: m.envelope.topic == "system.shutdown")
+    await node.say(wire.Done(task, run.epoch, b"1", 1))
+    assert (await asking)["running"] == 0
+    await asyncio.wait_for(controller.shut_down.wait(), LIMIT_S)
+    await client.say(wire.SubmitTask(client.spec()))
+    assert (await client.hear(wire.Refused)).code == "shutting-down"
+
+
+async def test_foreign_bytes_are_counted_and_harm_nothing(world: World) -> None:
+    await world.controller()
+    client = await world.peer("c1")
+    await client.bus.send(LEADER, b"\x00garbage")
+    assert (await client.ask("stats"))["malformed_messages"] == 1
+
+
+async def test_why_names_candidates_scores_and_the_choice(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a", "b")
+    task = await client.submit()
+    why = await client.ask("why", id=task)
+    assert why["assignment"]["choice"] in ("n1/a", "n1/b")
+    assert {candidate["agent"] for candidate in why["assignment"]["candidates"]} == {"n1/a", "n1/b"}
