@@ -121,25 +121,7 @@ class Leader:
         self._timer: asyncio.TimerHandle | None = None
         self._accepted: dict[ProcessId, list[tuple[TaskId, TaskId]]] = {}
         self._settled: dict[ProcessId, list[tuple[TaskId, int]]] = {}
-        self._on: dict[type, Callable[[Any, ProcessId], None]] = {
-            SubmitTask: self._submit,
-            FollowTask: self._follow,
-            CancelTask: self._cancel,
-            Ask: lambda item, sender: self.ask(item, sender),
-            FollowEvents: self.events.follow,
-            Route: lambda item, sender: self.route(item, sender),
-            CallEnded: lambda item, sender: self.call_ended(item, sender),
-            Beacon: lambda item, sender: self.liveness.beacon(item, sender),
-            Began: self._report,
-            Done: self._report,
-            Failed: self._report,
-            Declined: self._report,
-            Slot: lambda item, sender: self.reconcile.slot(item.task, item.epoch, item.held),
-            Live: self._live,
-            Leaving: lambda item, sender: self.liveness.leaving(item, sender),
-            RateTask: self._rate,
-            Pong: lambda item, sender: self.liveness.answered(sender),
-        }
+        self._on: dict[type, Callable[[Any, ProcessId], None]] = {}
         self._react: dict[str, Callable[[Change], None]] = {
             "task.submitted": self._on_submitted,
             "task.assigned": self._on_assigned,
@@ -153,6 +135,7 @@ class Leader:
 
     def begin(self) -> None:
         """Take up the work that the log says is there."""
+        self._on = self._takers()
         self.reconcile.rebuild()
         term, leader = self.state.term, self.bus.process
         self.outbox.post(EVERYONE, Leading(term, leader, self.clock.now_ms()))
@@ -170,6 +153,28 @@ class Leader:
         self.pipeline.cancel()
 
     # What processes say
+
+    def _takers(self) -> dict[type, Callable[[Any, ProcessId], None]]:
+        """Who takes in which item."""
+        return {
+            SubmitTask: self._submit,
+            FollowTask: self._follow,
+            CancelTask: self._cancel,
+            Ask: self.ask,
+            FollowEvents: self.events.follow,
+            Route: self.route,
+            CallEnded: self.call_ended,
+            Beacon: self.liveness.beacon,
+            Began: self._report,
+            Done: self._report,
+            Failed: self._report,
+            Declined: self._report,
+            Slot: lambda item, _sender: self.reconcile.slot(item.task, item.epoch, item.held),
+            Live: self._live,
+            Leaving: self.liveness.leaving,
+            RateTask: self._rate,
+            Pong: lambda _item, sender: self.liveness.answered(sender),
+        }
 
     def receive(self, delivery: Delivery) -> None:
         try:
@@ -201,7 +206,7 @@ class Leader:
 
     def wake(self) -> None:
         self.pipeline.wake()
-        self._arm()
+        self.arm()
 
     def _submit(self, item: SubmitTask, sender: ProcessId) -> None:
         spec = item.spec
@@ -364,7 +369,7 @@ class Leader:
             calls, self.once_effective = self.once_effective, []
             for call in calls:
                 call()
-        self._arm()
+        self.arm()
 
     def _submitted(self, command: Submit) -> None:
         spec = command.spec
@@ -473,7 +478,7 @@ class Leader:
 
     # Time
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
         """Be woken when something is due."""
         due_ms = self.reconcile.next_deadline() if not self.pipeline.is_full else None
         at = self.liveness.next_deadline()
@@ -492,4 +497,4 @@ class Leader:
         self._timer = None
         self.liveness.tick()
         self.pipeline.wake()
-        self._arm()
+        self.arm()

@@ -15,7 +15,8 @@ from comity.model.wire import Beacon, BeaconAck, Evicted, Leaving, Ping
 
 
 class Liveness:
-    """The leader's knowledge of its nodes. ``propose`` takes commands; ``notice`` a kind of event, a node and a reason."""
+    """The leader's knowledge of its nodes. ``propose`` takes commands; ``notice`` a kind of event, a node and a reason;
+    ``rearm`` hears that the next deadline may have changed."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Liveness:
         now_ms: Callable[[], int],
         propose: Callable[[Command], None],
         notice: Callable[[str, NodeId, str], None],
+        rearm: Callable[[], None],
     ) -> None:
         self.machine = machine
         self.beacons: dict[NodeId, Beacon] = {}
@@ -42,6 +44,7 @@ class Liveness:
         self._now_ms = now_ms
         self._propose = propose
         self._notice = notice
+        self._rearm = rearm
         self._time = asyncio.get_running_loop().time
         self._probe_ref = 0
 
@@ -132,6 +135,7 @@ class Liveness:
                 self._outbox.post(to(effect.node), Evicted(effect.incarnation, "its lease was ended"))
             else:
                 self._became(effect)
+        self._rearm()
 
     def _became(self, effect: m.Became) -> None:
         before = self.states.get(effect.node, ("", ""))[0]

@@ -60,8 +60,9 @@ class Flight(NamedTuple):
 
 
 class Pipeline:
-    """Entries under way. ``fill(budget)`` gives the next entry's commands, about ``budget`` bytes (empty: nothing waits); ``effective(index, entry)`` is
-    called for each entry in order, once it counts; ``broken(error)`` once, after which the pipeline is done for.
+    """Entries under way. ``fill(budget)`` gives the next entry's commands, about ``budget`` bytes (empty: nothing waits);
+    ``effective(index, entry)`` is called for each entry in order, once it counts; ``broken(error)`` once, after which the
+    pipeline is done for.
 
     Invariants: entries in flight are consecutive, each the parent of the next; ``ledger`` holds the last applied one.
     """

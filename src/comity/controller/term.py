@@ -70,6 +70,7 @@ class Term:
             machine, c.bus, c.outbox, self.reconcile,
             term=c.state.term, lease_s=settings.lease_s, now_ms=clock.now_ms, propose=self.leader.propose,
             notice=lambda kind, node, reason: self.leader.notice(kind, node=node, reason=reason),
+            rearm=self.leader.arm,
         )  # fmt: skip
         self.routing = Routing(self.reconcile, c.outbox)
         self.keeping = Keeping(
