@@ -8,7 +8,7 @@ from typing import Any
 
 from comity.core.matching import unmet
 from comity.core.pools import Candidate, Match, Pool
-from comity.core.strategies import Fits, weight_of
+from comity.core.strategies import Fits
 from comity.model.capability import AgentStatus, Requirements, Strategy
 
 SHOWN = 50
@@ -105,7 +105,7 @@ def _score(how: Strategy, candidate: Candidate, fits: Fits) -> float:
     if how is Strategy.LEAST_LOADED:
         return -float(candidate.load)
     if how is Strategy.WEIGHTED_RANDOM:
-        return weight_of(candidate)
+        return candidate.weight
     if how is Strategy.BEST_FIT:
         return fits.score(candidate)
     return 0.0

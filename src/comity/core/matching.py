@@ -9,6 +9,8 @@ from comity.errors import BadInput
 from comity.model.capability import AgentRecord, Requirements, parse_range, parse_version, version_in_range
 
 Signature = tuple[Any, ...]
+Feature = tuple[str, ...]
+"""Something agents can be found by: a tag, a label with its value, a kind."""
 
 
 def signature(needs: Requirements) -> Signature:
@@ -84,3 +86,34 @@ def unmet(needs: Requirements, capability: str, record: AgentRecord) -> str:
     if not lacking and not short and not matcher(needs, capability)(record):
         lacking.append(f"offers no version {needs.version}")
     return (lacking + short)[0] if lacking or short else ""
+
+
+def same_place(old: AgentRecord, new: AgentRecord) -> bool:
+    """Whether the agent stays in the pools it is in."""
+    return (
+        old.offers == new.offers
+        and old.tags == new.tags
+        and old.labels == new.labels
+        and old.kind == new.kind
+        and old.node == new.node
+        and old.resources == new.resources
+    )
+
+
+def features(agent: AgentRecord) -> dict[Feature, None]:
+    """What agents can be found by."""
+    found: dict[Feature, None] = {("tag", tag): None for tag in agent.tags}
+    for key, value in agent.labels.items():
+        found["label", key, value] = None
+    if agent.kind:
+        found["kind", agent.kind] = None
+    return found
+
+
+def asked(needs: Requirements) -> list[Feature]:
+    """Features that every agent that meets ``needs`` has."""
+    wanted: list[Feature] = [("tag", tag) for tag in needs.tags]
+    wanted += [("label", key, value) for key, value in needs.labels.items()]
+    if needs.kind:
+        wanted.append(("kind", needs.kind))
+    return wanted

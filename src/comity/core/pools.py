@@ -7,7 +7,7 @@ search. A ``Urn`` draws at random by weight, exactly: members of similar weight 
 drawn by its upper bound, a member of it uniformly, and kept with probability weight / bound, which is at least one half.
 
 Every member has a level, also while it cannot take work (``OUT``); ``refresh`` after a change of the candidate puts it in
-its place. Membership is decided outside.
+its place. Membership is decided outside. Iteration is by insertion order throughout, so the same events give the same choices.
 """
 
 from __future__ import annotations
@@ -29,28 +29,31 @@ Match = Callable[[AgentRecord], bool]
 
 
 class Host:
-    """A node as scheduling sees it. ``free`` weighs its free CPU and memory (geometric mean; 1.0: one core and one GiB)."""
+    """A node as scheduling sees it. ``free`` is log2 of its free CPU and memory (0.0: one core and one GiB)."""
 
     __slots__ = ("candidates", "eligible", "free", "id")
 
     def __init__(self, node: ProcessId) -> None:
         self.id = node
         self.eligible = False
-        self.free = 1.0
+        self.free = 0.0
         self.candidates: dict[Candidate, None] = {}
 
 
 class Candidate:
     """An agent as scheduling sees it. Invariants: ``load = held + calls``; ``live`` while the agent is active on an eligible
-    node; ``ready`` while it is live and ``load < limit``. ``record`` is None between a ``take`` and the agent's announcement."""
+    node; ``ready`` while it is live and ``load < limit``. ``record`` is None between a ``take`` and the agent's announcement.
+    ``names`` are the capabilities it offers; ``weight`` is what ``weighted_random`` draws by, between LIGHTEST and HEAVIEST."""
 
-    __slots__ = ("calls", "held", "host", "id", "limit", "live", "load", "pools", "ready", "record")
+    __slots__ = ("calls", "held", "host", "id", "limit", "live", "load", "names", "pools", "ready", "record", "weight")
 
     def __init__(self, agent: AgentId) -> None:
         self.id = agent
         self.record: AgentRecord | None = None
         self.host: Host | None = None
+        self.names: tuple[str, ...] = ()
         self.limit = 0
+        self.weight = 1.0
         self.held = 0
         self.calls = 0
         self.load = 0
@@ -117,24 +120,25 @@ class Queues:
             self._leave(candidate, old)
 
     def refresh(self, candidate: Candidate) -> None:
-        new = self._level(candidate) if candidate.ready else OUT
-        old = self._levels[candidate]
-        if new == old:
+        self.place(candidate, self._level(candidate) if candidate.ready else OUT)
+
+    def place(self, candidate: Candidate, level: int) -> None:
+        """Put it at the back of ``level``'s queue, unless it stands there already."""
+        if level >= LEVELS:
+            level = LEVELS - 1
+        old = self._levels.get(candidate, OUT)
+        if level == old:
             return
-        if new >= LEVELS:
-            new = LEVELS - 1
-            if new == old:
-                return
         if old != OUT:
             self._leave(candidate, old)
-        if new != OUT:
-            queue = self._queues.get(new)
+        if level != OUT:
+            queue = self._queues.get(level)
             if queue is None:
-                queue = self._queues[new] = OrderedDict()
+                queue = self._queues[level] = OrderedDict()
             if not queue:
-                self._occupied |= 1 << new
+                self._occupied |= 1 << level
             queue[candidate] = None
-        self._levels[candidate] = new
+        self._levels[candidate] = level
 
     def _leave(self, candidate: Candidate, level: int) -> None:
         queue = self._queues[level]
@@ -205,20 +209,24 @@ def first_of(
     return None
 
 
-_FINEST = -8
-_CLASSES = 26
-HEAVIEST = 2.0 ** (_FINEST + _CLASSES - 1)
-LIGHTEST = 2.0**_FINEST
-"""Weights are held between these, so that none is zero and none drowns all others beyond a double's precision."""
+HEAVIEST = 2.0**16
+LIGHTEST = 2.0**-8
+"""Weights are held between these: none is zero, and none drowns all others beyond a double's precision."""
+_CLASSES = 25
+_UNITS = 0.5 / LIGHTEST
+"""A weight times this is at least half of, and less than, 2^class."""
+
+
+def _class_of(weight: float) -> int:
+    return math.frexp(weight)[1] + 7
 
 
 class Urn:
-    """Draws with probability proportional to ``weight(candidate)``; see the module's text."""
+    """Draws with probability proportional to ``candidate.weight``; see the module's text."""
 
-    __slots__ = ("_classes", "_occupied", "_places", "_random", "_total", "_weight")
+    __slots__ = ("_classes", "_occupied", "_places", "_random", "_total")
 
-    def __init__(self, weight: Callable[[Candidate], float], random: Callable[[], float]) -> None:
-        self._weight = weight
+    def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
         self._places: dict[Candidate, tuple[int, int]] = {}
         self._classes: list[list[Candidate]] = [[] for _ in range(_CLASSES)]
@@ -241,7 +249,7 @@ class Urn:
             self._leave(old, place)
 
     def refresh(self, candidate: Candidate) -> None:
-        new = self._class(candidate) if candidate.ready else OUT
+        new = _class_of(candidate.weight) if candidate.ready else OUT
         old, place = self._places[candidate]
         if new == old:
             return
@@ -251,12 +259,6 @@ class Urn:
             self._places[candidate] = (OUT, 0)
         else:
             self._enter(candidate, new)
-
-    def _class(self, candidate: Candidate) -> int:
-        return math.frexp(self._bounded(candidate))[1] - 1 - _FINEST
-
-    def _bounded(self, candidate: Candidate) -> float:
-        return min(max(self._weight(candidate), LIGHTEST), HEAVIEST)
 
     def _enter(self, candidate: Candidate, level: int) -> None:
         members = self._classes[level]
@@ -299,8 +301,7 @@ class Urn:
                 occupied ^= 1 << level
             place = min(int(point) >> level, len(members) - 1)
             candidate = members[place]
-            # The bound of class L is 2^(L+1) in units of LIGHTEST; halved, as is the weight, to keep the total an integer.
-            if point - (place << level) >= self._bounded(candidate) / LIGHTEST / 2:
+            if point - (place << level) >= candidate.weight * _UNITS:
                 continue
             if match is None or (candidate.record is not None and match(candidate.record)):
                 return candidate
@@ -320,6 +321,6 @@ class Urn:
         assert self._total == sum(len(members) << level for level, members in enumerate(self._classes))
         assert self._occupied == sum(bool(members) << level for level, members in enumerate(self._classes))
         for candidate, (level, place) in self._places.items():
-            now = self._class(candidate) if candidate.ready else OUT
+            now = _class_of(candidate.weight) if candidate.ready else OUT
             assert level == now, f"{candidate} was not refreshed: class {level}, not {now}"
             assert level == OUT or self._classes[level][place] is candidate

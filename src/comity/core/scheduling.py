@@ -17,9 +17,9 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from comity.core.explaining import Question, explain
-from comity.core.matching import Signature, matcher, signature
-from comity.core.pools import Candidate, Host, Match, Pool
-from comity.core.strategies import Fits, free_of, make_pool
+from comity.core.matching import Feature, Signature, asked, features, matcher, same_place, signature
+from comity.core.pools import Candidate, Host, Match, Pool, first_of
+from comity.core.strategies import Fits, free_of, make_pool, weight_of
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.ids import AgentId, ProcessId
@@ -32,7 +32,6 @@ POOLS = 256
 _MATCHERS = 1024
 
 _PoolKey = tuple[str, Signature, Strategy]
-_Feature = tuple[str, ...]
 
 
 class Offering:
@@ -60,7 +59,7 @@ class Scheduling:
         self._hosts: dict[ProcessId, Host] = {}
         self._offerings: dict[str, Offering] = {}
         self._chosen_strategies: dict[str, Strategy] = {}
-        self._by_feature: dict[_Feature, dict[Candidate, None]] = {}
+        self._by_feature: dict[Feature, dict[Candidate, None]] = {}
         self._matchers: dict[tuple[str, Signature], Match] = {}
         self._selective: OrderedDict[_PoolKey, Pool] = OrderedDict()
         self._selective_members = 0
@@ -77,10 +76,11 @@ class Scheduling:
         candidate.record = agent
         if old is None:
             self._list(candidate, agent)
-        elif not _same_place(old, agent):
+        elif not same_place(old, agent):
+            names = candidate.names
             self._unlist(candidate, old)
             self._list(candidate, agent)
-            self._drop_unoffered(candidate, [name for name in _names(old) if name not in _names(agent)])
+            self._drop_unoffered(candidate, [name for name in names if name not in candidate.names])
         self._review(candidate)
 
     def remove_agent(self, agent: AgentId) -> None:
@@ -89,8 +89,9 @@ class Scheduling:
         if candidate is None or candidate.record is None:
             return
         self._unlist(candidate, candidate.record)
-        self._drop_unoffered(candidate, _names(candidate.record))
+        self._drop_unoffered(candidate, candidate.names)
         candidate.record = candidate.host = None
+        candidate.names = ()
         candidate.live = False
         candidate.calls = 0
         self._loaded(candidate)
@@ -270,7 +271,7 @@ class Scheduling:
     def _rarest(self, offering: Offering, needs: Requirements) -> Collection[Candidate]:
         """The smallest set known to hold every agent that meets ``needs``."""
         smallest = offering.candidates
-        for feature in _asked(needs):
+        for feature in asked(needs):
             candidates = self._by_feature.get(feature, {})
             if len(candidates) < len(smallest):
                 smallest = candidates
@@ -290,29 +291,43 @@ class Scheduling:
         offering = self._offerings.get(capability) or Offering(capability)
         key = signature(needs) if needs is not None else ()
         match = self._matcher(needs, offering, key) if needs is not None and key else None
-        question = Question(capability, how, needs, match, hidden)
-        pool = offering.base.get(how)
-        if pool is None:
-            pool = (
-                make_pool(how, offering.fits, self._random)
-                if not offering.candidates
-                else self._base_pool(offering, how)
-            )
         among: Collection[Candidate] = offering.candidates
         if needs is not None and needs.agent:
             one = self._candidates.get(needs.agent)
-            among = [one] if one is not None and one in offering.candidates else ()
+            among = [one] if one is not None and one in offering.candidates else []
             pool = make_pool(how, offering.fits, self._random)
             for candidate in among:
                 pool.add(candidate)
-        elif (capability, key, how) in offering.pools:
-            pool = offering.pools[capability, key, how][1]
+        else:
+            pool = self._ranking(offering, how, needs, match, hidden)
         return {
             "capability": capability,
             "offered": len(offering.candidates),
             "live": offering.live,
-            **explain(question, pool, among, offering.fits),
+            **explain(Question(capability, how, needs, match, hidden), pool, among, offering.fits),
         }
+
+    def _ranking(
+        self,
+        offering: Offering,
+        how: Strategy,
+        needs: Requirements | None,
+        match: Match | None,
+        hidden: Collection[Candidate],
+    ) -> Pool:
+        """The pool whose first acceptable member ``choose`` would take."""
+        pool = offering.base.get(how)
+        if pool is None:
+            known = bool(offering.candidates)
+            pool = self._base_pool(offering, how) if known else make_pool(how, offering.fits, self._random)
+        if needs is None or match is None:
+            return pool
+        key = (offering.name, signature(needs), how)
+        if key in offering.pools:
+            return offering.pools[key][1]
+        if not offering.candidates or first_of(pool.ranked(), hidden, match, TRIES) is not None:
+            return pool
+        return self._selective_pool(offering, needs, match, key)
 
     # What is known
 
@@ -356,9 +371,10 @@ class Scheduling:
             host = self._hosts[agent.node] = Host(agent.node)
         host.candidates[candidate] = None
         candidate.host = host
-        for feature in _features(agent):
+        for feature in features(agent):
             self._by_feature.setdefault(feature, {})[candidate] = None
-        self._offers += len(_names(agent))
+        candidate.names = tuple(dict.fromkeys(offer.name for offer in agent.offers))
+        self._offers += len(candidate.names)
         for offer in agent.offers:
             offering = self._offerings.get(offer.name)
             if offering is None:
@@ -378,7 +394,7 @@ class Scheduling:
                     self._selective_members += 1
 
     def _unlist(self, candidate: Candidate, agent: AgentRecord) -> None:
-        for name in _names(agent):
+        for name in candidate.names:
             offering = self._offerings[name]
             self._selective_members -= sum(candidate in pool for _, pool in offering.pools.values())
             offering.live -= candidate.live
@@ -386,7 +402,7 @@ class Scheduling:
         for pool in candidate.pools:
             pool.discard(candidate)
         candidate.pools.clear()
-        for feature in _features(agent):
+        for feature in features(agent):
             have = self._by_feature[feature]
             del have[candidate]
             if not have:
@@ -395,7 +411,7 @@ class Scheduling:
         del host.candidates[candidate]
         if not host.candidates and not host.eligible:
             del self._hosts[agent.node]
-        self._offers -= len(_names(agent))
+        self._offers -= len(candidate.names)
 
     def _drop_unoffered(self, candidate: Candidate, names: Collection[str]) -> None:
         """``candidate`` no longer offers ``names``; forget what only they needed."""
@@ -415,9 +431,10 @@ class Scheduling:
         live = host.eligible and record.status is AgentStatus.ACTIVE
         if live is not candidate.live:
             candidate.live = live
-            for name in _names(record):
+            for name in candidate.names:
                 self._offerings[name].live += 1 if live else -1
         candidate.limit = max(record.concurrency, 0)
+        candidate.weight = weight_of(candidate)
         self._loaded(candidate)
 
     def _forget(self, candidate: Candidate) -> None:
@@ -436,7 +453,8 @@ class Scheduling:
                 host = self._hosts[record.node]
                 assert candidate.host is host and candidate in host.candidates
                 assert candidate.live == (host.eligible and record.status is AgentStatus.ACTIVE)
-                assert all(candidate in self._offerings[name].candidates for name in _names(record))
+                assert candidate.names == tuple(dict.fromkeys(offer.name for offer in record.offers))
+                assert all(candidate in self._offerings[name].candidates for name in candidate.names)
         members = 0
         for name, offering in self._offerings.items():
             assert offering.candidates and offering.live == sum(candidate.live for candidate in offering.candidates)
@@ -457,38 +475,3 @@ class Scheduling:
 def _enter(candidate: Candidate, pool: Pool) -> None:
     pool.add(candidate)
     candidate.pools.append(pool)
-
-
-def _names(agent: AgentRecord) -> dict[str, None]:
-    return dict.fromkeys(offer.name for offer in agent.offers)
-
-
-def _same_place(old: AgentRecord, new: AgentRecord) -> bool:
-    """Whether the agent stays in the pools it is in."""
-    return (
-        old.offers == new.offers
-        and old.tags == new.tags
-        and old.labels == new.labels
-        and old.kind == new.kind
-        and old.node == new.node
-        and old.resources == new.resources
-    )
-
-
-def _features(agent: AgentRecord) -> dict[_Feature, None]:
-    """What agents can be found by."""
-    found: dict[_Feature, None] = {("tag", tag): None for tag in agent.tags}
-    for key, value in agent.labels.items():
-        found["label", key, value] = None
-    if agent.kind:
-        found["kind", agent.kind] = None
-    return found
-
-
-def _asked(needs: Requirements) -> list[_Feature]:
-    """Features that every agent that meets ``needs`` has."""
-    asked: list[_Feature] = [("tag", tag) for tag in needs.tags]
-    asked += [("label", key, value) for key, value in needs.labels.items()]
-    if needs.kind:
-        asked.append(("kind", needs.kind))
-    return asked

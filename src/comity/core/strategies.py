@@ -17,10 +17,10 @@ nothing is known stands where the others' mean stands, so it is tried before tho
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from math import inf, log2, sqrt
+from math import inf, log2
 from operator import attrgetter
 
-from comity.core.pools import LEVELS, OUT, Candidate, Match, Pool, Queues, Urn, first_of
+from comity.core.pools import HEAVIEST, LIGHTEST, OUT, Candidate, Match, Pool, Queues, Urn, first_of
 from comity.model.capability import Performance, Strategy, strategy
 
 PRIOR = 4.0
@@ -30,20 +30,22 @@ STEPS = 8
 _TOP = 48.0
 _REFERENCE_WINDOW = 256.0
 _LEAST, _MOST = 1e-3, 1e9
+_LOG_1000 = log2(1000.0)
 
 
 def free_of(cpu: float, memory_mb: float) -> float:
-    """Free CPU (cores) and memory (MiB) as one weight: the geometric mean of cores and GiB, rounded to a quarter octave so
-    that small changes change nothing. Never zero."""
+    """log2 of the geometric mean of free CPU (cores) and memory (GiB), to the nearest quarter, so that a small change changes
+    nothing. Nothing free counts as a thousandth."""
     product = _bounded(cpu, _LEAST) * _bounded(memory_mb / 1024.0, _LEAST)
-    return float(2.0 ** (round(2.0 * log2(product)) / 4.0))
+    return round(2.0 * log2(product)) / 4.0
 
 
 def weight_of(candidate: Candidate) -> float:
-    """The agent's set weight, else its node's free CPU and memory."""
-    if candidate.record is not None and candidate.record.weight > 0.0:
-        return candidate.record.weight
-    return candidate.host.free if candidate.host is not None else 1.0
+    """The agent's set weight, else its node's free CPU and memory: one core and one GiB weigh 1."""
+    record, host = candidate.record, candidate.host
+    stated = record.weight if record is not None else 0.0
+    free = 2.0**host.free if host is not None else 1.0
+    return min(max(stated if stated > 0.0 else free, LIGHTEST), HEAVIEST)
 
 
 def _bounded(value: float, otherwise: float) -> float:
@@ -62,7 +64,8 @@ class Reference:
         self.samples = 0.0
 
     def add(self, latency: float, throughput: float) -> None:
-        self.samples = min(self.samples + 1.0, _REFERENCE_WINDOW)
+        if self.samples < _REFERENCE_WINDOW:
+            self.samples += 1.0
         self.latency += (latency - self.latency) / self.samples
         self.throughput += (throughput - self.throughput) / self.samples
 
@@ -72,7 +75,7 @@ class Reference:
 
 class Fit:
     """How well one agent does one capability. Latency and throughput are log2 of ms and tasks/s, and geometric means; they
-    count once ``samples`` > 0. ``quality`` is the score's logarithm without what depends on load and node."""
+    count once ``samples`` > 0. ``quality`` is what ``weigh`` last found; None when figures changed since."""
 
     __slots__ = ("accuracy", "latency", "outcomes", "quality", "ratings", "samples", "success", "throughput")
 
@@ -84,9 +87,9 @@ class Fit:
         self.accuracy = 0.5
         self.outcomes = PRIOR
         self.ratings = PRIOR
+        self.quality: float | None = None
         if declared is not None:
             self._declare(declared, max(concurrency, 1))
-        self._weigh()
 
     def _declare(self, declared: Performance, concurrency: int) -> None:
         """A missing one of latency and throughput follows from the other (Little 1961: concurrency = rate x latency)."""
@@ -107,23 +110,33 @@ class Fit:
 
     def measure(self, latency_ms: float, ok: bool, load: int, reference: Reference) -> None:
         """An attempt ended. Throughput is the agent's rate by Little's law: ``load`` in flight, each for ``latency_ms``."""
-        self.outcomes = min(self.outcomes + 1.0, WINDOW)
+        if self.outcomes < WINDOW:
+            self.outcomes += 1.0
         self.success += (ok - self.success) / self.outcomes
-        if ok:
-            latency = log2(_bounded(latency_ms, _LEAST))
-            throughput = log2(_bounded(1000.0 * max(load, 1) / 2.0**latency, _LEAST))
-            if not self.samples and reference.samples:
-                self.samples, self.latency, self.throughput = PRIOR, reference.latency, reference.throughput
-            self.samples = min(self.samples + 1.0, WINDOW)
-            self.latency += (latency - self.latency) / self.samples
-            self.throughput += (throughput - self.throughput) / self.samples
-            reference.add(latency, throughput)
-        self._weigh()
+        self.quality = None
+        if not ok:
+            return
+        latency = log2(latency_ms) if _LEAST < latency_ms < _MOST else log2(_bounded(latency_ms, _LEAST))
+        throughput = _LOG_1000 - latency + (log2(load) if load > 1 else 0.0)
+        if not self.samples and reference.samples:
+            self.samples, self.latency, self.throughput = PRIOR, reference.latency, reference.throughput
+        if self.samples < WINDOW:
+            self.samples += 1.0
+        self.latency += (latency - self.latency) / self.samples
+        self.throughput += (throughput - self.throughput) / self.samples
+        reference.add(latency, throughput)
 
     def rate(self, accuracy: float) -> None:
         self.ratings = min(self.ratings + 1.0, WINDOW)
         self.accuracy += (min(max(accuracy, 0.0), 1.0) - self.accuracy) / self.ratings
-        self._weigh()
+        self.quality = None
+
+    def weigh(self) -> float:
+        """The score's logarithm without what depends on load and node; of an unknown speed, without speed."""
+        if self.quality is None:
+            certain = 2.0 * log2(max(self.success, 0.01) * max(self.accuracy, 0.01))
+            self.quality = certain + 0.5 * self.throughput - self.latency if self.samples else certain
+        return self.quality
 
     def figures(self) -> dict[str, float | None]:
         """What is believed of the agent, in plain units; None if unknown."""
@@ -134,10 +147,6 @@ class Fit:
             "accuracy": round(self.accuracy, 4),
             "samples": round(self.outcomes - PRIOR),
         }
-
-    def _weigh(self) -> None:
-        certain = 2.0 * log2(max(self.success, 0.01) * max(self.accuracy, 0.01))
-        self.quality = certain + 0.5 * self.throughput - self.latency if self.samples else certain
 
 
 _UNKNOWN = Fit(None, 1)
@@ -172,9 +181,9 @@ class Fits:
 
     def octaves(self, candidate: Candidate) -> float:
         """log2 of the candidate's score, but for the speed of one that nobody has measured. Only while it is ready."""
-        fit = self.by_agent.get(candidate, _UNKNOWN)
-        free = candidate.host.free if candidate.host is not None else 1.0
-        return fit.quality + log2(sqrt(free) * (1.0 - candidate.load / candidate.limit))
+        limit, host = candidate.limit, candidate.host
+        free = 0.5 * host.free if host is not None else 0.0
+        return self.by_agent.get(candidate, _UNKNOWN).weigh() + free + log2((limit - candidate.load) / limit)
 
     def score(self, candidate: Candidate) -> float:
         """The score itself; 0 for an agent that is busy or out."""
@@ -185,18 +194,18 @@ class Fits:
 
 
 class Ranked:
-    """A pool for ``best_fit``. Agents of unknown speed have queues of their own, which are set beside the others by what
-    the capability's agents do on average at the moment of choosing, so a change of that average moves nobody."""
+    """A pool for ``best_fit``. Ready agents of unknown speed stand in queues of their own, which are set beside the others by
+    what the capability's agents do on average at the moment of choosing, so a change of that average moves nobody."""
 
     __slots__ = ("_fits", "_known", "_unknown")
 
     def __init__(self, fits: Fits) -> None:
         self._fits = fits
         self._known = Queues(lambda candidate: self._level(candidate) if fits.of(candidate).known else OUT)
-        self._unknown = Queues(lambda candidate: OUT if fits.of(candidate).known else self._level(candidate))
+        self._unknown = Queues(self._level)
 
     def _level(self, candidate: Candidate) -> int:
-        return min(max(int((_TOP - self._fits.octaves(candidate)) * STEPS), 0), LEVELS - 1)
+        return max(int((_TOP - self._fits.octaves(candidate)) * STEPS), 0)
 
     def _behind(self) -> int:
         """Levels by which those of unknown speed stand behind where their queues say."""
@@ -210,15 +219,21 @@ class Ranked:
 
     def add(self, candidate: Candidate) -> None:
         self._known.add(candidate)
-        self._unknown.add(candidate)
+        self.refresh(candidate)
 
     def discard(self, candidate: Candidate) -> None:
         self._known.discard(candidate)
         self._unknown.discard(candidate)
 
     def refresh(self, candidate: Candidate) -> None:
-        self._known.refresh(candidate)
-        self._unknown.refresh(candidate)
+        if not candidate.ready:
+            self._known.place(candidate, OUT)
+            self._unknown.discard(candidate)
+        elif self._fits.of(candidate).known:
+            self._known.place(candidate, self._level(candidate))
+            self._unknown.discard(candidate)
+        else:
+            self._unknown.place(candidate, self._level(candidate))
 
     def pick(self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0) -> Candidate | None:
         if not hidden and match is None:
@@ -252,6 +267,8 @@ class Ranked:
     def check(self) -> None:
         self._known.check()
         self._unknown.check()
+        for candidate in self._known.members():
+            assert (candidate in self._unknown) == (candidate.ready and not self._fits.of(candidate).known)
 
 
 def make_pool(how: Strategy, fits: Fits, random: Callable[[], float]) -> Pool:
@@ -262,5 +279,5 @@ def make_pool(how: Strategy, fits: Fits, random: Callable[[], float]) -> Pool:
     if how is Strategy.ROUND_ROBIN:
         return Queues(lambda candidate: 0)
     if how is Strategy.WEIGHTED_RANDOM:
-        return Urn(weight_of, random)
+        return Urn(random)
     return Ranked(fits)
