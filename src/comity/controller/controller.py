@@ -48,7 +48,7 @@ _log = structlog.get_logger("comity.controller")
 
 
 class Controller:
-    """One controller process. ``wall`` gives seconds since 1970, ``random`` floats in [0, 1). ``eager``: campaign at once instead of
+    """One controller. ``wall`` gives seconds since 1970, ``random`` floats in [0, 1). ``eager``: campaign at once instead of
     listening first (the only controller of an embedded network). ``confirm_jump``: entry time may jump to the wall clock when
     this controller first leads (an operator started the network)."""
 
