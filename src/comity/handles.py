@@ -88,14 +88,28 @@ class Speaker:
 class Ticket(Protocol):
     """What an attempt's handle needs of the node that runs it."""
 
-    task: TaskId
-    epoch: int
-    number: int
-    parent: TaskId | None
-    capability: str
-    agent: AgentId
     is_canceled: bool
-    deadline: datetime | None
+
+    @property
+    def task(self) -> TaskId: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def parent(self) -> TaskId | None: ...
+
+    @property
+    def capability(self) -> str: ...
+
+    @property
+    def agent(self) -> AgentId: ...
+
+    @property
+    def deadline(self) -> datetime | None: ...
 
     def remaining_s(self) -> float: ...
 
@@ -170,13 +184,15 @@ class Attempt(Speaker):
 
 
 class Message:
-    """A message in the hands of the function that receives it. Times are UTC."""
+    """A message in the hands of the function that receives it. Times are UTC. ``is_answered``: it was replied to by ``reply``, so
+    that what the function returns is not sent."""
 
-    __slots__ = ("_answer", "envelope")
+    __slots__ = ("_answer", "envelope", "is_answered")
 
     def __init__(self, envelope: Envelope, answer: Callable[[Envelope, Performative, Any], None]) -> None:
         self.envelope = envelope
         self._answer = answer
+        self.is_answered = False
 
     @property
     def id(self) -> str:
@@ -213,5 +229,6 @@ class Message:
         return from_json(envelope.body) if envelope.content_type == "application/json" else envelope.body
 
     def reply(self, body: Any = None, performative: Performative | str = Performative.INFORM) -> None:
-        """Answer it now, beside or instead of returning a value. May be used from a plain function's thread."""
+        """Answer it now, and as often as need be, instead of returning a value. May be used from a plain function's thread."""
+        self.is_answered = True
         self._answer(self.envelope, Performative(performative), body)

@@ -37,12 +37,12 @@ class Signature:
     """How to call a function with JSON, and what it gives back.
 
     ``handles``: the classes, among those offered by name, that its leading parameters want: annotated so, or called so.
-    ``input_schema`` and ``output_schema``: {} means any value.
+    ``takes_input``: it has other parameters too. ``input_schema`` and ``output_schema``: {} means any value.
     """
 
     __slots__ = (
         "_input", "_named", "_optional", "_output", "_single", "_whole", "description", "handles", "input_schema", "is_async",
-        "name", "output_schema",
+        "name", "output_schema", "takes_input",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class Signature:
         parameters = list(inspect.signature(function).parameters.values())
         self.handles = _leading(parameters, hints, handles or {})
         parameters = parameters[len(self.handles) :]
+        self.takes_input = bool(parameters)
         self.description, notes = docstring.parse(inspect.getdoc(function) if target is function else target.__doc__)
         for parameter in parameters:
             self._check(parameter, hints)
