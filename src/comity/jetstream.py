@@ -221,10 +221,17 @@ class Row(NamedTuple):
 
 class Cursor:
     """A place in a stream, and what follows it in order. ``subject`` filters. Every row comes once; a row lost on the way
-    makes the cursor begin anew after the last good one. One reader at a time."""
+    makes the cursor begin anew after the last good one. One reader at a time.
 
-    def __init__(self, js: JetStream, stream: str, subject: str, after: int = 0, *, headers_only: bool = False) -> None:
+    ``mends`` False: ``next`` raises what broke it (an Indefinite error) instead of going on: for a reader who must then look
+    at the whole stream again, because rows may have vanished from it meanwhile.
+    """
+
+    def __init__(
+        self, js: JetStream, stream: str, subject: str, after: int = 0, *, headers_only: bool = False, mends: bool = True
+    ) -> None:
         self.after = after
+        self._mends = mends
         self._js = js
         self._stream = stream
         self._subject = subject
@@ -243,15 +250,16 @@ class Cursor:
         self._subscription: Subscription | None = None
         self._wake: asyncio.Future[None] | None = None
 
-    async def fetch(self, limit: int) -> list[Row]:
-        """Up to ``limit`` rows that are there now, as far as this replica knows. Raises Indefinite errors and NotFound (no such
-        stream); the next call goes on after the last row given out."""
+    async def fetch(self, limit: int, wait_s: float = 0.0) -> list[Row]:
+        """Up to ``limit`` rows that are there now, as far as this replica knows; waits up to ``wait_s`` for all of them. Raises
+        Indefinite errors and NotFound (no such stream); the next call goes on after the last row given out."""
         loop = asyncio.get_running_loop()
         try:
             await self._begin()
-            deadline = loop.time() + self._js.timeout_s
+            deadline = loop.time() + self._js.timeout_s + wait_s
             if len(self._rows) < limit:
-                await self._pull(limit - len(self._rows), {"no_wait": True})
+                how = {"expires": int(wait_s * 1e9)} if wait_s else {"no_wait": True}
+                await self._pull(limit - len(self._rows), how)
                 while self._owed > 0 and len(self._rows) < limit:
                     await self._listen()
                     if loop.time() >= deadline:
@@ -276,7 +284,7 @@ class Cursor:
                     raise TimedOut(f"stream {self._stream} is silent")
             except Indefinite:
                 await self._drop()
-                if self._js.nc.is_closed:
+                if self._js.nc.is_closed or not self._mends:
                     raise
                 await asyncio.sleep(TICK_S)  # the client has no event for the return of its connection
             if self._rows:

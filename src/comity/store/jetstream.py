@@ -1,0 +1,336 @@
+"""The store as a JetStream stream. ``OWNER/A/B`` is
+
+    cy.NET.store.OWNER.m.A.B           the manifest: headers, and the content if it fits into one message
+    cy.NET.store.OWNER.c.UPLOAD.N      the chunks of a longer content
+
+The manifest is written last and only if its subject is free (``Nats-Expected-Last-Subject-Sequence``), so a value is there as
+a whole or not at all. A subject keeps one message: a value is deleted by publishing a short-lived gravestone over it, which
+takes no right but to publish under one's own name; nobody may purge. A ``.`` of a key is ``=`` in a subject.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+from nats.aio.client import Client
+
+from comity.errors import Conflict, Corrupt, Definite, NotFound, TimedOut
+from comity.jetstream import HEADER_ROOM, Cursor, JetStream, Row
+from comity.model.codec import DIGEST_SIZE, digest
+from comity.model.task import Stored
+from comity.store.base import CHUNK, check_key, check_prefix, checked, chunks_of
+
+WINDOW = 8
+"""Chunks on their way at once."""
+CHUNK_GRACE_S = 3600.0
+"""Chunks outlive their manifest by this, and an upload may take no longer."""
+
+_DIGEST = "Comity-Digest"
+_SIZE = "Comity-Size"
+_CHUNKS = "Comity-Chunks"
+_GONE = "Comity-Gone"
+_EXPECT = "Nats-Expected-Last-Subject-Sequence"
+_TTL = "Nats-TTL"
+
+
+def stream_name(network: str) -> str:
+    return f"CY_{network}_STORE"
+
+
+def stream_config(network: str, replicas: int) -> dict[str, Any]:
+    return {
+        "name": stream_name(network),
+        "subjects": [f"cy.{network}.store.>"],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "discard": "new",
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msgs_per_subject": 1,
+        "deny_delete": True,
+        "deny_purge": True,
+        "allow_direct": True,
+        "allow_rollup_hdrs": False,
+        "allow_msg_ttl": True,
+        "persist_mode": "default",
+    }
+
+
+class _Upload(NamedTuple):
+    """A content's chunks: their name, how many, and the sequence of the first."""
+
+    name: str
+    chunks: int
+    first: int
+
+
+class _Manifest(NamedTuple):
+    """``stored`` None: a gravestone."""
+
+    seq: int
+    stored: Stored | None
+    upload: _Upload | None
+    data: bytes
+
+
+class JetStreamStore:
+    """One process's door to the stream ``CY_<network>_STORE``. The server's permissions say where it may write."""
+
+    def __init__(self, js: JetStream, network: str) -> None:
+        self._js = js
+        self._stream = stream_name(network)
+        self._root = f"cy.{network}.store"
+        self._chunk = min(CHUNK, js.nc.max_payload - HEADER_ROOM)
+
+    @classmethod
+    async def open(cls, nc: Client, network: str, *, create: bool, replicas: int = 1) -> JetStreamStore:
+        """Open the network's store over a connection that stays its owner's. With ``create`` the stream is made if it is missing,
+        and chunks of uploads that were never finished are removed.
+
+        Raises NotFound (no such store, and not to be made), BadSettings (the stream is not kept as a store must be),
+        AccessDenied, and Indefinite errors.
+        """
+        js = await JetStream(nc).open()
+        store = cls(js, network)
+        try:
+            await js.stream(stream_config(network, replicas), create=create)
+            if create:
+                await store._sweep()
+        except BaseException:
+            await js.close()
+            raise
+        return store
+
+    async def put(self, key: str, data: bytes | AsyncIterator[bytes], *, ttl_s: float | None = None) -> Stored:
+        check_key(key)
+        chunks = chunks_of(data, self._chunk)
+        first, second = await anext(chunks, b""), await anext(chunks, b"")
+        if not second:
+            stored = Stored(key, len(first), digest(first))
+            await self._publish(stored, first, None, ttl_s)
+            return stored
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        stored, upload = await self._upload(key, _chain(first, second, chunks), ttl_s)
+        if loop.time() - start > CHUNK_GRACE_S:
+            raise TimedOut(f"writing {key} took longer than {CHUNK_GRACE_S} s")
+        is_ours = False
+        try:
+            is_ours = await self._publish(stored, b"", upload, ttl_s)
+        except Definite:
+            await self._bury_chunks(key, upload)
+            raise
+        if not is_ours:
+            await self._bury_chunks(key, upload)
+        return stored
+
+    async def get(self, key: str) -> AsyncIterator[bytes]:
+        manifest = await self._find(check_key(key))
+        if manifest is None or manifest.stored is None:
+            raise NotFound(f"nothing is stored as {key}", key=key)
+        async with contextlib.aclosing(self._content(key, manifest)) as content:
+            async for chunk in checked(manifest.stored, content):
+                yield chunk
+
+    async def read(self, key: str) -> bytes:
+        return b"".join([chunk async for chunk in self.get(key)])
+
+    async def delete(self, key: str) -> None:
+        manifest = await self._find(check_key(key), leader=True)
+        if manifest is None or manifest.stored is None:
+            return
+        await self._bury([self._subject(key)])
+        if manifest.upload is not None:
+            await self._bury_chunks(key, manifest.upload)
+
+    async def list(self, prefix: str) -> list[Stored]:
+        *whole, _ = check_prefix(prefix).split("/")
+        filtered = f"{self._subject('/'.join(whole))}.>" if whole else f"{self._root}.*.m.>"
+        found = []
+        async for row in self._headers(filtered):
+            key = self._key(row.subject)
+            stored = _parse(key, row.seq, row.headers or {}, b"").stored if key.startswith(prefix) else None
+            if stored is not None:
+                found.append(stored)
+        return sorted(found, key=lambda stored: stored.key)
+
+    async def close(self) -> None:
+        await self._js.close()
+
+    # Names
+
+    def _subject(self, key: str) -> str:
+        owner, _, rest = key.partition("/")
+        tail = f".{rest.replace('.', '=').replace('/', '.')}" if rest else ""
+        return f"{self._root}.{owner}.m{tail}"
+
+    def _key(self, subject: str) -> str:
+        owner, _, rest = subject[len(self._root) + 1 :].partition(".m.")
+        return f"{owner}/{rest.replace('.', '/').replace('=', '.')}"
+
+    def _chunk_subject(self, key: str, upload: str) -> str:
+        return f"{self._root}.{key.partition('/')[0]}.c.{upload}"
+
+    # Writing
+
+    async def _publish(self, stored: Stored, data: bytes, upload: _Upload | None, ttl_s: float | None) -> bool:
+        """Write the manifest; False if the same content is there already. Raises Conflict if another is."""
+        headers = {_SIZE: str(stored.size), _DIGEST: stored.digest.hex(), **_lifetime(ttl_s)}
+        if upload is not None:
+            headers[_CHUNKS] = f"{upload.name} {upload.chunks} {upload.first}"
+        expect = 0
+        for _ in range(3):
+            try:
+                await self._js.publish(self._subject(stored.key), data, {**headers, _EXPECT: str(expect)})
+                return True
+            except Conflict:
+                there = await self._find(stored.key, leader=True)
+            if there is not None and there.stored is not None:
+                if there.stored == stored:
+                    return False
+                break
+            expect = there.seq if there is not None else 0
+        raise Conflict(f"{stored.key} holds something else already", key=stored.key)
+
+    async def _upload(self, key: str, chunks: AsyncIterator[bytes], ttl_s: float | None) -> tuple[Stored, _Upload]:
+        """Write the chunks, several on their way at once, and wait until all are durable."""
+        name = secrets.token_hex(8)
+        headers = _lifetime(ttl_s + CHUNK_GRACE_S if ttl_s is not None else None)
+        mark, size, count, first = hashlib.blake2b(digest_size=DIGEST_SIZE), 0, 0, 0
+        flight: deque[asyncio.Task[int]] = deque()
+        try:
+            async for chunk in chunks:
+                mark.update(chunk)
+                size += len(chunk)
+                subject = f"{self._chunk_subject(key, name)}.{count}"
+                count += 1
+                publish = self._js.publish(subject, chunk, headers)
+                if count == 1:  # alone: it tells whether we may write here
+                    first = await publish
+                    continue
+                flight.append(asyncio.create_task(publish))
+                if len(flight) >= WINDOW:
+                    await flight.popleft()
+            while flight:
+                await flight.popleft()
+        except BaseException:
+            for task in flight:
+                task.cancel()
+            await asyncio.gather(*flight, return_exceptions=True)
+            raise
+        return Stored(key, size, mark.digest()), _Upload(name, count, first)
+
+    async def _bury(self, subjects: Sequence[str]) -> None:
+        """Replace the messages of these subjects by gravestones that soon vanish."""
+        for start in range(0, len(subjects), 64):
+            graves = (self._js.publish(subject, b"", {_GONE: "1", _TTL: "1s"}) for subject in subjects[start : start + 64])
+            await asyncio.gather(*graves)
+
+    async def _bury_chunks(self, key: str, upload: _Upload) -> None:
+        await self._bury([f"{self._chunk_subject(key, upload.name)}.{n}" for n in range(upload.chunks)])
+
+    async def _sweep(self) -> None:
+        """Remove chunks that no manifest names and that nobody can still be writing."""
+        lost: dict[str, dict[str, int]] = {}
+        async for row in self._headers(f"{self._root}.*.c.>"):
+            if _GONE not in (row.headers or {}):
+                lost.setdefault(row.subject.rpartition(".")[0], {})[row.subject] = row.time_ns
+        if not lost:
+            return
+        async for row in self._headers(f"{self._root}.*.m.>"):
+            key = self._key(row.subject)
+            upload = _parse(key, row.seq, row.headers or {}, b"").upload
+            if upload is not None:
+                lost.pop(self._chunk_subject(key, upload.name), None)
+        horizon = time.time_ns() - int(CHUNK_GRACE_S * 1e9)
+        for subjects in lost.values():
+            if max(subjects.values()) < horizon:
+                await self._bury(list(subjects))
+
+    # Reading
+
+    async def _find(self, key: str, *, leader: bool = False) -> _Manifest | None:
+        """The manifest of ``key``: from any replica and, if that has none or ``leader`` says so, from the stream's leader."""
+        subject = self._subject(key)
+        if not leader:
+            msg = await self._js.call(f"$JS.API.DIRECT.GET.{self._stream}.{subject}")
+            headers = msg.headers or {}
+            if "Nats-Sequence" in headers:
+                return _parse(key, int(headers["Nats-Sequence"]), headers, msg.data)
+        try:
+            message = (await self._js.api(f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject}))["message"]
+        except NotFound:
+            return None
+        lines = base64.b64decode(message.get("hdrs", "")).decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines if ": " in line)
+        return _parse(key, message["seq"], headers, base64.b64decode(message.get("data", "")))
+
+    async def _content(self, key: str, manifest: _Manifest) -> AsyncGenerator[bytes, None]:
+        upload = manifest.upload
+        if upload is None:
+            yield manifest.data
+            return
+        cursor = Cursor(self._js, self._stream, f"{self._chunk_subject(key, upload.name)}.*", upload.first - 1)
+        left = upload.chunks
+        try:
+            while left > 0:
+                rows = await cursor.fetch(min(left, 2 * WINDOW), wait_s=self._js.timeout_s)
+                chunks = [row.data for row in rows if _GONE not in (row.headers or {})]
+                for chunk in chunks:
+                    yield chunk
+                left -= len(chunks)
+                if not chunks or len(chunks) < len(rows):
+                    break
+        finally:
+            await cursor.close()
+        if left > 0:
+            there = await self._find(key, leader=True)
+            if there is None or there.stored is None:
+                raise NotFound(f"{key} was deleted", key=key)
+
+    async def _headers(self, filtered: str) -> AsyncIterator[Row]:
+        """All messages of some subjects, without their contents."""
+        cursor = Cursor(self._js, self._stream, filtered, headers_only=True)
+        try:
+            while rows := await cursor.fetch(1000):
+                for row in rows:
+                    yield row
+        finally:
+            await cursor.close()
+
+
+def _lifetime(ttl_s: float | None) -> dict[str, str]:
+    """The header that ends a message, never early: the server counts whole seconds."""
+    return {_TTL: f"{max(1, math.ceil(ttl_s))}s"} if ttl_s is not None else {}
+
+
+def _parse(key: str, seq: int, headers: dict[str, str], data: bytes) -> _Manifest:
+    if _GONE in headers:
+        return _Manifest(seq, None, None, b"")
+    try:
+        stored = Stored(key, int(headers[_SIZE]), bytes.fromhex(headers[_DIGEST]))
+        upload = None
+        if _CHUNKS in headers:
+            name, chunks, first = headers[_CHUNKS].split()
+            upload = _Upload(name, int(chunks), int(first))
+    except (KeyError, ValueError) as error:
+        raise Corrupt(f"the manifest of {key} is damaged", key=key) from error
+    return _Manifest(seq, stored, upload, data)
+
+
+async def _chain(first: bytes, second: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    yield second
+    async for chunk in rest:
+        yield chunk
