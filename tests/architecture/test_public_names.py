@@ -1,0 +1,59 @@
+"""What users may import from ``comity``: few names, each documented, and nothing done by importing them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+import typing
+
+import comity
+from source import SRC, tree
+
+PUBLIC = [
+    "Agent", "Attempt", "Client", "ComityError", "Envelope", "Performative", "Refuse", "Requirements", "Settings", "Strategy",
+    "Task", "TaskFailed", "connect",
+]  # fmt: skip
+MOST = 20
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(comity.__all__) == PUBLIC
+    assert len(PUBLIC) <= MOST
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in comity.__all__:
+        found = getattr(comity, name)
+        assert inspect.getdoc(found), f"{name} needs a docstring: what it is, what it raises"
+        assert not inspect.ismodule(found), f"{name} is a module; export what is in it"
+
+
+def test_the_package_itself_holds_no_code() -> None:
+    allowed = (ast.Import, ast.ImportFrom)
+    for node in tree(SRC / "comity" / "__init__.py").body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        names = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] in (["__all__"], ["__version__"])
+        assert docstring or names or isinstance(node, allowed), f"line {node.lineno}: move it into a module of its own"
+
+
+def test_importing_it_starts_nothing_and_loads_no_gateway() -> None:
+    """No event loop, thread or socket; and none of the heavy libraries that only some commands need."""
+    code = (
+        "import sys, threading, comity\n"
+        "assert threading.active_count() == 1, threading.enumerate()\n"
+        "heavy = {'typer', 'rich', 'prometheus_client', 'pydantic', 'cryptography', 'comity.sim', 'comity.controller.controller'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_signatures_are_typed() -> None:
+    for name in comity.__all__:
+        found = getattr(comity, name)
+        if inspect.isfunction(found):
+            hints = typing.get_type_hints(found)
+            assert set(inspect.signature(found).parameters) <= set(hints), f"{name}: every parameter needs a type"
+            assert "return" in hints, f"{name}: say what it returns"
