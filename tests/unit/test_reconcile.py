@@ -46,7 +46,7 @@ class Leading:
             self.agent(name, slots)
 
     def agent(self, name: str, slots: int, *tags: str) -> None:
-        node = ProcessId(name.split("/")[0])
+        node = ProcessId(name.split("/", maxsplit=1)[0])
         offers = (Offer("echo", "1.0", ""),)
         record = AgentRecord(id=AgentId(name), name=name, node=node, concurrency=slots, offers=offers, tags=tags)
         self.reconcile.put_agent(record)
