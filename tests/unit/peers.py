@@ -22,6 +22,7 @@ from comity.store.memory import MemoryStore, MemoryStoreState
 
 T = TypeVar("T")
 LIMIT_S = 5.0
+ECHO = Offer("echo", "1", "")
 
 
 class World:
@@ -124,7 +125,7 @@ class Peer:
         record = NodeRecord(id=self.name, incarnation=incarnation)
         await self.registry.put(f"nodes/{self.name}", wire.encode_node(record))
         records = [
-            AgentRecord(id=AgentId(f"{self.name}/{a}"), name=a, node=self.name, concurrency=slots, offers=(Offer("echo", "1", ""),))
+            AgentRecord(id=AgentId(f"{self.name}/{a}"), name=a, node=self.name, concurrency=slots, offers=(ECHO,))
             for a in agents
         ]
         await self.registry.put(f"agents/{self.name}/0", wire.encode_agents(records))
