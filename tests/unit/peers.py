@@ -25,6 +25,16 @@ LIMIT_S = 5.0
 ECHO = Offer("echo", "1", "")
 
 
+async def until(true: Callable[[], bool]) -> None:
+    """Let others run until ``true``: for what only the inside of a controller shows."""
+    turn = asyncio.Event()
+    async with asyncio.timeout(LIMIT_S):
+        while not true():
+            asyncio.get_running_loop().call_soon(turn.set)
+            await turn.wait()
+            turn.clear()
+
+
 class World:
     """Everything the controllers of one network share."""
 
@@ -138,9 +148,12 @@ class Peer:
         return wire.Beacon(seq, incarnation, 0.0, 0.1, 10.0, 0, 1)
 
     async def _beating(self, incarnation: int) -> None:
+        due = asyncio.Event()
         for seq in range(1, 1_000_000):
             await self.say(self.beacon(seq, incarnation))
-            await asyncio.sleep(self.world.settings.beacon_s)  # what a node does
+            asyncio.get_running_loop().call_later(self.world.settings.beacon_s, due.set)
+            await due.wait()
+            due.clear()
 
     def silence(self) -> None:
         """Hang: no beacons, no answers, yet connected."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from peers import LIMIT_S, World
+from peers import LIMIT_S, World, until
 
 from comity.bus.base import LEADER
 from comity.model import wire
@@ -206,9 +206,7 @@ async def test_a_deposed_leader_says_nothing_that_does_not_count(world: World) -
     for _ in range(20):
         await client.submit()
     assert second.led.is_set()
-    async with asyncio.timeout(LIMIT_S):
-        while first.leading is not None:
-            await asyncio.sleep(0)
+    await until(lambda: first.leading is None)
     assert second.state.totals.submitted == 21
 
 
@@ -249,9 +247,7 @@ async def test_finished_tasks_go_to_the_archive_and_are_still_found(world: World
     spec = client.spec()
     await client.say(wire.SubmitTask(spec), wire.CancelTask(1, spec.id))
     await client.hear(wire.Ended)
-    async with asyncio.timeout(LIMIT_S):
-        while spec.id in controller.state.tasks:
-            await asyncio.sleep(0)
+    await until(lambda: spec.id not in controller.state.tasks)
     assert (await client.ask("task", id=spec.id))["state"] == "canceled"
     assert [task["id"] for task in (await client.ask("tasks"))["tasks"]] == [spec.id]
     await client.say(wire.SubmitTask(spec, again=True))

@@ -12,6 +12,7 @@ that counts, and says nothing that did not count.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -258,9 +259,8 @@ class Controller:
             beat = Leading(self.state.term, self.bus.process, term.clock.now_ms())
             self.outbox.post(CONTROLLERS, beat)
             due = loop.time() + PULSE_S
-            ended = loop.create_task(term.over.wait())
-            await asyncio.wait([ended], timeout=PULSE_S)
-            ended.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(term.over.wait(), PULSE_S)
             term.pulse(max(0.0, loop.time() - due))
             if self._rival_term > self.state.term:
                 return  # maybe deposed: the log knows
