@@ -32,7 +32,6 @@ from comity.model.ids import check_token
 Role = Literal["node", "client", "controller", "system"]
 
 _SEED = 18 << 3
-_STREAMS_READ = ("REG", "STORE")
 _UNLIMITED = -1
 
 
@@ -189,7 +188,8 @@ def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, l
     """The subjects a process may publish to and subscribe to: the server refuses all others.
 
     The kinds are spelled out (``to``, ``any``, ``topic``), never ``*``: a pattern such as ``cy.NET.*.*.P`` would match another
-    process's registry subjects as well.
+    process's registry subjects as well. Of JetStream a node or client may use what the registry and the store need: read a
+    message, and make, pull and remove consumers. Those of others have names that cannot be guessed, and listing is refused.
     """
     net, inbox = f"cy.{network}", f"_INBOX_{process}.>"
     if role == "controller":
@@ -199,13 +199,11 @@ def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, l
         asks = [f"$SYS.REQ.SERVER.PING.{what}" for what in ("VARZ", "JSZ", "CONNZ", "HEALTHZ", "STATSZ")]
         return {"pub": {"allow": asks}, "sub": {"allow": ["$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", inbox]}}
     pub = [f"{net}.{kind}.*.{process}" for kind in ("to", "any", "topic")]
-    pub += [f"{net}.re.*.*.{process}", f"{net}.reg.{process}.>", f"{net}.store.{process}.>", "$JS.FC.>"]
-    for name in _STREAMS_READ:
-        stream = f"CY_{network}_{name}"
-        pub += [f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}"]
-        pub += [f"$JS.API.DIRECT.GET.{stream}", f"$JS.API.DIRECT.GET.{stream}.>"]
-        pub += [f"$JS.API.CONSUMER.CREATE.{stream}", f"$JS.API.CONSUMER.CREATE.{stream}.>"]
-        pub += [f"$JS.API.CONSUMER.{verb}.{stream}.*" for verb in ("INFO", "DELETE", "MSG.NEXT")]
+    pub += [f"{net}.re.*.*.{process}", f"{net}.reg.{process}.>", f"{net}.store.{process}.>"]
+    for stream in (f"CY_{network}_REG", f"CY_{network}_STORE"):
+        pub += [f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}", f"$JS.API.CONSUMER.CREATE.{stream}.*.>"]
+        pub += [f"$JS.API.CONSUMER.DELETE.{stream}.*", f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*"]
+    pub.append(f"$JS.API.DIRECT.GET.CY_{network}_STORE.{net}.store.>")
     sub = [f"{net}.{kind}.{process}.>" for kind in ("to", "re", "nr")] + [f"{net}.any.>", f"{net}.topic.>", inbox]
     return {"pub": {"allow": pub}, "sub": {"allow": sub, "deny": [f"{net}.topic.leader", f"{net}.topic.leader.>"]}}
 

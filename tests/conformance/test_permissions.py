@@ -18,6 +18,9 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from comity.credentials import Authority, Credentials
+from comity.log import jetstream as log
+from comity.registry import jetstream as registry
+from comity.store import jetstream as store
 from conftest import RealNetwork
 
 pytestmark = pytest.mark.server
@@ -95,12 +98,11 @@ async def cast(real_network: RealNetwork) -> AsyncIterator[Cast]:
         ("controller", "ctl"), ("node", "n1"), ("node", "n2"), ("client", "c1"),
     )]  # fmt: skip
     cast = Cast(real_network, *actors)
-    net, streams = cast.net, cast.streams
-    common = {"storage": "file", "num_replicas": 1, "discard": "new", "allow_direct": True, "allow_msg_ttl": True}
-    for kind, subject in (("log", f"{net}.log"), ("reg", f"{net}.reg.>"), ("store", f"{net}.store.>")):
-        config = {"name": streams[kind], "subjects": [subject], **common}
-        assert "error" not in await cast.ctl.ask(f"$JS.API.STREAM.CREATE.{streams[kind]}", config)
-        await cast.ctl.put(subject.replace(">", "ctl.first"), b"first")
+    for module in (log, registry, store):
+        config = module.stream_config(real_network.network, 1)
+        assert "error" not in await cast.ctl.ask(f"$JS.API.STREAM.CREATE.{config['name']}", config)
+        subject = str(config["subjects"][0]).replace(">", "ctl.first")
+        await cast.ctl.put(subject, b"first")
     yield cast
     for actor in actors:
         await actor.nc.close()
@@ -126,10 +128,10 @@ async def test_a_node_does_its_own_work(cast: Cast) -> None:
     assert [msg.headers["Status"] for msg in unreached if msg.headers] == ["503"]
     for kind in ("reg", "store"):
         assert (await n1.put(f"{net}.{kind}.n1.a.b", b"mine"))["seq"] == 2
-        found = await n1.nc.request(f"$JS.API.DIRECT.GET.{streams[kind]}.{net}.{kind}.n1.a.b", b"", timeout=2)
-        assert found.data == b"mine"
         assert (await n1.ask(f"$JS.API.STREAM.MSG.GET.{streams[kind]}", {"seq": 1}))["message"]["seq"] == 1
         assert (await n1.ask(f"$JS.API.STREAM.INFO.{streams[kind]}"))["state"]["messages"] == 2
+    found = await n1.nc.request(f"$JS.API.DIRECT.GET.{streams['store']}.{net}.store.n1.a.b", b"", timeout=2)
+    assert found.data == b"mine"
     assert await n1.settle() == []
 
 
@@ -140,10 +142,6 @@ async def test_nodes_and_clients_read_the_streams_in_order(cast: Cast, kind: str
     stream = cast.streams[kind]
     for at in range(3):
         await cast.n2.put(f"{cast.net}.{kind}.n2.{at}", str(at).encode())
-    js = reader.nc.jetstream()
-    pushed = await js.subscribe(f"{cast.net}.{kind}.n2.>", stream=stream, ordered_consumer=True)
-    assert [(await pushed.next_msg(timeout=2)).data for _ in range(3)] == [b"0", b"1", b"2"]
-    await pushed.unsubscribe()
     config = {"name": "mine", "ack_policy": "none", "filter_subject": f"{cast.net}.{kind}.n2.>", "mem_storage": True}
     made = await reader.ask(
         f"$JS.API.CONSUMER.CREATE.{stream}.mine.{cast.net}.{kind}.n2.>", {"stream_name": stream, "config": config}
@@ -215,7 +213,7 @@ async def test_nobody_but_a_controller_changes_a_stream(cast: Cast, who: str) ->
     for stream in cast.streams.values():
         verbs = ("DELETE", "PURGE", "UPDATE", "MSG.DELETE", "SNAPSHOT", "RESTORE", "LEADER.STEPDOWN", "PEER.REMOVE")
         subjects += [f"$JS.API.STREAM.{verb}.{stream}" for verb in verbs]
-        subjects += [f"$JS.API.CONSUMER.{verb}.{stream}" for verb in ("NAMES", "LIST")]
+        subjects += [f"$JS.API.CONSUMER.{verb}.{stream}" for verb in ("NAMES", "LIST", "CREATE")]
         subjects += [f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.mine"]
     log = cast.streams["log"]
     reads = ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET", "CONSUMER.CREATE")
@@ -224,6 +222,25 @@ async def test_nobody_but_a_controller_changes_a_stream(cast: Cast, who: str) ->
         await attacker.nc.publish(subject, b'{"seq": 1}', reply=f"_INBOX_{who}.x")
     assert await attacker.unrefused(subjects) == []
     assert {kind: await cast.count(kind) for kind in cast.streams} == before
+
+
+@pytest.mark.parametrize("kind", ["reg", "store"])
+async def test_a_right_to_write_one_record_wipes_out_no_other(cast: Cast, kind: str) -> None:
+    for headers in ({"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}):
+        answer = await cast.n1.put(f"{cast.net}.{kind}.n1.x", b"all mine", headers)
+        assert "rollup not permitted" in answer["error"]["description"]
+    assert await cast.count(kind) == 1
+
+
+async def test_a_consumer_reads_the_stream_its_maker_may_read(cast: Cast) -> None:
+    """The request's body names another stream, or another filter, than the subject that the permission is for."""
+    reg, stream = cast.streams["reg"], cast.streams["log"]
+    subject = f"$JS.API.CONSUMER.CREATE.{reg}.sly.{cast.net}.reg.>"
+    body = {"name": "sly", "ack_policy": "none", "filter_subject": f"{cast.net}.log"}
+    for asked in ({"stream_name": stream, "config": body}, {"stream_name": reg, "config": body}):
+        assert "error" in await cast.n1.ask(subject, asked)
+    for name in (stream, reg):
+        assert (await cast.ctl.ask(f"$JS.API.STREAM.INFO.{name}"))["state"]["consumer_count"] == 0
 
 
 async def test_the_system_role_watches_connections_and_no_more(cast: Cast, real_network: RealNetwork) -> None:
