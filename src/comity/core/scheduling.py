@@ -224,7 +224,7 @@ class Scheduling:
 
     def _hidden(self, agents: tuple[AgentId, ...]) -> Collection[Candidate]:
         hidden = [candidate for agent in agents if (candidate := self._candidates.get(agent)) is not None]
-        return hidden if len(hidden) <= 8 else frozenset(hidden)
+        return hidden if len(hidden) <= 8 else dict.fromkeys(hidden)
 
     def _this_one(self, offering: Offering, needs: Requirements, hidden: Collection[Candidate]) -> Candidate | None:
         candidate = self._candidates.get(needs.agent)
