@@ -44,7 +44,7 @@ _READY_LIMIT_S = 60.0
 _STOP_LIMIT_S = 5.0
 _LOCK_LIMIT_S = 5.0
 _PORTS_TRIED = 64
-_QUICK_DEATH_S = 2.0
+_QUICK_DEATH_S = 1.0
 _FAILURES = 5
 
 # Run by a small Python that then becomes the server: asks the kernel for SIGKILL when the parent ends, however it ends.
@@ -226,7 +226,7 @@ class EmbeddedServer:
             while True:
                 if failures >= _FAILURES:
                     raise failed
-                await asyncio.sleep(0.1 * 2**failures if failures else 0)
+                await asyncio.sleep(0.1 * 2**failures if failures > 1 else 0)
                 try:
                     await self._launch()
                     break
