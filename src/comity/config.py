@@ -90,14 +90,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for field in self.__struct_fields__:
             value = getattr(self, field)
             if field.endswith("_s") and not 0 < value < float("inf"):
-                raise BadSettings(f"{field} must be a positive number of seconds, not {value}", setting=field, value=value)
+                raise BadSettings(
+                    f"{field} must be a positive number of seconds, not {value}", setting=field, value=value
+                )
             if field in _LEAST and value < _LEAST[field]:
                 raise BadSettings(f"{field} must be at least {_LEAST[field]}, not {value}", setting=field, value=value)
             if field in ("port", "http_port") and not 0 <= value <= 65_535:
                 raise BadSettings(f"{field} must be 0 to 65535, not {value}", setting=field, value=value)
 
     def _check_together(self) -> None:
-        self._must_exceed("lease_s", "beacon_s", "a node whose three beacons are missed is suspect, not dead", _MISSED_BEACONS)
+        self._must_exceed(
+            "lease_s", "beacon_s", "a node whose three beacons are missed is suspect, not dead", _MISSED_BEACONS
+        )
         self._must_exceed("orphan_s", "lease_s", "an orphan is what outlives its node's lease")
         self._must_exceed("dedup_window_s", "submit_timeout_s", "a resend must still be known as one")
         self._must_exceed("keep_finished_s", "dedup_window_s", "a resend of a finished task must find it")

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import jsonschema_rs
 
-from comity.errors import Disconnected, InvalidInput
+from comity.errors import Disconnected, InvalidInput, TimedOut
 from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, parse_need, version_in_range
+from comity.model.codec import from_json
 from comity.model.ids import AgentId, ProcessId, node_of
 from comity.model.wire import decode_agents, decode_capability, decode_node
 from comity.registry.base import Change, Registry
@@ -46,6 +47,7 @@ class Directory:
         self._chunks: dict[str, dict[AgentId, None]] = {}
         self._home: dict[AgentId, str] = {}
         self._by_capability: dict[str, dict[AgentId, None]] = {}
+        self._offered: dict[str, dict[str, int]] = {}  # capability -> schema hash -> how many agents offer it so
         self._by_name: dict[str, dict[AgentId, None]] = {}
         self._by_node: dict[ProcessId, dict[AgentId, None]] = {}
         self._schemas: dict[str, dict[str, Capability]] = {}  # by hash, then by the registry key that says so
@@ -75,19 +77,25 @@ class Directory:
             self._loaded = loop.create_future()
             self._follow = loop.create_task(self._run())
 
-    async def ready(self) -> None:
-        """Wait until all that was registered when it was first asked for is here. Raises what ended the watch."""
+    async def load(self, timeout_s: float) -> bool:
+        """Wait for the first list, at most so long; whether the copy is complete now."""
         self.start()
         assert self._loaded is not None
-        await asyncio.shield(self._loaded)
+        await asyncio.wait([self._loaded], timeout=timeout_s)
+        return self.is_loaded
+
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until all that was registered when it was first asked for is here. Raises TimedOut, or what ended the watch."""
+        if not await self.load(timeout_s):
+            assert self._loaded is not None
+            if self._loaded.done():
+                self._loaded.result()
+            raise TimedOut(f"the registry did not answer within {timeout_s:g} s")
 
     async def close(self) -> None:
-        follow, self._follow = self._follow, None
-        if follow is not None:
-            follow.cancel()
-            await asyncio.gather(follow, return_exceptions=True)
-        if self._loaded is not None:
-            self._loaded.cancel()
+        if self._follow is not None:
+            self._follow.cancel()
+            await asyncio.gather(self._follow, return_exceptions=True)
 
     async def _run(self) -> None:
         assert self._loaded is not None
@@ -97,11 +105,18 @@ class Directory:
                 if not self._loaded.done():
                     self._loaded.set_result(None)
             raise Disconnected("the registry was closed")
+        except asyncio.CancelledError:
+            self._end(Disconnected("the connection was closed"))
+            raise
         except Exception as error:  # whoever waits is told, now or when it asks
-            if self._loaded.done():
-                self._loaded = asyncio.get_running_loop().create_future()
-            self._loaded.set_exception(error)
-            self._loaded.exception()
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        assert self._loaded is not None
+        if self._loaded.done():
+            self._loaded = asyncio.get_running_loop().create_future()
+        self._loaded.set_exception(error)
+        self._loaded.exception()
 
     def apply(self, changes: list[Change]) -> None:
         """Take in what changed and tell the watchers, once for the whole batch. A record that cannot be read counts as gone."""
@@ -165,6 +180,8 @@ class Directory:
         self._agents[agent.id] = agent
         for offer in agent.offers:
             self._by_capability.setdefault(offer.name, {})[agent.id] = None
+            hashes = self._offered.setdefault(offer.name, {})
+            hashes[offer.schema] = hashes.get(offer.schema, 0) + 1
         self._by_name.setdefault(agent.name, {})[agent.id] = None
         self._by_node.setdefault(node_of(agent.id), {})[agent.id] = None
         if node_of(agent.id) in self.nodes:
@@ -179,6 +196,10 @@ class Directory:
     def _unindex(self, agent: AgentRecord) -> None:
         for offer in agent.offers:
             _forget(self._by_capability, offer.name, agent.id)
+            hashes = self._offered[offer.name]
+            hashes[offer.schema] -= 1
+            if not hashes[offer.schema]:
+                _forget(self._offered, offer.name, offer.schema)
         _forget(self._by_name, agent.name, agent.id)
         _forget(self._by_node, node_of(agent.id), agent.id)
 
@@ -200,6 +221,10 @@ class Directory:
 
     # What it answers
 
+    def offers(self, capability: str) -> bool:
+        """Whether any agent, of any status, offers it."""
+        return capability in self._by_capability
+
     def agent(self, agent: AgentId) -> AgentRecord | None:
         return self._agents.get(agent) if node_of(agent) in self.nodes else None
 
@@ -209,7 +234,7 @@ class Directory:
 
     def capability(self, name: str, schema: str = "") -> Capability | None:
         """The full description of a capability (of that schema hash, or as any agent offers it), if it is known here."""
-        hashes = [schema] if schema else self._hashes(name)
+        hashes = [schema] if schema else self._offered.get(name, ())
         return next((found for h in hashes for found in self._schemas.get(h, {}).values() if found.name == name), None)
 
     def discover(
@@ -260,47 +285,42 @@ class Directory:
 
     # Inputs
 
-    def check(self, capability: str, value: Any, decoded: Callable[[], Any]) -> None:
-        """Raise InvalidInput if ``value`` fits no schema under which ``capability`` is offered. Nothing known: nothing said.
-
-        ``decoded`` gives ``value`` as JSON would, for values that are not made of builtins.
-        """
-        first: InvalidInput | None = None
-        for schema in self._hashes(capability):
-            validator = self._validator(schema)
+    def validators(self, capability: str) -> list[Validator]:
+        """One for each schema under which ``capability`` is offered; none if any of them is not known here."""
+        found = []
+        for schema in self._offered.get(capability, ()):
+            if schema not in self._validators:
+                known = next(iter(self._schemas.get(schema, {}).values()), None)
+                if known is None:
+                    return []
+                self._validators[schema] = Validator.of(known)
+            validator = self._validators[schema]
             if validator is None:
-                return
-            error = validator.error(value, decoded)
-            if error is None:
-                return
-            first = first or error
-        if first is not None:
-            first.details["capability"] = capability
-            raise first
+                return []
+            found.append(validator)
+        return found
 
-    def _hashes(self, capability: str) -> list[str]:
-        found: dict[str, None] = {}
-        for agent_id in self._by_capability.get(capability, ()):
-            for offer in self._agents[agent_id].offers:
-                if offer.name == capability:
-                    found[offer.schema] = None
-        return list(found)
 
-    def _validator(self, schema: str) -> Validator | None:
-        if schema not in self._validators:
-            known = next(iter(self._schemas.get(schema, {}).values()), None)
-            if known is None:
-                return None
-            self._validators[schema] = Validator.of(known)
-        return self._validators[schema]
+def check_input(validators: list[Validator], value: Any, data: bytes) -> None:
+    """Raise InvalidInput if ``value`` (``data`` is its JSON) passes none of ``validators``."""
+    first: InvalidInput | None = None
+    for validator in validators:
+        error = validator.error(value, data)
+        if error is None:
+            return
+        first = first or error
+    if first is not None:
+        raise first
 
 
 class Validator:
-    """Checks inputs against one capability's input schema (JSON Schema 2020-12)."""
+    """Checks inputs against one capability's input schema (JSON Schema 2020-12), by the rules of ``model.signature``: an object
+    holds the arguments, anything else is the value of the only parameter, null is no arguments if none is required."""
 
-    def __init__(self, check: Any, only: str) -> None:
+    def __init__(self, check: Any, only: str, needs_some: bool) -> None:
         self._check = check
-        self._only = only  # the one parameter, whose value may be given bare
+        self._only = only
+        self._needs_some = needs_some
 
     @classmethod
     def of(cls, capability: Capability) -> Validator | None:
@@ -313,15 +333,17 @@ class Validator:
         except (ValueError, jsonschema_rs.ValidationError):
             return None
         parameters = schema.get("properties", {})
-        return cls(check, next(iter(parameters)) if len(parameters) == 1 else "")
+        return cls(check, next(iter(parameters)) if len(parameters) == 1 else "", bool(schema.get("required")))
 
-    def error(self, value: Any, decoded: Callable[[], Any]) -> InvalidInput | None:
-        """What is wrong with ``value``, naming the place, or None."""
+    def error(self, value: Any, data: bytes) -> InvalidInput | None:
+        """What is wrong with ``value`` (``data`` is its JSON), naming the place, or None."""
+        if not isinstance(value, _BUILTIN):
+            value = from_json(data)
         try:
             if self._check.is_valid(self._arguments(value)):
                 return None
         except ValueError:  # holds a dataclass, bytes or the like
-            value = decoded()
+            value = from_json(data)
         try:
             self._check.validate(self._arguments(value))
         except jsonschema_rs.ValidationError as error:
@@ -332,9 +354,12 @@ class Validator:
     def _arguments(self, value: Any) -> Any:
         if isinstance(value, dict):
             return value
-        if value is None:
+        if value is None and not self._needs_some:
             return {}
         return {self._only: value} if self._only else value
+
+
+_BUILTIN = (dict, list, tuple, str, int, float, type(None))
 
 
 def _offers(agent: AgentRecord, capability: str, versions: str) -> bool:

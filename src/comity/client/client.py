@@ -1,0 +1,437 @@
+"""What callers use: submit tasks and await them, talk to agents, see who is here, and run the network."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+from random import Random
+from typing import Any, TypeVar, Unpack
+
+import msgspec
+
+from comity.bus.base import LEADER, Bus
+from comity.bus.outbox import Outbox
+from comity.client.exchange import Exchange
+from comity.client.task import Pausing, Task
+from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, needs, terms, words
+from comity.config import Settings
+from comity.directory import Directory, Seen, check_input
+from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
+from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
+from comity.model.capability import strategy as strategy_named
+from comity.model.codec import to_json
+from comity.model.envelope import Performative
+from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, node_of
+from comity.model.task import LOG_LIMIT, Stored, TaskSpec
+from comity.model.wire import CallEnded, Item, Route, Routed
+from comity.registry.base import Registry
+from comity.store.base import Store
+
+_AT_ONCE = 1024
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Client:
+    """A process's way into the network. It works against the doors alone; ``comity.connect`` opens them.
+
+    ``wall`` gives seconds since 1970; ``rng`` must be hard to guess outside tests. With an ``outbox`` the client is hosted by a
+    node, which passes what it receives to ``handle``.
+    """
+
+    __slots__ = ("_exchange", "_scope")
+
+    def __init__(
+        self,
+        bus: Bus,
+        registry: Registry,
+        store: Store,
+        settings: Settings,
+        *,
+        wall: Callable[[], float],
+        rng: Random,
+        outbox: Outbox | None = None,
+    ) -> None:
+        self._exchange = Exchange(bus, registry, store, settings, wall=wall, rng=rng, outbox=outbox)
+        self._scope = Scope()
+
+    def child(
+        self,
+        *,
+        sender: str = "",
+        parent: TaskId | None = None,
+        parent_epoch: int = 0,
+        deadline: float = FOREVER,
+        pausing: Pausing | None = None,
+        trace: str = "",
+    ) -> Client:
+        """The same client speaking for an agent or an attempt: its messages are from ``sender``, its tasks are children of
+        ``parent`` (at ``parent_epoch``) that end with it and by its ``deadline`` (the loop's clock)."""
+        child = object.__new__(Client)
+        child._exchange = self._exchange
+        child._scope = Scope(sender, parent, parent_epoch, deadline, pausing, trace)
+        return child
+
+    async def open(self) -> None:
+        """Listen, and look for the leader (without waiting for it). Raises Disconnected, AccessDenied."""
+        await self._exchange.open()
+
+    async def ready(self, timeout: float | None = None) -> None:
+        """Wait until a leader answers. Raises Unreachable after ``timeout`` seconds (default ``request_timeout_s``)."""
+        wait_s = self._wait_s(timeout)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._exchange.contact.made()
+        except TimeoutError:
+            raise Unreachable(f"no controller leads, or none can be reached: tried for {wait_s:g} s") from None
+
+    async def close(self) -> None:
+        """Leave. Every wait, now and later, ends in Disconnected; tasks go on. The doors are their owner's to close."""
+        await self._exchange.close()
+
+    def handle(self, item: Item, sender: ProcessId) -> bool:
+        """Take in an item that arrived at the hosting node; False if it is not (or not only) for the client."""
+        return self._exchange.handle(item, sender)
+
+    @property
+    def process(self) -> ProcessId:
+        return self._exchange.bus.process
+
+    @property
+    def directory(self) -> Directory:
+        """The watched copy of the registry. ``discover`` waits until it is there."""
+        return self._exchange.directory
+
+    def set_time(self, now_ms: int) -> None:
+        """The leader's clock read ``now_ms`` a moment ago (a node learns it with every beacon)."""
+        self._exchange.contact.set_time(now_ms)
+
+    # Tasks
+
+    async def submit(
+        self,
+        capability: str,
+        input: Any = None,  # noqa: A002 - the word everybody uses for it
+        *,
+        key: str | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Task:
+        """Ask the network to do a task. It is durable when this returns, and will end: completed, failed or canceled.
+
+        ``capability`` may carry versions (``review>=1.2``); ``input`` is a JSON object of the function's arguments, or its only
+        argument. A task with the same ``key`` is the same task. See ``TaskOptions`` for the others. Raises BadInput (InvalidInput
+        names the place), NotSerializable, Overloaded, ShuttingDown, UnknownCapability or NoAgent (``queue`` False), and the
+        Indefinite ones: Unreachable, TimedOut, TooOld, Disconnected.
+        """
+        return (await self._submit(self._terms(capability, key or "", options), [input]))[0]
+
+    async def submit_many(self, capability: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]) -> list[Task]:
+        """Submit one task for each input; their handles, in order, once all are durable. Nothing is sent if an input is
+        bad. Of an error later, ``details["accepted"]`` lists the ids of those accepted. See ``submit``."""
+        return await self._submit(self._terms(capability, "", options), list(inputs))
+
+    def _terms(self, need: str, key: str, options: TaskOptions) -> Terms:
+        exchange = self._exchange
+        return terms(
+            need, key, options, submitter=self.process, scope=self._scope, settings=exchange.settings,
+            known=self.directory.capability(name_of(need)[0]), now=exchange.loop.time(),
+        )  # fmt: skip
+
+    async def _submit(self, agreed: Terms, inputs: list[Any]) -> list[Task]:
+        exchange = self._exchange
+        exchange.check_open()
+        await exchange.look()
+        payloads: list[bytes] = []
+        for start in range(0, len(inputs), _AT_ONCE):
+            payloads += self._encode(agreed.spec.capability, inputs[start : start + _AT_ONCE])
+            if start:
+                await asyncio.sleep(0)  # others have their turn
+        if exchange.contact.hello is None:
+            await self.ready(self._left_s(exchange.settings.submit_timeout_s, agreed.deadline))
+        specs: list[TaskSpec] = []
+        for payload in payloads:
+            task = exchange.task_ids.next()
+            carried = payload if len(payload) <= LOG_LIMIT else await self._stored(task, payload, agreed.deadline)
+            specs.append(agreed.task(task, carried))
+        outcomes = await exchange.submissions.send(
+            specs, queue=agreed.queue, deadline=agreed.deadline,
+            timeout_s=self._left_s(exchange.settings.submit_timeout_s, agreed.deadline),
+        )  # fmt: skip
+        return [Task(exchange, outcome, self._scope.pausing) for outcome in outcomes]
+
+    def _encode(self, capability: str, inputs: list[Any]) -> list[bytes]:
+        """As JSON, checked against the schemas known here. Raises NotSerializable, InvalidInput."""
+        payloads = [to_json(value) for value in inputs]
+        checks = self.directory.validators(capability)
+        if checks:
+            for value, payload in zip(inputs, payloads, strict=True):
+                check_input(checks, value, payload)
+        return payloads
+
+    async def _stored(self, task: TaskId, payload: bytes, deadline: float) -> Stored:
+        """Put an input that is too large for the log into the store, for as long as its task may want it."""
+        settings = self._exchange.settings
+        waits_s = deadline - self._exchange.loop.time() if deadline < FOREVER else settings.keep_finished_s
+        ttl_s = settings.keep_finished_s + waits_s
+        return await self._exchange.store.put(f"{self.process}/inputs/{task}", payload, ttl_s=ttl_s)
+
+    def _left_s(self, timeout_s: float, deadline: float) -> float:
+        """The shorter of a time-out and what is left until ``deadline``. Raises DeadlineExceeded if nothing is."""
+        left_s = deadline - self._exchange.loop.time()
+        if left_s <= 0:
+            raise DeadlineExceeded("its deadline had passed before it was sent", task=self._scope.parent)
+        return min(timeout_s, left_s)
+
+    def task(self, id: str) -> Task:
+        """The handle of a task submitted anywhere. Raises BadInput for what cannot be an id; whether there is such a task
+        shows when the handle is used (UnknownTask)."""
+        return Task(self._exchange, self._exchange.outcomes.of(check_task_id(id)), self._scope.pausing)
+
+    async def cancel(self, task: Task | str, reason: str = "") -> dict[str, Any]:
+        """Ask for a task's end. See ``Task.cancel``."""
+        return await (task if isinstance(task, Task) else self.task(task)).cancel(reason)
+
+    # Messages
+
+    async def request(
+        self,
+        target: str,
+        body: Any = None,
+        *,
+        topic: str = "",
+        performative: Performative | str = Performative.REQUEST,
+        timeout: float | None = None,
+        strategy: Strategy | str | None = None,
+        requirements: Requirements | None = None,
+    ) -> Any:
+        """Ask an agent, live, and give the decoded body of its reply.
+
+        ``target``: an agent's id (``node/name``), the name of one agent, or a capability: then the leader picks the agent,
+        by ``strategy`` and ``requirements``, and the next one if it refuses; ``topic`` is then the capability's name unless
+        given. Nothing is kept or repeated: after an Indefinite error it may have been done. Raises UnknownAgent,
+        UnknownCapability, NoAgent (nobody is free, or it refuses), PeerLost, TimedOut (``timeout`` seconds, default
+        ``request_timeout_s``), TooLarge, or what the agent's FAILURE says.
+        """
+        self._exchange.check_open()
+        wait_s = self._left_s(self._wait_s(timeout), self._scope.deadline)
+        until = self._exchange.loop.time() + wait_s
+        data, how = to_json(body), Performative(performative)
+        agent = await self._agent(target, wait_s)
+        if agent is not None:
+            return await self._request(agent, data, topic, how, until)
+        chosen = strategy_named(strategy) if strategy is not None else None
+        name, versions = name_of(target)
+        wanted = needs(requirements, (), versions)
+        call = partial(self._request, data=data, topic=topic or name, how=how)
+        while True:
+            try:
+                return await self._routed(name, wanted, chosen, until, call)
+            except NoAgent as refusal:
+                wanted = wanted or Requirements()
+                agent = refusal.details.get("agent")
+                if "refused" not in refusal.details or agent in wanted.avoid:
+                    raise
+                wanted = msgspec.structs.replace(wanted, avoid=(*wanted.avoid, agent))
+
+    async def _routed(
+        self,
+        name: str,
+        wanted: Requirements | None,
+        how: Strategy | None,
+        until: float,
+        call: Callable[..., Awaitable[Any]],
+    ) -> Any:
+        """Let the leader pick an agent, and ``call`` it; it counts as load until this returns."""
+        exchange = self._exchange
+        left_s = max(until - exchange.loop.time(), 0.001)
+        ref = exchange.calls.number()
+        try:
+            route = Route(ref, name, max(1, round(left_s * 1000)), wanted, how)
+            routed: Routed = await exchange.calls.ask(LEADER, route, ref, left_s, f"route to {name}")
+            if not routed.agent:
+                raise from_wire(routed.code, routed.message, {"capability": name})
+            return await call(routed.agent, until=until)
+        finally:
+            exchange.contact.post(CallEnded(ref))
+
+    async def _agent(self, target: str, timeout_s: float) -> AgentId | None:
+        """The agent meant by an id or a name; None if it is neither, so a capability."""
+        if "/" in target:
+            node_of(AgentId(target))
+            return AgentId(target)
+        await self.directory.ready(timeout_s)
+        named = self.directory.named(target)
+        if len(named) > 1 and not self.directory.offers(target):
+            ids = ", ".join(agent.id for agent in named[:5])
+            raise BadInput(f"{len(named)} agents are called {target!r}: {ids}; name one by its id", name=target)
+        return named[0].id if len(named) == 1 else None
+
+    async def _request(self, agent: AgentId, data: bytes, topic: str, how: Performative, until: float) -> Any:
+        left_s = until - self._exchange.loop.time()
+        if left_s <= 0:
+            raise TimedOut(f"no time was left to ask {agent}", agent=agent)
+        messages, scope = self._exchange.messages, self._scope
+        envelope = messages.envelope(
+            data,
+            sender=scope.sender,
+            timeout_s=left_s,
+            performative=how,
+            receiver=agent,
+            topic=topic,
+            trace=scope.trace,
+        )
+        return await messages.request(agent, envelope, left_s)
+
+    async def send(
+        self,
+        target: str,
+        body: Any = None,
+        *,
+        topic: str = "",
+        performative: Performative | str = Performative.INFORM,
+        conversation: str = "",
+        in_reply_to: str = "",
+    ) -> None:
+        """Tell an agent (by id, or by name if it is the only one) or a process something; no reply is awaited, and whether it
+        arrives is not known. Raises UnknownAgent, BadInput, TooLarge."""
+        self._exchange.check_open()
+        agent = await self._agent(target, self._exchange.settings.request_timeout_s)
+        if agent is None:
+            raise UnknownAgent(f"no agent is called {target!r}", name=target)
+        messages, scope = self._exchange.messages, self._scope
+        envelope = messages.envelope(
+            to_json(body), sender=scope.sender, performative=Performative(performative), receiver=agent, topic=topic,
+            conversation=conversation, in_reply_to=in_reply_to, trace=scope.trace,
+        )  # fmt: skip
+        messages.post(node_of(agent), envelope)
+
+    async def broadcast(
+        self,
+        body: Any = None,
+        *,
+        topic: str = "",
+        tags: Iterable[str] = (),
+        performative: Performative | str = Performative.INFORM,
+    ) -> None:
+        """Tell every agent that has all ``tags`` and listens to the topic, and (without tags) every client; not the sender."""
+        self._exchange.check_open()
+        messages, scope = self._exchange.messages, self._scope
+        envelope = messages.envelope(
+            to_json(body), sender=scope.sender, performative=Performative(performative), topic=topic,
+            tags=words(tags), trace=scope.trace,
+        )  # fmt: skip
+        messages.broadcast(envelope)
+
+    def on(self, topic: str) -> Callable[[F], F]:
+        """Receive messages of a topic (or performative) with a function, plain or async: as a decorator, at any time. As with
+        ``Agent.on``, a parameter annotated ``Message`` gets the message and another one its typed body, and what it returns for a
+        request becomes the reply. Raises BadInput, Conflict."""
+        return self._exchange.listeners.on(topic, sys._getframe(1).f_locals)
+
+    def off(self, topic: str) -> None:
+        self._exchange.listeners.off(topic)
+
+    # Who is here
+
+    async def discover(
+        self,
+        capability: str = "",
+        *,
+        tags: Iterable[str] = (),
+        any_tags: Iterable[str] = (),
+        labels: dict[str, str] | None = None,
+        kind: str = "",
+        status: AgentStatus | str | None = None,
+        node: str = "",
+        region: str = "",
+        name: str = "",
+    ) -> list[AgentRecord]:
+        """Agents that meet all the conditions given, by id, from the watched copy of the registry. See ``Directory.discover``."""
+        await self.directory.ready(self._exchange.settings.request_timeout_s)
+        return self.directory.discover(
+            capability, tags=words(tags), any_tags=words(any_tags), labels=labels, kind=kind, status=status, node=node,
+            region=region, name=name,
+        )  # fmt: skip
+
+    async def watch(self) -> AsyncIterator[Seen]:
+        """Agents and nodes that join, change or leave, from now on."""
+        await self.directory.ready(self._exchange.settings.request_timeout_s)
+        queue: asyncio.Queue[Seen] = asyncio.Queue()
+
+        def put(changes: list[Seen]) -> None:
+            for change in changes:
+                queue.put_nowait(change)
+
+        end = self.directory.watch(put)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            end()
+
+    # The network
+
+    async def events(self, after: int | None = None) -> AsyncIterator[dict[str, Any]]:
+        """What happens in the network, without end: dicts with ``type``, ``at`` (UTC ms) and ``index``. From now on, or what
+        follows log index ``after`` first; ``events.gap`` tells of a part that the leader no longer has."""
+        self._exchange.check_open()
+        stream = self._exchange.streams.open(-1 if after is None else after)
+        async for event in self._exchange.streams.events(stream):
+            yield event
+
+    async def stats(self) -> dict[str, Any]:
+        """Figures of the network: tasks, agents and nodes by state, rates, leader, log. As the leader has them at the moment."""
+        return await self._ask("stats")
+
+    async def tasks(
+        self, *, state: str | None = None, capability: str | None = None, limit: int = 50, before: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Tasks, newest first, each as ``Task.status`` has it. ``before`` a task id: the page after it."""
+        answer = await self._ask("tasks", state=state, capability=capability, limit=limit, before=before)
+        return list(answer["tasks"])
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """Nodes with a lease: membership state and last figures."""
+        return list((await self._ask("nodes"))["nodes"])
+
+    async def agents(self) -> list[dict[str, Any]]:
+        """The busiest agents first: what is in flight at each, against what it takes at once."""
+        return list((await self._ask("agents"))["agents"])
+
+    async def why(self, id: str) -> dict[str, Any]:
+        """See ``Task.why``."""
+        return await self.task(id).why()
+
+    async def set_strategy(self, capability: str, strategy: Strategy | str) -> None:
+        """How agents are picked for tasks of ``capability`` that do not say. Raises BadInput."""
+        await self._ask("strategy", capability=capability, strategy=strategy_named(strategy))
+
+    async def shutdown(self) -> dict[str, Any]:
+        """Announce the end to every agent, refuse submits, drain, stop."""
+        return await self._ask("shutdown")
+
+    async def pause(self, agent: str) -> None:
+        """Give an agent no new work. Raises UnknownAgent, BadInput (a name of several), PeerLost, TimedOut."""
+        await self._control("pause", agent)
+
+    async def resume(self, agent: str) -> None:
+        """Give a paused agent work again. See ``pause``."""
+        await self._control("resume", agent)
+
+    async def remove(self, agent: str) -> None:
+        """Make an agent leave its node. See ``pause``."""
+        await self._control("remove", agent)
+
+    async def _ask(self, what: str, **args: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._exchange.ask(what, args)
+        return answer
+
+    async def _control(self, what: str, target: str) -> None:
+        agent = await self._agent(target, self._exchange.settings.request_timeout_s)
+        if agent is None:
+            raise UnknownAgent(f"no agent is called {target!r}", name=target)
+        await self._exchange.control(node_of(agent), what, {"agent": agent})
+
+    def _wait_s(self, timeout: float | None) -> float:
+        return self._exchange.settings.request_timeout_s if timeout is None else timeout

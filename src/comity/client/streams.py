@@ -1,0 +1,137 @@
+"""The event stream, followed: of one task or of the network. What comes from the log is resumed where it broke off; what is live
+(progress, log lines) may be missed around a change of leader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from random import Random
+from typing import Any
+
+from comity.client.contact import Contact
+from comity.client.timers import Alarm, Timers
+from comity.errors import ComityError
+from comity.model.codec import from_json
+from comity.model.ids import TaskId
+from comity.model.wire import EventNotice, FollowEvents
+
+FOLLOW_MS = 15_000
+RENEW_S = 5.0
+QUEUED = 10_000
+"""Events kept for a reader that is slow; past that it is resumed from the log, and live ones are missed."""
+
+
+class Stream:
+    """One reader's events. ``index`` is the log index it has read up to; ``at_index`` the events it has read of that one entry,
+    which may come again."""
+
+    def __init__(self, number: int, after: int, task: TaskId | None) -> None:
+        self.number = number
+        self.task = task
+        self.index = after
+        self.at_index: dict[bytes, None] = {}
+        self.queue: deque[EventNotice] = deque()
+        self.has_gap = False
+        self.waiter: asyncio.Future[None] | None = None
+        self.error: ComityError | None = None
+        self.is_over = False
+
+    def wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
+class Streams:
+    """All readers of this process."""
+
+    def __init__(self, contact: Contact, timers: Timers, rng: Random) -> None:
+        self._contact = contact
+        self._timers = timers
+        self._rng = rng
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[int, Stream] = {}
+        self._alarm: Alarm | None = None
+        contact.on_renewed(self._renew)
+
+    def open(self, after: int, task: TaskId | None = None) -> Stream:
+        """Begin to follow. ``after`` -1: from now on; else what follows that log index first, as far as it is kept."""
+        stream = Stream(self._rng.getrandbits(53), after, task)
+        self._open[stream.number] = stream
+        self._follow(stream, after)
+        if self._alarm is None:
+            self._alarm = self._timers.after(RENEW_S, self._look)
+        return stream
+
+    def close(self, stream: Stream) -> None:
+        if self._open.pop(stream.number, None) is not None and self._contact.is_up:
+            self._contact.post(FollowEvents(stream.number, -1, 0, stream.task))
+
+    def _follow(self, stream: Stream, after: int) -> None:
+        if self._contact.is_up:
+            self._contact.post(FollowEvents(stream.number, after, FOLLOW_MS, stream.task))
+        else:
+            self._contact.seek()
+
+    def _resume(self, stream: Stream) -> None:
+        """From the last entry read on, that one again: it may have been cut in the middle."""
+        self._follow(stream, max(stream.index - 1, 0) if stream.index >= 0 else -1)
+
+    def _renew(self, lost: bool) -> None:
+        for stream in self._open.values():
+            self._resume(stream)
+
+    def _look(self) -> None:
+        self._alarm = None
+        for stream in self._open.values():
+            self._follow(stream, -1)
+        if self._open:
+            self._alarm = self._timers.after(RENEW_S, self._look)
+
+    def on_notice(self, item: EventNotice) -> None:
+        stream = self._open.get(item.ref)
+        if stream is None:
+            return
+        if len(stream.queue) >= QUEUED:
+            stream.has_gap = True
+        else:
+            stream.queue.append(item)
+            stream.wake()
+
+    async def events(self, stream: Stream) -> AsyncIterator[dict[str, Any]]:
+        """Each event once, as a dict with ``type``, ``at`` (UTC ms) and ``index`` (0: live), until ``is_over``."""
+        try:
+            while True:
+                while stream.queue:
+                    item = stream.queue.popleft()
+                    if self._is_new(stream, item):
+                        yield {**from_json(item.body), "index": item.index}
+                if stream.error is not None:
+                    raise stream.error
+                if stream.is_over:
+                    return
+                if stream.has_gap:
+                    stream.has_gap = False
+                    self._resume(stream)
+                stream.waiter = self._loop.create_future()
+                await stream.waiter
+        finally:
+            self.close(stream)
+
+    @staticmethod
+    def _is_new(stream: Stream, item: EventNotice) -> bool:
+        if item.index == 0:
+            return True
+        if item.index < stream.index or (item.index == stream.index and item.body in stream.at_index):
+            return False
+        if item.index > stream.index:
+            stream.index = item.index
+            stream.at_index.clear()
+        stream.at_index[item.body] = None
+        return True
+
+    def end(self, error: ComityError) -> None:
+        """Every reader's stream ends in ``error``."""
+        for stream in self._open.values():
+            stream.error = error
+            stream.wake()

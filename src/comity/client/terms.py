@@ -1,0 +1,124 @@
+"""The terms of a task: what its caller says, what its capability says, and what the settings say, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypedDict, TypeVar
+
+import msgspec
+
+from comity.client.task import Pausing
+from comity.config import Settings
+from comity.errors import BadInput
+from comity.model.capability import Capability, Requirements, Strategy, parse_need, strategy
+from comity.model.ids import ProcessId, TaskId
+from comity.model.task import Payload, TaskSpec
+
+T = TypeVar("T")
+FOREVER = float("inf")
+
+
+class Scope(NamedTuple):
+    """In whose name a client speaks. ``deadline`` (the loop's clock) bounds its tasks and requests; ``pausing`` is told of waits
+    for tasks."""
+
+    sender: str = ""
+    parent: TaskId | None = None
+    parent_epoch: int = 0
+    deadline: float = FOREVER
+    pausing: Pausing | None = None
+    trace: str = ""
+
+
+class TaskOptions(TypedDict, total=False):
+    """Options of ``submit`` and ``submit_many``.
+
+    ``priority`` 0 to 9, higher first (5). ``deadline_s``: seconds until it must be done. ``tags`` the agent must have,
+    beside ``requirements``. ``strategy`` by which the agent is picked. ``retries`` after failures; ``attempt_timeout_s``
+    from an attempt's start; ``start_timeout_s`` from its assignment. ``queue`` False: be refused rather than wait.
+    """
+
+    priority: int
+    deadline_s: float | None
+    tags: Iterable[str]
+    requirements: Requirements | None
+    strategy: Strategy | str | None
+    retries: int | None
+    attempt_timeout_s: float | None
+    start_timeout_s: float | None
+    queue: bool
+
+
+class Terms(NamedTuple):
+    """``deadline`` on the loop's clock; ``spec`` lacks only its id and input."""
+
+    spec: TaskSpec
+    deadline: float
+    queue: bool
+
+    def task(self, id: TaskId, payload: Payload) -> TaskSpec:
+        s = self.spec
+        return TaskSpec(
+            id, s.capability, payload, s.submitter, 0, s.priority, s.retries, s.attempt_timeout_s, s.start_timeout_s, s.key,
+            s.requirements, s.strategy, s.parent, s.parent_epoch, s.trace,
+        )  # fmt: skip
+
+
+def name_of(need: str) -> tuple[str, str]:
+    """A capability's name and the versions wanted (``review>=1.2``). Raises BadInput."""
+    name, versions = parse_need(need)
+    if not name or len(name) > 200:
+        raise BadInput(f"a capability has a name of 1 to 200 characters, not {name[:40]!r}", capability=name[:200])
+    return name, versions
+
+
+def terms(
+    need: str, key: str, options: TaskOptions, *, submitter: ProcessId, scope: Scope, known: Capability | None,
+    settings: Settings, now: float,
+) -> Terms:  # fmt: skip
+    """Check and complete what the caller says. Raises BadInput, TypeError (no such option)."""
+    unknown = [name for name in options if name not in TaskOptions.__annotations__]
+    if unknown:
+        raise TypeError(f"submit has no option {unknown[0]!r}; it has: {', '.join(TaskOptions.__annotations__)}")
+    name, versions = name_of(need)
+    priority, deadline_s = options.get("priority", 5), options.get("deadline_s")
+    own = known or Capability(name=name)
+    retries = _first(options.get("retries"), own.retries, settings.retries)
+    attempt_s = _first(options.get("attempt_timeout_s"), own.attempt_timeout_s, settings.attempt_timeout_s)
+    start_s = _first(options.get("start_timeout_s"), own.start_timeout_s, settings.start_timeout_s)
+    if priority not in range(10):
+        raise BadInput(f"priority {priority!r} must be a whole number from 0 to 9", priority=priority)
+    if retries < 0:
+        raise BadInput(f"retries must not be negative: {retries}", retries=retries)
+    for what, seconds in (("deadline_s", deadline_s), ("attempt_timeout_s", attempt_s), ("start_timeout_s", start_s)):
+        if seconds is not None and not 0 < seconds < FOREVER:
+            raise BadInput(f"{what} must be a number of seconds above 0, not {seconds!r}", option=what)
+    how = options.get("strategy")
+    spec = TaskSpec(
+        TaskId(""), name, b"", submitter, 0, priority, retries, attempt_s, start_s, key,
+        needs(options.get("requirements"), options.get("tags", ()), versions), strategy(how) if how is not None else None,
+        scope.parent, scope.parent_epoch, scope.trace,
+    )  # fmt: skip
+    deadline = min(scope.deadline, now + deadline_s) if deadline_s is not None else scope.deadline
+    return Terms(spec, deadline, options.get("queue", True))
+
+
+def words(given: Iterable[str]) -> tuple[str, ...]:
+    """Tags as a tuple; a single text is one tag."""
+    return (given,) if isinstance(given, str) else tuple(sorted(given))
+
+
+def needs(requirements: Requirements | None, tags: Iterable[str], versions: str) -> Requirements | None:
+    """Requirements with tags and versions added; None if nothing is required."""
+    tags = words(tags)
+    if not tags and not versions:
+        return requirements
+    known = requirements or Requirements()
+    versions = ",".join(part for part in (known.version, versions) if part)
+    return msgspec.structs.replace(known, tags=(*known.tags, *tags), version=versions)
+
+
+def _first(given: T | None, own: T | None, default: T) -> T:
+    if given is not None:
+        return given
+    return own if own is not None else default
