@@ -256,7 +256,7 @@ async def test_finished_tasks_go_to_the_archive_and_are_still_found(world: World
 
 
 async def test_a_snapshot_and_a_trimmed_log_hold_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(snapshot_every=5)
+    world = World(snapshot_every=5, keep_finished=1)
     controller = await world.controller()
     client, node = await world.peer("c1"), await world.peer("n1")
     big = b'"' + b"y" * 5_000 + b'"'
@@ -296,6 +296,21 @@ async def test_events_tell_a_tasks_life(world: World) -> None:
     await client.say(wire.FollowEvents(6, after=0))
     first = msgspec.json.decode((await client.hear(wire.EventNotice, lambda n: n.ref == 6)).body)
     assert first["type"] == "leader.elected"
+
+
+async def test_events_of_long_ago_are_read_back_from_the_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.controller.events.RECENT", 3)
+    await world.controller()
+    client = await world.peer("c1")
+    tasks = [await client.submit() for _ in range(20)]
+    await client.say(wire.FollowEvents(1, after=0))
+    late = await client.submit()
+    seen: list[dict[str, Any]] = []
+    while not seen or seen[-1].get("task") != late:
+        notice = await client.hear(wire.EventNotice)
+        seen.append(msgspec.json.decode(notice.body))
+    assert [event["task"] for event in seen if event["type"] == "task.submitted"] == [*tasks, late]
+    assert seen[0]["type"] == "leader.elected"
 
 
 async def test_a_live_call_is_routed_and_counts_as_load(world: World) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
@@ -29,7 +29,7 @@ from comity.controller.snapshot import load
 from comity.controller.term import Term
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
-from comity.core.tasks import Tasks
+from comity.core.tasks import Change, Tasks
 from comity.errors import ComityError, Conflict, Corrupt, ForeignData, InvalidInput
 from comity.log.base import Log
 from comity.model.codec import seal
@@ -127,19 +127,35 @@ class Controller:
 
     async def _load(self) -> None:
         """Begin from the newest snapshot that can be read."""
+        self.state, self.ledger = await self.past(None)
+
+    async def past(self, index: int | None) -> tuple[Tasks, Ledger]:
+        """State and ledger from the newest snapshot that can be read and lies at ``index`` or before (None: any); empty ones if
+        there is none."""
         window_ms = int(self.settings.key_window_s * 1000)
-        for key in await newest_snapshot(self.store):
+        for key in await newest_snapshot(self.store, index):
             try:
-                self.state, self.ledger = await load(self.store.get(key), self.network_id, key_window_ms=window_ms)
-                return
+                return await load(self.store.get(key), self.network_id, key_window_ms=window_ms)
             except Corrupt as error:
                 _log.error("a snapshot is damaged; trying an older one", key=key, error=error.message)
+        return Tasks(self.network_id, key_window_ms=window_ms), Ledger(self.network_id)
 
     async def _catch_up(self) -> None:
         """Read and apply to the log's tail, as far as can be seen from here."""
         while items := await self.log.read(self.ledger.index):
             for index, data in items:
                 self._offer(index, data)
+
+    async def changes(self, after: int, upto: int) -> AsyncIterator[tuple[int, int, list[Change]]]:
+        """What the entries after ``after``, to ``upto``, changed: the log read again from the nearest snapshot before."""
+        state, ledger = await self.past(after)
+        while ledger.index < upto and (items := await self.log.read(ledger.index)):
+            for index, data in items:
+                verdict = ledger.offer(index, data)
+                if isinstance(verdict, Effective):
+                    changed = state.apply(verdict.entry, index)
+                    if after < index <= upto:
+                        yield index, verdict.time_ms, changed
 
     def _offer(self, index: int, data: bytes) -> None:
         verdict = self.ledger.offer(index, data)

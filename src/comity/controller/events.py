@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -11,11 +12,12 @@ import msgspec
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
 from comity.core.tasks import Change
+from comity.errors import ComityError
 from comity.model.ids import ProcessId, TaskId
 from comity.model.wire import EventNotice, FollowEvents
 
-RECENT = 20_000
-"""Changes kept to answer a follower that asks for the past."""
+RECENT = 4096
+"""Entries whose changes are kept at hand; an older past is read back from the log."""
 _encode = msgspec.json.Encoder().encode
 _INTERNAL = frozenset({"archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated"})
 
@@ -40,41 +42,85 @@ def describe(change: Change, at_ms: int) -> dict[str, Any]:
     return event
 
 
-class Follower:
-    __slots__ = ("process", "ref", "task", "until")
+Past = Callable[[int, int], AsyncIterator[tuple[int, int, list[Change]]]]
+"""``past(after, upto)``: what the entries after ``after``, to ``upto``, changed: (index, entry time, changes). It starts later
+if the log does."""
 
-    def __init__(self, process: ProcessId, ref: int, task: TaskId | None, until: float) -> None:
+
+class Follower:
+    """Who follows. ``next`` is the first index still owed; while ``catching_up`` new entries wait for the past."""
+
+    __slots__ = ("catching_up", "next", "process", "ref", "task", "until")
+
+    def __init__(self, process: ProcessId, item: FollowEvents, until: float) -> None:
         self.process = process
-        self.ref = ref
-        self.task = task
+        self.ref = item.ref
+        self.task = item.task
         self.until = until
+        self.next = item.after + 1
+        self.catching_up: asyncio.Task[None] | None = None
 
 
 class Events:
-    """Who follows, and what was lately. Costs nothing but a deque entry per change while nobody follows."""
+    """Who follows, and what was lately. Costs nothing but a deque entry per entry while nobody follows."""
 
-    def __init__(self, outbox: Outbox, time: Callable[[], float]) -> None:
+    def __init__(self, outbox: Outbox, time: Callable[[], float], past: Past) -> None:
         self._outbox = outbox
         self._time = time
+        self._past = past
         self._followers: dict[tuple[ProcessId, int], Follower] = {}
-        self._recent: deque[tuple[int, int, tuple[Change, ...] | bytes]] = deque(maxlen=RECENT)
+        self._recent: deque[tuple[int, int, tuple[Change, ...]]] = deque(maxlen=RECENT)
+
+    def end(self) -> None:
+        for follower in self._followers.values():
+            if follower.catching_up is not None:
+                follower.catching_up.cancel()
 
     def follow(self, item: FollowEvents, sender: ProcessId) -> None:
-        """Begin, go on or stop. With ``after`` >= 0 the kept past comes first; a gap in it is told by ``events.gap``."""
+        """Begin, go on or stop. With ``after`` >= 0 the past comes first; what of it is gone is told by ``events.gap``."""
         key = (sender, item.ref)
+        until = self._time() + item.for_ms / 1000
+        known = self._followers.get(key)
         if item.for_ms <= 0:
             self._followers.pop(key, None)
-            return
-        follower = Follower(sender, item.ref, item.task, self._time() + item.for_ms / 1000)
-        self._followers[key] = follower
-        if item.after >= 0:
-            oldest = next((index for index, _, _ in self._recent if index), 0)
-            if oldest > item.after + 1:
-                self._post(follower, 0, _encode({"type": "events.gap", "at": 0, "from": item.after + 1, "to": oldest - 1}))
-            for index, at_ms, changes in self._recent:
-                if index > item.after and not isinstance(changes, bytes):
+        elif known is not None and item.after < 0:
+            known.until = until
+        else:
+            follower = self._followers[key] = Follower(sender, item, until)
+            if item.after >= 0 and not self._replay(follower):
+                follower.catching_up = asyncio.get_running_loop().create_task(self._catch_up(follower))
+
+    def _replay(self, follower: Follower) -> bool:
+        """Send what is owed from the recent past; False if that does not reach back far enough."""
+        if not self._recent or self._recent[0][0] > follower.next:
+            return False
+        for index, at_ms, changes in self._recent:
+            if index >= follower.next:
+                for change in changes:
+                    self._offer(follower, index, change, at_ms)
+        follower.next = self._recent[-1][0] + 1
+        return True
+
+    async def _catch_up(self, follower: Follower) -> None:
+        try:
+            while not self._replay(follower):
+                upto = self._recent[0][0] - 1 if self._recent else 0
+                async for index, at_ms, changes in self._past(follower.next - 1, upto):
+                    if index > follower.next:
+                        gap = {"type": "events.gap", "at": at_ms, "from": follower.next, "to": index - 1}
+                        self._post(follower, 0, _encode(gap))
                     for change in changes:
                         self._offer(follower, index, change, at_ms)
+                    follower.next = index + 1
+                follower.next = max(follower.next, upto + 1)
+                if not self._recent:
+                    break
+        except ComityError as error:
+            body = {"type": "events.gap", "at": 0, "from": follower.next, "to": None, "reason": error.message}
+            self._post(follower, 0, _encode(body))
+            follower.next = self._recent[0][0] if self._recent else follower.next
+            self._replay(follower)
+        follower.catching_up = None
 
     def _offer(self, follower: Follower, index: int, change: Change, at_ms: int) -> None:
         if change.kind in _INTERNAL:
@@ -90,16 +136,16 @@ class Events:
         now = self._time()
         for key in [key for key, follower in self._followers.items() if follower.until <= now]:
             del self._followers[key]
-        return list(self._followers.values())
+        return [follower for follower in self._followers.values() if follower.catching_up is None]
 
     def publish(self, index: int, at_ms: int, changes: list[Change]) -> None:
         """What the entry at ``index`` changed."""
-        if changes:
-            self._recent.append((index, at_ms, tuple(changes)))
-            if self._followers:
-                for follower in self._current():
-                    for change in changes:
-                        self._offer(follower, index, change, at_ms)
+        self._recent.append((index, at_ms, tuple(changes)))
+        if self._followers:
+            for follower in self._current():
+                for change in changes:
+                    self._offer(follower, index, change, at_ms)
+                follower.next = index + 1
 
     def live(self, event: dict[str, Any], task: TaskId | None = None) -> None:
         """Something that is no entry: progress, a log line, a suspicion, a refusal."""

@@ -17,7 +17,7 @@ from comity.controller.payloads import Payloads, logged_before
 from comity.controller.snapshot import Writing
 from comity.core.ledger import Ledger
 from comity.core.tasks import Change, Tasks
-from comity.errors import ComityError, Corrupt, NotFound
+from comity.errors import ComityError, Corrupt
 from comity.log.base import Log
 from comity.model.ids import TaskId
 from comity.model.task import Archived, Command, Dropped, Logged, Moved, SnapshotTaken, Stored, Task
@@ -30,7 +30,19 @@ CHUNK_TASKS = 2000
 CHUNK_AGE_MS = 30_000
 """Finished tasks leave memory in chunks: when so many have gathered, or the oldest is so old."""
 SNAPSHOT_BYTES = 256 * 1024 * 1024
+LOG_BYTES = 4 * 1024 * 1024 * 1024
+"""The log is cut below what events and payloads still need, but never kept longer than this many bytes."""
 RETRY_S = 1.0
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """A snapshot, and how much had been written in this term when it was taken."""
+
+    index: int
+    commands: int
+    bytes: int
+    at_ms: int
+
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Task]).decode
@@ -76,8 +88,10 @@ class Keeping:
         self._keep_ms = keep_finished_ms
         self._work: asyncio.Task[None] | None = None
         self._doomed: deque[str] = deque()
-        self._trim_due = False
+        self._marks: deque[Mark] = deque()
+        self._trim_to = 0
         self._retry_at = 0.0
+        self._written = (0, 0)
         self._bytes = 0
         self.snapshot_wanted = False
 
@@ -91,10 +105,11 @@ class Keeping:
             if change.kind in ("archive.dropped", "snapshot.dropped"):
                 self._doomed.append(change.reason)
             elif change.kind == "snapshot.taken":
-                self._trim_due = True
+                self._marks.append(Mark(self._state.snapshots[-1].index, *self._written, self._now_ms()))
 
-    def look(self, bytes_written: int) -> None:
-        """Start whatever is due; called a few times a second with the bytes appended in this term."""
+    def look(self, commands: int, bytes_written: int) -> None:
+        """Start whatever is due; called a few times a second with what was appended in this term."""
+        self._written = (commands, bytes_written)
         loop = asyncio.get_running_loop()
         if (self._work is not None and not self._work.done()) or loop.time() < self._retry_at:
             return
@@ -107,7 +122,7 @@ class Keeping:
         last = state.snapshots[-1].index if state.snapshots else 0
         if self._doomed:
             return self._delete()
-        if self._trim_due:
+        if self._may_trim_to() > self._trim_to:
             return self._trim()
         if self._archive_due():
             return self._archive()
@@ -207,12 +222,23 @@ class Keeping:
         if size != stored.size:
             raise Corrupt(f"snapshot {stored.key} reads back as {size} of {stored.size} bytes")
 
-    async def _trim(self) -> None:
-        """Cut the log below the older of the two snapshots kept."""
+    def _may_trim_to(self) -> int:
+        """Up to which entry nobody needs the log: it lies below the older of the two snapshots kept, and its events are past
+        their retention (or the log has grown too long)."""
         if len(self._state.snapshots) < 2:
-            self._trim_due = False
-            return
-        upto = self._state.snapshots[0].index
+            return 0
+        commands, written = self._written
+        upto = 0
+        for mark in self._marks:
+            old = commands - mark.commands >= self._keep or mark.at_ms <= self._now_ms() - self._keep_ms
+            if mark.index > self._state.snapshots[0].index or not (old or written - mark.bytes >= LOG_BYTES):
+                break
+            upto = mark.index
+        return upto
+
+    async def _trim(self) -> None:
+        """Cut the log; payloads that lie below go to the store first."""
+        upto = self._may_trim_to()
         places = logged_before(self._state, upto)
         for task_id, is_result, place in places:
             payload = await self._payloads.load(place)
@@ -223,12 +249,12 @@ class Keeping:
         if places:
             await self._effective()
         await self._log.trim(upto)
-        self._trim_due = False
+        self._trim_to = upto
+        while self._marks and self._marks[0].index <= upto:
+            self._marks.popleft()
 
 
-async def newest_snapshot(store: Store) -> list[str]:
-    """Keys of the snapshots there are, newest first."""
-    try:
-        return [stored.key for stored in reversed(await store.list(SNAPSHOTS))]
-    except NotFound:
-        return []
+async def newest_snapshot(store: Store, upto: int | None = None) -> list[str]:
+    """Keys of the snapshots there are, newest first; with ``upto`` only those of that entry or before."""
+    keys = [stored.key for stored in reversed(await store.list(SNAPSHOTS))]
+    return keys if upto is None else [key for key in keys if int(key.removeprefix(SNAPSHOTS).split("-")[0]) <= upto]

@@ -79,6 +79,7 @@ class Pipeline:
         self.ledger = ledger
         self.term = ledger.term
         self.bytes = 0
+        self.commands = 0
         self._log = log
         self._clock = clock
         self._fill = fill
@@ -141,6 +142,7 @@ class Pipeline:
             self._flights.popleft()
             self._stalled_since = asyncio.get_running_loop().time() if self._flights else None
             self.bytes += flight.size
+            self.commands += len(flight.entry.commands)
             index = self.ledger.accept(flight.entry, flight.digest)
             if index != flight.append.result():
                 raise AssertionError(f"the log put entry {index} at {flight.append.result()}")

@@ -58,7 +58,7 @@ class Term:
         self.reconcile.on_choice = self._note_choice
         window_ms = int(settings.dedup_window_s * 1000)
         self.admission = Admission(c.state, c.scheduling, max_waiting=settings.max_waiting, window_ms=window_ms)
-        self.events = Events(c.outbox, self._time)
+        self.events = Events(c.outbox, self._time, c.changes)
         self.leader = Leader(
             c.bus, c.outbox, c.state, self.reconcile, self.admission, c.payloads, self.events, clock,
             policy.cancel_grace_ms,
@@ -121,6 +121,7 @@ class Term:
         self.leader.end()
         self.routing.end()
         self.keeping.end()
+        self.events.end()
         self.answers.end()
         for task in self._cleaning:
             task.cancel()
@@ -139,7 +140,7 @@ class Term:
         since = self.pipeline.stalled_since()
         self.liveness.stalled(since is not None and self._time() - since > STALL_S)
         self.rates.sample(self._time(), self._controller.state.totals)
-        self.keeping.look(self.pipeline.bytes)
+        self.keeping.look(self.pipeline.commands, self.pipeline.bytes)
         self._explained = 0
 
     def departed(self, process: ProcessId) -> None:
