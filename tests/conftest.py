@@ -30,6 +30,10 @@ _counter = itertools.count(1)
 _LIVES_ON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write the traces of scenario files anew; then read the difference")
+
+
 def need_server() -> None:
     """End the test if there is no nats-server: a failure in CI, a skip on a laptop."""
     try:

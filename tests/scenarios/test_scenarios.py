@@ -1,4 +1,7 @@
-"""Plays every file in ``MACHINE/*.txt`` on the stage in ``stage_MACHINE.py``. A new machine is a new pair of the two."""
+"""Plays every file in ``MACHINE/*.txt`` on the stage in ``stage_MACHINE.py``. A new machine is a new pair of the two.
+
+``pytest tests/scenarios --rewrite`` writes the traces anew.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def test_scenario(path: Path, request: pytest.FixtureRequest) -> None:
     stage = importlib.import_module(f"stage_{path.parent.name}").stage()
     text = path.read_text()
     played = play(text, stage)
-    if request.config.getoption("--rewrite", default=False):
+    if request.config.getoption("--rewrite"):
         path.write_text(played)
     else:
         assert played == text

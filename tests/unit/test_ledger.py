@@ -216,3 +216,22 @@ def test_any_log_gives_one_chain_and_every_reader_the_same_verdicts(
 def test_check_finds_a_broken_invariant(state: LedgerState) -> None:
     with pytest.raises(AssertionError):
         Ledger.restore(state).check()
+
+
+def test_a_leaders_own_entries_are_taken_in_unread() -> None:
+    reader, parent = led(time_ms=50)
+    leader = Ledger.restore(reader.state())
+    entry = Entry(NET, 1, parent, 40, [Barrier()])
+    data, digest = seal(entry)
+    assert leader.accept(entry, digest) == 2
+    assert isinstance(reader.offer(2, data), Effective)
+    assert leader.state() == reader.state()
+
+
+@pytest.mark.parametrize("entry", [Entry(NET, 1, b"x" * 16, 0, [Barrier()]), Entry(NET, 2, ROOT_DIGEST, 0, [Barrier()])])
+def test_a_leader_never_takes_in_what_readers_would_void(entry: Entry) -> None:
+    ledger, _ = led()
+    before = ledger.state()
+    with pytest.raises(AssertionError):
+        ledger.accept(entry, seal(entry)[1])
+    assert ledger.state() == before
