@@ -47,8 +47,9 @@ _PORTS_TRIED = 64
 _QUICK_DEATH_S = 1.0
 _FAILURES = 5
 
-# Run by a small Python that then becomes the server: asks the kernel for SIGKILL when the parent ends, however it ends.
-# (A preexec_fn would fork a process that has threads.) A parent that ended before this line shows in getppid.
+# Run by a small Python that then becomes the server: asks the kernel for SIGKILL when the parent ends, however it ends (to the
+# kernel, the parent is the thread that started it). A preexec_fn would fork a process that has threads. A parent that ended
+# before this line shows in getppid.
 _TIE = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); "
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
@@ -119,10 +120,10 @@ class EmbeddedServer:
 
     async def wait(self) -> None:
         """Return when the server was stopped; raises ServerFailed if it died and cannot be restarted."""
-        if self._watch is not None:
-            await asyncio.wait([self._watch])
-            if not self._watch.cancelled():
-                self._watch.result()
+        assert self._watch is not None
+        await asyncio.wait([self._watch])
+        if not self._watch.cancelled():
+            self._watch.result()
 
     async def stop(self) -> None:
         """Stop the server and let go of the data directory. Idempotent."""
