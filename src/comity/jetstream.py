@@ -201,12 +201,8 @@ class JetStream:
 
 
 async def _unsubscribe(nc: Client, subscription: Subscription) -> None:
-    if nc.is_closed or nc.is_draining:
-        return
-    try:
+    if not nc.is_closed and not nc.is_draining:
         await subscription.unsubscribe()
-    except nats_errors.BadSubscriptionError:
-        return  # the client dropped it before us
 
 
 class Row(NamedTuple):
@@ -397,9 +393,11 @@ class Cursor:
     def _status(self, msg: Msg) -> None:
         headers = msg.headers or {}
         status = headers.get("Status")
-        if status == "100" or msg.subject != f"{self._inbox}{self._pulls}":
-            return  # a heartbeat, or the end of an earlier pull
-        if status in ("404", "408") or headers.get("Description") in ("Batch Completed", "Message Size Exceeds MaxBytes"):
+        if status == "100":
+            self._broken |= int(headers.get("Nats-Last-Consumer", 0)) > self._delivered
+        elif msg.subject != f"{self._inbox}{self._pulls}":
+            return  # the end of an earlier pull
+        elif status in ("404", "408") or headers.get("Description") in ("Batch Completed", "Message Size Exceeds MaxBytes"):
             self._owed = 0
         else:
             self._broken = True  # the consumer is gone, or its server is going
