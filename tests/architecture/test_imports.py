@@ -34,7 +34,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.credentials": WORDS,
     "comity.embedded": (*WORDS, "comity.credentials"),
     "comity.directory": (*WORDS, "comity.registry.base"),
-    "comity.handles": WORDS,
+    "comity.handles": WORDS + FACES,
     "comity.agent": WORDS + FACES,
     "comity.client": WORDS + DOORS + FACES + ("comity.config",),
     "comity.node": WORDS + DOORS + FACES + ("comity.core", "comity.config"),
@@ -43,6 +43,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.connect": WORDS + BACKENDS + FACES + ("comity.config", "comity.contexts", "comity.credentials"),
     "comity.sim": WORDS + DOORS + FACES + MEMORY + ("comity.core", "comity.config", "comity.node", "comity.controller"),
     "comity.cli": ("comity",),
+    "comity.__main__": ("comity.cli",),
     "comity": WORDS + FACES + ("comity.config", "comity.connect"),
 }
 ALONE = ("comity.bus", "comity.registry", "comity.log", "comity.store")
@@ -113,7 +114,7 @@ def complaint(module: str, imported: str) -> str | None:
     top = imported.partition(".")[0]
     if top == "comity":
         allowed = TABLE[place] if place in ALONE else (*TABLE[place], *((place,) if place != "comity" else ()))
-        if any(lies_in(imported, other) for other in NOBODY if not lies_in(module, other)):
+        if any(lies_in(imported, other) for other in NOBODY if not lies_in(module, other) and other not in TABLE[place]):
             return advice(module, imported)
         fine = any(lies_in(imported, other) for other in allowed) or module == imported
         return None if fine else advice(module, imported)
