@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -16,7 +17,16 @@ from log_contract import LogContract, Place, fill, read_all, take
 from nats.aio.client import Client
 
 from comity.embedded import EmbeddedServer
-from comity.errors import AccessDenied, AlreadyRunning, BadSettings, Conflict, ForeignData, Indefinite, NotFound
+from comity.errors import (
+    AccessDenied,
+    AlreadyRunning,
+    BadSettings,
+    Conflict,
+    Corrupt,
+    ForeignData,
+    Indefinite,
+    NotFound,
+)
 from comity.jetstream import JetStream
 from comity.log.base import Durability, Item, Log
 from comity.log.jetstream import JetStreamLog, stream_config
@@ -70,8 +80,6 @@ class TestSqliteLog(LogContract):
         await (await SqliteLog.open(path)).close()
 
     async def test_a_foreign_file_is_left_alone(self, tmp_path: Path) -> None:
-        import sqlite3
-
         text, database = tmp_path / "notes.txt", tmp_path / "other.sqlite"
         text.write_bytes(b"not a database, and long enough to be looked at as one" * 100)
         with sqlite3.connect(database) as db:
@@ -81,6 +89,52 @@ class TestSqliteLog(LogContract):
             with pytest.raises(ForeignData):
                 await SqliteLog.open(path)
         assert text.read_bytes().startswith(b"not a database")
+
+    async def test_a_hole_is_corrupt(self, tmp_path: Path) -> None:
+        path = tmp_path / "holed.sqlite"
+        log = await SqliteLog.open(path)
+        await fill(log, 5)
+        await log.close()
+        with sqlite3.connect(path) as db:
+            db.execute("DELETE FROM entries WHERE position = 3")
+        db.close()
+        log = await SqliteLog.open(path)
+        assert len(await log.read(0, 2)) == 2
+        with pytest.raises(Corrupt) as caught:
+            await log.read(0)
+        assert caught.value.details["index"] == 3
+        await log.close()
+
+    async def test_a_damaged_file_is_corrupt(self, tmp_path: Path) -> None:
+        path = tmp_path / "damaged.sqlite"
+        log = await SqliteLog.open(path)
+        for n in range(50):
+            await log.append(bytes(5000), n)
+        await log.close()
+        data = bytearray(path.read_bytes())
+        for page in range(2, len(data) // 4096):
+            data[page * 4096 : page * 4096 + 100] = b"\xff" * 100
+        path.write_bytes(data)
+        with pytest.raises(Corrupt):
+            log = await SqliteLog.open(path)
+            try:
+                await read_all(log)
+            finally:
+                await log.close()
+
+    async def test_what_sqlite_cannot_do_may_have_happened(self, tmp_path: Path) -> None:
+        path = tmp_path / "broken.sqlite"
+        log = await SqliteLog.open(path)
+        await log.close()
+        with sqlite3.connect(path) as db:
+            db.execute("DROP TABLE entries")
+            db.execute("CREATE TABLE entries (other)")
+        db.close()
+        log = await SqliteLog.open(path)
+        with pytest.raises(Indefinite):
+            await log.append(b"x", 0)
+        assert await log.bounds() == (1, 0)
+        await log.close()
 
 
 class TestJetStreamLog(LogContract):
