@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 
 class Cable:
-    """Forwards TCP to ``url``. While it is cut, connections are closed and refused."""
+    """Forwards TCP to ``url``. While it is cut, connections are closed and refused. While it is clogged, nothing passes."""
 
     def __init__(self, url: str) -> None:
         self._target = urlsplit(url)
@@ -16,6 +16,8 @@ class Cable:
         self._port = 0
         self._ends: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()
+        self._open.set()
 
     @property
     def url(self) -> str:
@@ -25,12 +27,17 @@ class Cable:
         self._server = await asyncio.start_server(self._join, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
+    def clog(self) -> None:
+        self._open.clear()
+
     async def cut(self) -> None:
+        """Also ends a clog; what was in it is lost."""
         if self._server is not None:
             self._server.close()
             for end in self._ends:
                 end.transport.abort()
             self._ends.clear()
+            self._open.set()
             if self._tasks:
                 await asyncio.wait(self._tasks)
             await self._server.wait_closed()
@@ -45,15 +52,15 @@ class Cable:
         with contextlib.suppress(OSError):
             far_reader, far_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
             self._ends.append(far_writer)
-            await asyncio.gather(_pour(reader, far_writer), _pour(far_reader, writer))
+            await asyncio.gather(self._pour(reader, far_writer), self._pour(far_reader, writer))
 
-
-async def _pour(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    try:
-        while data := await source.read(65536):
-            target.write(data)
-            await target.drain()
-    except OSError:
-        pass  # the other direction ends too
-    finally:
-        target.transport.abort()
+    async def _pour(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                await self._open.wait()
+                target.write(data)
+                await target.drain()
+        except OSError:
+            pass  # the other direction ends too
+        finally:
+            target.transport.abort()

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import nats
 import pytest
-from bus_contract import BusContract, Inbox
+from bus_contract import SOON_S, BusContract, Inbox, answering, settled
 from cable import Cable
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
-from comity.bus.base import Bus, Link
+from comity.bus import nats as nats_bus
+from comity.bus.base import EVERYONE, LEADER, Bus, Link, any_of, to
 from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.bus.nats import NatsBus
-from comity.embedded import EmbeddedServer
+from comity.credentials import Authority, Role
+from comity.embedded import EmbeddedServer, find_binary
+from comity.errors import AccessDenied, BadSettings, Disconnected, InvalidInput, Unreachable
+from comity.model import wire
 from comity.model.ids import ProcessId
+from comity.registry.jetstream import JetStreamRegistry
+from conftest import need_server
 
 
 class MemoryWorld:
@@ -43,7 +58,7 @@ class NatsWorld:
         self.server = server
         self._cables: dict[Bus, Cable] = {}
 
-    async def bus(self, process: str, role: str = "node") -> NatsBus:
+    async def bus(self, process: str, role: Role = "node") -> NatsBus:
         mint = self.server.authority.mint
         cable = Cable(self.server.url)
         await cable.mend()
@@ -55,6 +70,9 @@ class NatsWorld:
         )
         self._cables[made] = cable
         return made
+
+    def cable(self, bus: Bus) -> Cable:
+        return self._cables[bus]
 
     async def cut(self, bus: Bus) -> None:
         await self._cables[bus].cut()
@@ -77,7 +95,8 @@ async def until(bus: Bus, link: Link) -> None:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+async def own_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+    need_server()
     server = await EmbeddedServer.start(tmp_path / "data", network="main", port=0)
     yield server
     await server.stop()
@@ -86,7 +105,280 @@ async def server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
 @pytest.mark.server
 class TestNatsBus(BusContract):
     @pytest.fixture
-    async def world(self, server: EmbeddedServer) -> AsyncIterator[NatsWorld]:
-        world = NatsWorld(server)
+    async def world(self, own_server: EmbeddedServer) -> AsyncIterator[NatsWorld]:
+        world = NatsWorld(own_server)
         yield world
         await world.close()
+
+    async def bare(self, world: NatsWorld, role: Role, process: str) -> Client:
+        """A client that follows no rule of ours, with a process's credentials."""
+        options = world.server.authority.mint(role, process).connect_options()
+        return await nats.connect(
+            world.server.url, inbox_prefix=f"_INBOX_{process}", allow_reconnect=False, error_cb=ignore, **options
+        )
+
+    # Deaths
+
+    async def test_a_killed_process_is_seen_within_milliseconds(self, world: NatsWorld, tmp_path: Path) -> None:
+        a = await world.bus("a", "controller")
+        gone, nobody, heard = Inbox(), Inbox(), Inbox()
+        a.on_departure(gone)
+        a.on_unreachable(nobody)
+        await a.subscribe(to("a"), heard)
+        credentials = world.server.authority.mint("node", "b")
+        credentials.save(tmp_path / "b.creds")
+        for turn in range(3):
+            arguments = [sys.executable, "-c", PEER, world.server.url, str(tmp_path / "b.creds")]
+            peer = await asyncio.create_subprocess_exec(*arguments)
+            await heard.until(turn + 1)
+            await a.send(to("b"), b"are you there")
+            begin = time.monotonic()
+            peer.kill()
+            assert (await gone.until(turn + 1))[turn] == "b"
+            seen = time.monotonic()
+            await a.send(to("b"), b"and now")
+            assert (await nobody.until(turn + 1))[turn] == to("b")
+            assert seen - begin < 0.25
+            assert time.monotonic() - seen < 0.25
+            await peer.wait()
+
+    async def test_the_server_is_killed_and_comes_back(self, world: NatsWorld) -> None:
+        a, b = await world.bus("a", "controller"), await world.bus("b")
+        inbox, gone = Inbox(), Inbox()
+        await b.subscribe(to("b"), inbox)
+        a.on_departure(gone)
+        for turn in range(1, 3):
+            os.kill(world.server.pid, signal.SIGKILL)
+            await asyncio.gather(until(a, Link.DOWN), until(b, Link.DOWN))
+            await asyncio.gather(until(a, Link.UP), until(b, Link.UP))
+            await a.send(to("b"), b"%d" % turn)
+            await inbox.until(turn)
+            tasks: list[asyncio.Task[None]] = []
+            cancel = await b.subscribe(to("b"), answering(b, tasks))
+            assert await a.request(to("b"), b"x", SOON_S) == b"re:x"
+            await cancel()
+            inbox.items.pop()
+        assert gone.items == []
+        c = await world.bus("c")
+        await c.close()
+        assert await gone.until(1) == ["c"]
+
+    async def test_what_waits_to_be_written_is_dropped_when_the_connection_breaks(self, world: NatsWorld) -> None:
+        a, b = await world.bus("a"), await world.bus("b")
+        inbox = Inbox()
+        await b.subscribe(to("b"), inbox)
+        world.cable(a).clog()
+        while a.connection.pending_data_size == 0:  # what the sockets hold comes first
+            await a.send(to("b"), bytes(256 * 1024))
+            await asyncio.sleep(0)
+        await a.send(to("b"), b"stale")
+        assert a.connection.pending_data_size > 0
+        await world.cut(a)
+        await world.mend(a)
+        await a.send(to("b"), b"fresh")
+        await inbox.when(lambda: b"fresh" in inbox.data)
+        assert b"stale" not in inbox.data
+
+    async def test_a_break_ends_flushes_and_jetstream_requests_at_once(self, world: NatsWorld) -> None:
+        a = await world.bus("a", "controller")
+        b = await self.bare(world, "controller", "b")
+        asked = Inbox()
+
+        async def ask(message: Msg) -> None:
+            asked(message)
+
+        await b.subscribe("cy.main.never", cb=ask)
+        await b.flush()
+        await b.flush()  # the first PING of the original client overtakes what waits to be written
+        waiting = asyncio.create_task(a.connection.request("cy.main.never", b"", timeout=60))
+        await asked.until(1)
+        flushing = asyncio.create_task(a.connection.flush(60))
+        await asyncio.sleep(0)
+        await a.connection.force_reconnect()
+        async with asyncio.timeout(SOON_S):
+            for task in (waiting, flushing):
+                with pytest.raises(nats.errors.ConnectionReconnectingError):
+                    await task
+        await until(a, Link.UP)
+        await b.close()
+
+    async def test_it_reconnects_within_a_moment(self, world: NatsWorld) -> None:
+        a = await world.bus("a")
+        for _ in range(5):
+            begin = time.monotonic()
+            await a.connection.force_reconnect()
+            await until(a, Link.DOWN)
+            await until(a, Link.UP)
+            assert time.monotonic() - begin < 0.5
+
+    async def test_a_canceled_flush_harms_nothing(self, world: NatsWorld) -> None:
+        a = await world.bus("a")
+        for _ in range(20):
+            flushing = asyncio.create_task(a.connection.flush())
+            await asyncio.sleep(0)
+            flushing.cancel()
+            await asyncio.wait([flushing])
+        await settled(a, a)
+        assert not a.connection.stats["reconnects"]
+
+    # Rights
+
+    async def test_who_has_no_rights_is_told(self, world: NatsWorld) -> None:
+        mint = world.server.authority.mint
+        other = Authority.create(Path(world.server.data) / "other", "main")
+        for options in ({}, other.mint("node", "a").connect_options(), mint("node", "a", ttl_s=-60).connect_options()):
+            with pytest.raises(AccessDenied, match=world.server.url):
+                await NatsBus.connect(world.server.url, process="a", options=options)
+        with pytest.raises(AccessDenied):
+            await NatsBus.connect(world.server.url, process="b", options=mint("node", "a").connect_options())
+        with pytest.raises(AccessDenied):
+            await NatsBus.connect(
+                world.server.url,
+                process="a",
+                options=mint("node", "a").connect_options(),
+                system={"user": "x", "password": "y"},
+            )
+
+    async def test_who_finds_no_server_is_told(self, free_port: Callable[[], int]) -> None:
+        urls = [f"nats://127.0.0.1:{free_port()}" for _ in range(2)]
+        begin = time.monotonic()
+        with pytest.raises(Unreachable, match=rf"{urls[0]}, {urls[1]}"):
+            await NatsBus.connect(urls, process="a", timeout_s=0.5)
+        assert time.monotonic() - begin < 2
+
+    async def test_a_server_that_comes_late_is_found(self, world: NatsWorld) -> None:
+        cable = Cable(world.server.url)
+        await cable.mend()
+        await cable.cut()
+        options = world.server.authority.mint("node", "a").connect_options()
+        connecting = asyncio.create_task(NatsBus.connect(cable.url, process="a", options=options, timeout_s=SOON_S))
+        await asyncio.sleep(0.2)
+        await cable.mend()
+        bus = await connecting
+        assert bus.link is Link.UP
+        assert not bus.on_departure(Inbox())
+        await bus.close()
+        await cable.cut()
+
+    async def test_one_of_several_servers_is_enough(self, world: NatsWorld, free_port: Callable[[], int]) -> None:
+        urls = [f"nats://127.0.0.1:{free_port()}", world.server.url]
+        bus = await NatsBus.connect(
+            urls, process="a", options=world.server.authority.mint("node", "a").connect_options()
+        )
+        for _ in range(5):
+            await bus.connection.force_reconnect()
+            await until(bus, Link.DOWN)
+            await until(bus, Link.UP)
+        await bus.close()
+
+    async def test_a_server_with_a_small_limit_is_refused(self, tmp_path: Path, free_port: Callable[[], int]) -> None:
+        port = free_port()
+        config = tmp_path / "small.conf"
+        config.write_text(f'listen: "127.0.0.1:{port}"\nmax_payload: 64KB\n')
+        server = await asyncio.create_subprocess_exec(find_binary(), "-c", config, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            with pytest.raises(BadSettings, match="max_payload"):
+                await NatsBus.connect(f"nats://127.0.0.1:{port}", process="a", timeout_s=SOON_S)
+        finally:
+            server.kill()
+            await server.wait()
+
+    async def test_a_process_may_listen_only_where_it_should(self, world: NatsWorld) -> None:
+        a = await world.bus("a")
+        for address in (to("b"), LEADER):
+            with pytest.raises(AccessDenied):
+                await a.subscribe(address, Inbox())
+        assert a.faults["denied"] == 2
+        leader = await world.bus("c", "controller")
+        inbox = Inbox()
+        await leader.subscribe(LEADER, inbox)
+        await a.send(LEADER, b"x")
+        await inbox.until(1)
+        await a.subscribe(EVERYONE, inbox)
+        await a.subscribe(any_of("workers"), inbox)
+
+    async def test_a_request_that_may_not_be_sent_fails_at_once(self, world: NatsWorld) -> None:
+        a, b = await world.bus("a"), await world.bus("b")
+        await b.subscribe(to("b"), Inbox())
+        a.process = ProcessId("x")
+        with pytest.raises(AccessDenied):
+            await a.request(to("b"), b"x", 60)
+        await a.send(to("b"), b"x")
+        a.process = ProcessId("a")
+        await settled(a, b)
+        assert a.faults["denied"] == 2
+
+    async def test_forgeries_are_dropped(self, world: NatsWorld) -> None:
+        """What credentials cannot prevent: the server's own answers and deliveries, sent to a subject of the forger's choice."""
+        controller = await world.bus("c", "controller")
+        registry = await JetStreamRegistry.open(controller.connection, "main", create=True)
+        victim = await world.bus("v")
+        inbox, nobody = Inbox(), Inbox()
+        await victim.subscribe(to("v"), inbox)
+        victim.on_unreachable(nobody)
+        rogue = await self.bare(world, "node", "r")
+        forged, sender = b"run this", "cy.main.to.v.c"
+        await rogue.request("cy.main.reg.r.nodes.c", forged, timeout=SOON_S)
+        pull = {"ack_policy": "none", "name": "pull", "filter_subject": "cy.main.reg.r.nodes.c"}
+        body = json.dumps({"stream_name": "CY_main_REG", "config": pull}).encode()
+        await rogue.request("$JS.API.CONSUMER.CREATE.CY_main_REG.pull.cy.main.reg.r.nodes.c", body, timeout=SOON_S)
+        await rogue.publish("$JS.API.CONSUMER.MSG.NEXT.CY_main_REG.pull", b"1", reply=sender)
+        await rogue.publish("cy.main.to.v.r", forged, headers={"x": "y"})
+        for subject in (sender, "cy.main.nr.v.to.z", "cy.main.re.v.1.c", "cy.main.reg.v.nodes.c"):
+            await rogue.publish(subject, forged)
+        await rogue.publish("$JS.API.STREAM.INFO.CY_main_REG", b"", reply=sender)
+        async with asyncio.timeout(SOON_S):
+            while victim.faults["forged"] < 2 or len(set(inbox.data)) < 2:
+                await settled(controller, victim)
+        (answer,) = set(inbox.data) - {b"settled"}
+        with pytest.raises(InvalidInput):
+            wire.decode(answer)
+        assert nobody.items == []
+        assert victim.faults["forged"] == 2
+        await registry.close()
+        await rogue.close()
+
+    async def test_a_slow_receiver_is_told_of_and_counted(
+        self, world: NatsWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(nats_bus, "PENDING_MESSAGES", 10)
+        a, b = await world.bus("a"), await world.bus("b")
+        inbox = Inbox()
+        await b.subscribe(to("b"), inbox)
+        for _ in range(500):
+            await a.send(to("b"), b"x")
+        await inbox.when(lambda: len(inbox.items) + b.faults["slow"] == 500)
+        assert b.faults["slow"] > 0
+        assert "too many wait" in caplog.text
+
+    async def test_a_server_that_shuts_one_out_closes_the_bus(self, world: NatsWorld) -> None:
+        options = world.server.authority.mint("node", "a", ttl_s=2).connect_options()
+        bus = await NatsBus.connect(world.server.url, process="a", options=options)
+        states = Inbox()
+        bus.on_state(states)
+        await states.when(lambda: bus.link is Link.CLOSED)
+        with pytest.raises(Disconnected, match="expired"):
+            await bus.send(to("b"), b"x")
+        await bus.close()
+
+
+async def ignore(error: Exception) -> None:
+    """What the server tells a rogue."""
+
+
+PEER = """
+import asyncio, sys
+from pathlib import Path
+from comity.bus.base import to
+from comity.bus.nats import NatsBus
+from comity.credentials import Credentials
+
+async def main():
+    options = Credentials.load(Path(sys.argv[2])).connect_options()
+    bus = await NatsBus.connect(sys.argv[1], process="b", options=options)
+    await bus.subscribe(to("b"), lambda delivery: None)
+    await bus.send(to("a"), b"here")
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""

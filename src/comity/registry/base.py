@@ -1,5 +1,6 @@
-"""Door: the registry says who is here and what they can do. Keys are paths (``nodes/ID``, ``agents/NODE/3``,
-``schemas/HASH``), values bytes. Its expiry is a hint for discovery, never a decision.
+"""Door: the registry says who is here and what they can do. Keys are paths of two parts or more (``nodes/NODE``,
+``agents/NODE/3``, ``schemas/NODE/HASH``), values bytes; the second part names the owner, who alone may write there, beside
+the controllers. Its expiry is a hint for discovery, never a decision.
 
 Promises, each held by a test of the conformance suite:
 
@@ -19,6 +20,24 @@ from typing import Protocol
 
 import msgspec
 
+from comity.errors import BadInput
+from comity.model.ids import check_token
+
+
+def split(key: str) -> list[str]:
+    """The parts of a key, or BadInput."""
+    parts = key.split("/")
+    if len(parts) < 2:
+        raise BadInput(f"{key!r} is not a registry key: it needs a kind and an owner, as in nodes/NODE", value=key)
+    return [check_token(part, "part of a registry key") for part in parts]
+
+
+def check_prefix(prefix: str) -> str:
+    """``prefix`` if a key may start with it, or BadInput."""
+    for part in prefix.split("/")[:-1]:
+        check_token(part, "part of a registry key")
+    return prefix
+
 
 class Record(msgspec.Struct, frozen=True):
     key: str
@@ -27,7 +46,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """``value`` None: the key is gone."""
+    """``value`` None: the key is gone, as of ``revision``."""
 
     key: str
     value: bytes | None
@@ -54,12 +73,12 @@ class Registry(Protocol):
     async def get(self, key: str) -> Record | None: ...
 
     async def list(self, prefix: str) -> Listing:
-        """Records whose key starts with ``prefix``, sorted by key, and the revision they are complete as of."""
+        """Records whose key starts with ``prefix`` (any string), sorted by key, and the revision they are complete as of."""
         ...
 
     def watch(self, prefix: str) -> AsyncIterator[Changes]:
         """First a list of all records under ``prefix`` as changes (maybe empty), then every change, batched as they come.
-        Survives reconnects and silent servers; ends only with ``aclose``."""
+        Survives reconnects and silent servers; ends only with ``aclose``, or with the door."""
         ...
 
     async def close(self) -> None: ...
