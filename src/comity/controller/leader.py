@@ -119,6 +119,7 @@ class Leader:
         self._followers: dict[TaskId, dict[ProcessId, None]] = {}
         self._fetches: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._now_ms = 0  # entry time when the message now being taken in arrived
         self._accepted: dict[ProcessId, list[tuple[TaskId, TaskId]]] = {}
         self._settled: dict[ProcessId, list[tuple[TaskId, int]]] = {}
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {}
@@ -183,6 +184,7 @@ class Leader:
             self.malformed += 1
             self.notice("message.malformed", node=delivery.sender, reason=error.message)
             return
+        self._now_ms = self.clock.now_ms()
         for item in items:
             take = self._on.get(type(item))
             if take is not None:
@@ -228,7 +230,7 @@ class Leader:
             self._take_in(item, sender)
 
     def _take_in(self, item: SubmitTask, sender: ProcessId) -> None:
-        now_ms = self.clock.now_ms()
+        now_ms = self._now_ms
         try:
             self.admission.check(item, len(self._submits_under_way), now_ms)
         except ComityError as error:

@@ -24,6 +24,7 @@ TaskId = NewType("TaskId", str)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _VALUES = {c: i for i, c in enumerate(_ALPHABET)}
+_LETTERS = frozenset(_ALPHABET)
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 TASK_ID_LENGTH = 24
 
@@ -60,7 +61,7 @@ class TaskIds:
 
 def check_task_id(text: str) -> TaskId:
     """``text`` as a task id, or BadInput."""
-    if len(text) != TASK_ID_LENGTH or any(c not in _VALUES for c in text):
+    if len(text) != TASK_ID_LENGTH or not _LETTERS.issuperset(text):
         raise BadInput(f"{text!r} is not a task id", value=text)
     return TaskId(text)
 
