@@ -93,17 +93,9 @@ class EmbeddedNetwork:
             raise ServerFailed("the controller could not begin to lead within 60 s")
 
     def _serve_metrics(self, port: int) -> None:
-        loop = asyncio.get_running_loop()
-
-        def stats() -> dict[str, Any]:
-            async def read() -> dict[str, Any]:
-                return self.controller.stats()
-
-            return asyncio.run_coroutine_threadsafe(read(), loop).result(timeout=5)
-
         for candidate in (port, 0):
             try:
-                self.metrics = MetricsServer(stats, candidate)
+                self.metrics = MetricsServer(self.controller.stats, candidate)
                 break
             except OSError:
                 continue
@@ -139,7 +131,7 @@ class EmbeddedNetwork:
     async def stop(self) -> None:
         """Stop everything this started, in order. Idempotent."""
         if self.metrics is not None:
-            await asyncio.to_thread(self.metrics.stop)
+            await self.metrics.stop()
             self.metrics = None
         with contextlib.suppress(asyncio.CancelledError):
             await self.controller.stop()

@@ -3,6 +3,7 @@ node, and the fifty busiest agents."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import start_http_server
 from prometheus_client.registry import Collector
+
+ANSWER_S = 5.0
 
 Metric = GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily
 
@@ -92,13 +95,26 @@ def registry(stats: Callable[[], dict[str, Any]]) -> CollectorRegistry:
 
 
 class MetricsServer:
-    """``/metrics`` on 127.0.0.1:``port`` (0: any), in a thread of its own; ``stats`` is called there. Raises OSError if taken."""
+    """``/metrics`` on 127.0.0.1:``port`` (0: any), in a thread of its own; ``stats`` is called in the event loop that made this.
+    Raises OSError if the port is taken."""
 
     def __init__(self, stats: Callable[[], dict[str, Any]], port: int) -> None:
-        self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=registry(stats))
+        loop = asyncio.get_running_loop()
+
+        async def read() -> dict[str, Any]:
+            return stats()
+
+        def ask() -> dict[str, Any]:
+            return asyncio.run_coroutine_threadsafe(read(), loop).result(timeout=ANSWER_S)
+
+        self._server, self._thread = start_http_server(port, addr="127.0.0.1", registry=registry(ask))
         self.port = int(self._server.server_port)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
+        """Answer what is being asked, then listen no longer."""
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
