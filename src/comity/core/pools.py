@@ -213,6 +213,8 @@ HEAVIEST = 2.0**16
 LIGHTEST = 2.0**-8
 """Weights are held between these: none is zero, and none drowns all others beyond a double's precision."""
 _CLASSES = 25
+_REJECTIONS = 64
+"""Then whoever is drawn is taken, which happens once in 2^64 draws, or to a source of numbers that is stuck."""
 _UNITS = 0.5 / LIGHTEST
 """A weight times this is at least half of, and less than, 2^class."""
 
@@ -288,6 +290,7 @@ class Urn:
         return found
 
     def _draw(self, match: Match | None, tries: int) -> Candidate | None:
+        rejected = 0
         while self._total:
             point = self._random() * self._total
             occupied = self._occupied
@@ -301,7 +304,8 @@ class Urn:
                 occupied ^= 1 << level
             place = min(int(point) >> level, len(members) - 1)
             candidate = members[place]
-            if point - (place << level) >= candidate.weight * _UNITS:
+            if point - (place << level) >= candidate.weight * _UNITS and rejected < _REJECTIONS:
+                rejected += 1
                 continue
             if match is None or (candidate.record is not None and match(candidate.record)):
                 return candidate

@@ -223,8 +223,10 @@ class Scheduling:
         return found if found is not None else self._selective_pool(offering, needs, match, full_key).pick(hidden)
 
     def _hidden(self, agents: tuple[AgentId, ...]) -> Collection[Candidate]:
-        hidden = [candidate for agent in agents if (candidate := self._candidates.get(agent)) is not None]
-        return hidden if len(hidden) <= 8 else dict.fromkeys(hidden)
+        """Those to be avoided, each once, in order."""
+        if not agents:
+            return ()
+        return {candidate: None for agent in agents if (candidate := self._candidates.get(agent)) is not None}
 
     def _this_one(self, offering: Offering, needs: Requirements, hidden: Collection[Candidate]) -> Candidate | None:
         candidate = self._candidates.get(needs.agent)
@@ -375,15 +377,14 @@ class Scheduling:
             self._by_feature.setdefault(feature, {})[candidate] = None
         candidate.names = tuple(dict.fromkeys(offer.name for offer in agent.offers))
         self._offers += len(candidate.names)
-        for offer in agent.offers:
-            offering = self._offerings.get(offer.name)
+        for name in candidate.names:
+            offering = self._offerings.get(name)
             if offering is None:
-                offering = self._offerings[offer.name] = Offering(offer.name)
-            if offer.strategy is not None:
-                offering.strategy = offer.strategy
-            offering.fits.declare(candidate, offer.declared, agent.concurrency)
-            if candidate in offering.candidates:
-                continue
+                offering = self._offerings[name] = Offering(name)
+            offers = [offer for offer in agent.offers if offer.name == name]
+            offering.strategy = next((offer.strategy for offer in offers if offer.strategy is not None), offering.strategy)
+            declared = next((offer.declared for offer in offers if offer.declared is not None), None)
+            offering.fits.declare(candidate, declared, agent.concurrency)
             offering.candidates[candidate] = None
             offering.live += candidate.live
             for pool in offering.base.values():

@@ -161,12 +161,14 @@ class Fits:
 
     def declare(self, candidate: Candidate, declared: Performance | None, concurrency: int) -> None:
         """What the agent says of itself; what was measured stays."""
-        fit = Fit(declared, concurrency)
         old = self.by_agent.get(candidate)
-        if declared is None or (old is not None and (old.outcomes > PRIOR or old.ratings > PRIOR)):
+        if old is not None and (old.outcomes > PRIOR or old.ratings > PRIOR):
             return
-        self.by_agent[candidate] = fit
-        if fit.known:
+        if declared is None:
+            self.by_agent.pop(candidate, None)
+            return
+        fit = self.by_agent[candidate] = Fit(declared, concurrency)
+        if fit.known and old is None:
             self.reference.add(fit.latency, fit.throughput)
 
     def of(self, candidate: Candidate) -> Fit:
@@ -233,6 +235,7 @@ class Ranked:
             self._known.place(candidate, self._level(candidate))
             self._unknown.discard(candidate)
         else:
+            self._known.place(candidate, OUT)
             self._unknown.place(candidate, self._level(candidate))
 
     def pick(self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0) -> Candidate | None:
