@@ -20,7 +20,12 @@ def test_defaults_agree_with_each_other(tmp_path: Path) -> None:
 
 def test_flags_beat_variables_beat_the_file(tmp_path: Path) -> None:
     (tmp_path / "comity.toml").write_text('retries = 1\nlease_s = 9\nurls = ["nats://a:1"]\nnetwork = "lab"\n')
-    env = {"COMITY_RETRIES": "2", "COMITY_LEASE_S": "8", "COMITY_URLS": "nats://b:1, nats://c:2", "XDG_DATA_HOME": "/data"}
+    env = {
+        "COMITY_RETRIES": "2",
+        "COMITY_LEASE_S": "8",
+        "COMITY_URLS": "nats://b:1, nats://c:2",
+        "XDG_DATA_HOME": "/data",
+    }
     settings, sources = Settings.load({"retries": 7, "port": None}, env=env, cwd=tmp_path)
     assert (settings.retries, settings.lease_s, settings.network) == (7, 8.0, "lab")
     assert settings.urls == ("nats://b:1", "nats://c:2")
@@ -73,7 +78,9 @@ def test_values_that_cannot_hold_are_refused(values: dict[str, object], setting:
         ({"lease": 3}, {}, "", "--lease"),
     ],
 )
-def test_the_culprit_is_named(flags: dict[str, object], env: dict[str, str], toml: str, culprit: str, tmp_path: Path) -> None:
+def test_the_culprit_is_named(
+    flags: dict[str, object], env: dict[str, str], toml: str, culprit: str, tmp_path: Path
+) -> None:
     (tmp_path / "comity.toml").write_text(toml)
     with pytest.raises(BadSettings, match=culprit):
         Settings.load(flags, env=env, cwd=tmp_path)

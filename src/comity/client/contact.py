@@ -42,13 +42,17 @@ class Hello(msgspec.Struct):
 
 
 class Contact:
-    """See the module. ``is_up``: in touch. Invariant: ``term`` never falls."""
+    """See the module. ``is_up``: in touch. ``fail`` is told if another network answers where ours was.
+    Invariant: ``term`` never falls."""
 
-    def __init__(self, bus: Bus, outbox: Outbox, timers: Timers, rng: Random) -> None:
+    def __init__(
+        self, bus: Bus, outbox: Outbox, timers: Timers, rng: Random, fail: Callable[[ComityError], None]
+    ) -> None:
         self._bus = bus
         self._outbox = outbox
         self._timers = timers
         self._rng = rng
+        self._fail = fail
         self._loop = asyncio.get_running_loop()
         self.is_up = False
         self.leader = ProcessId("")
@@ -81,7 +85,7 @@ class Contact:
         self._outbox.post(LEADER, item)
 
     async def made(self) -> None:
-        """Wait until in touch. Raises ForeignData if another network answers where ours was, or what ended the connection."""
+        """Wait until in touch. Raises what ended the connection."""
         while not self.is_up:
             if self._ended is not None:
                 raise self._ended
@@ -128,7 +132,7 @@ class Contact:
     def _make(self, hello: Hello, sender: ProcessId, asked_at: float) -> None:
         if self.hello is not None and self.hello.network_id != hello.network_id:
             message = f"network {hello.network_id} now answers in place of {self.hello.network_id}"
-            self.end(ForeignData(message, leader=sender))
+            self._fail(ForeignData(message, leader=sender))
             return
         if self._retry is not None:
             self._retry.cancel()

@@ -54,7 +54,7 @@ class Exchange:
         self.malformed = 0
         self.timers = Timers(self.loop)
         self.directory = Directory(registry, self.loop.time)
-        self.contact = Contact(bus, self.outbox, self.timers, rng)
+        self.contact = Contact(bus, self.outbox, self.timers, rng, self.fail)
         self.calls = Calls(self.contact, self.outbox, self.timers, rng)
         self.outcomes = Outcomes(self.contact, self.timers)
         self.submissions = Submissions(self.contact, self.outcomes, self.timers)

@@ -92,6 +92,10 @@ class Messages:
             self._alarm = self._timers.after(PING_S, self._probe)
         try:
             return await talk.future
+        except asyncio.CancelledError:
+            about = {"receiver": agent, "topic": envelope.topic, "in_reply_to": envelope.id}
+            self.post(node, self.envelope(b"null", sender=envelope.sender, performative=Performative.CANCEL, **about))
+            raise
         finally:
             alarm.cancel()
             del talks[envelope.id]

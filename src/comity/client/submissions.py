@@ -78,6 +78,8 @@ class Submissions:
         Raises the refusal of the first refused one, once all are answered; Unreachable if nothing could be sent; TimedOut; or
         Indefinite for a refusal of a repetition. Of several, ``details["accepted"]`` lists the ids known to be accepted.
         """
+        if not specs:
+            return []
         batch = Batch(self._loop.create_future(), len(specs))
         alarms: list[Alarm] = []
         mine: list[Submission] = []

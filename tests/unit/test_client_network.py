@@ -1,0 +1,228 @@
+"""What a client asks of the network, the events it follows, and its timers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from stand_in import StandInLeader, ground, record, until
+
+from comity.client.streams import Streams
+from comity.client.timers import Timers
+from comity.errors import BadInput, NotFound, PeerLost, UnknownAgent
+from comity.model import wire
+from comity.model.capability import AgentRecord
+from comity.model.task import TaskState
+
+
+def notice(leader: StandInLeader, follow: wire.FollowEvents, index: int, kind: str, **about: Any) -> None:
+    body = msgspec.json.encode({"type": kind, "at": 1, **about})
+    leader.say("c1", wire.EventNotice(follow.ref, index, body))
+
+
+async def test_questions() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        leader.questions |= {
+            "stats": {"tasks": {}},
+            "tasks": {"tasks": [{"id": "t"}]},
+            "nodes": {"nodes": [{"id": "n1"}]},
+            "agents": {"agents": [{"id": "n1/a"}]},
+            "strategy": {},
+            "shutdown": {"draining": 2},
+        }
+        assert await client.stats() == {"tasks": {}}
+        assert await client.tasks(state="failed", limit=3) == [{"id": "t"}]
+        assert await client.nodes() == [{"id": "n1"}]
+        assert await client.agents() == [{"id": "n1/a"}]
+        await client.set_strategy("review", "round_robin")
+        assert await client.shutdown() == {"draining": 2}
+        asked = {item.what: msgspec.json.decode(item.args) for item in leader.all(wire.Ask)}
+        assert asked["tasks"] == {"state": "failed", "limit": 3}
+        assert asked["strategy"] == {"capability": "review", "strategy": "round_robin"}
+        with pytest.raises(BadInput):
+            await client.set_strategy("review", "luck")
+
+
+async def test_a_question_survives_a_change_of_leader_and_one_who_does_not_lead() -> None:
+    async with ground() as g:
+        old, client = await g.leader(), await g.client()
+        question = asyncio.ensure_future(client.stats())
+        await until(lambda: any(item.what == "stats" for item in old.all(wire.Ask)))
+        asked = next(item for item in old.all(wire.Ask) if item.what == "stats")
+        await old.bus.close()
+        new = await g.leader("k2", term=2)
+        new.questions["stats"] = {"term": 2}
+        assert await question == {"term": 2}
+        assert [item.ref for item in new.all(wire.Ask) if item.what == "stats"] == [asked.ref]
+
+
+async def test_a_lost_question_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.client.calls.SILENCE_S", 0.05)
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        question = asyncio.ensure_future(client.stats())
+        await until(lambda: any(item.what == "stats" for item in leader.all(wire.Ask)))
+        leader.questions["stats"] = {"found": True}
+        assert await question == {"found": True}
+
+
+async def test_errors_in_answers_are_typed() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        hello = leader.answers[wire.Ask]
+
+        def answer(item: wire.Ask, sender: Any) -> None:
+            if item.what == "hello":
+                hello(item, sender)
+            else:
+                leader.say(sender, wire.Answer(item.ref, "not-found", b'{"message":"no such","details":{"x":1}}'))
+
+        leader.answers[wire.Ask] = answer
+        with pytest.raises(NotFound, match="no such") as caught:
+            await client.stats()
+        assert caught.value.details == {"x": 1}
+
+
+async def test_nodes_are_told_what_to_do() -> None:
+    async with ground() as g:
+        node, client = await g.node(), await g.client()
+        await g.register("n1", record("n1", "a"))
+        node.answers[wire.Control] = lambda item, sender: node.say(sender, wire.Answer(item.ref, "", b"{}"))
+        await client.pause("a")
+        await client.resume("n1/a")
+        await client.remove("a")
+        told = node.all(wire.Control)
+        assert [item.what for item in told] == ["pause", "resume", "remove"]
+        assert msgspec.json.decode(told[0].args) == {"agent": "n1/a"}
+        with pytest.raises(UnknownAgent):
+            await client.pause("b")
+        with pytest.raises(PeerLost):
+            await client.pause("n9/b")
+
+
+async def test_a_tasks_events_end_with_it() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        task = await client.submit("x")
+        events = task.events()
+        first = asyncio.ensure_future(anext(events))
+        follow = await leader.first(wire.FollowEvents)
+        assert (follow.task, follow.after) == (task.id, -1)
+        notice(leader, follow, 0, "task.progress", value=0.5)
+        notice(leader, follow, 0, "events.gap")
+        notice(leader, follow, 7, "task.completed")
+        leader.complete("c1", task.id)
+        assert (await first)["value"] == 0.5
+        assert [event["type"] async for event in events] == ["task.completed"]
+        assert (await leader.first(wire.FollowEvents, 2)).for_ms == 0
+
+
+async def test_a_tasks_events_end_even_if_the_last_one_is_lost() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        task = await client.submit("x")
+        events = task.events()
+        last = asyncio.ensure_future(anext(events))
+        await leader.first(wire.FollowEvents)
+        leader.end("c1", task.id, TaskState.FAILED, "ValueError", "seven")
+        event = await last
+        assert (event["type"], event["code"], event["reason"]) == ("task.failed", "ValueError", "seven")
+        assert [e async for e in events] == []
+        assert [e["type"] async for e in task.events()] == ["task.failed"]
+        assert client._exchange.streams._open == {}
+        assert client._exchange.outcomes._awaited == {}
+
+
+async def test_events_resume_where_they_broke_off() -> None:
+    async with ground() as g:
+        old, client = await g.leader(), await g.client()
+        await client.ready()
+        events = client.events(after=4)
+        first = asyncio.ensure_future(anext(events))
+        follow = await old.first(wire.FollowEvents)
+        assert (follow.after, follow.task) == (4, None)
+        notice(old, follow, 5, "task.submitted", task="t1")
+        assert (await first)["index"] == 5
+        second = asyncio.ensure_future(anext(events))
+        await old.bus.close()
+        new = await g.leader("k2", term=2)
+        follow = await new.first(wire.FollowEvents)
+        assert follow.after == 4
+        notice(new, follow, 5, "task.submitted", task="t1")  # seen
+        notice(new, follow, 5, "task.submitted", task="t2")  # the rest of that entry
+        assert (await second)["task"] == "t2"
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_slow_reader_is_resumed_from_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.client.streams.QUEUED", 2)
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        await client.ready()
+        events = client.events()
+        first = asyncio.ensure_future(anext(events))
+        follow = await leader.first(wire.FollowEvents)
+        for index in range(1, 6):
+            notice(leader, follow, index, "node.joined", node=f"n{index}")
+        await leader.outbox.drain()
+        await until(lambda: first.done())
+        assert [(await first)["index"], (await anext(events))["index"]] == [1, 2]
+        third = asyncio.ensure_future(anext(events))
+        again = await leader.first(wire.FollowEvents, 2)
+        assert again.after == 1
+        for index in range(2, 4):
+            notice(leader, again, index, "node.joined", node=f"n{index}")
+        assert (await third)["index"] == 3
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_following_is_renewed_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.client.streams.RENEW_S", 0.02)
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        await client.ready()
+        stream = client._exchange.streams.open(3)
+        renewed = await leader.first(wire.FollowEvents, 3)
+        assert (renewed.after, renewed.ref) == (-1, stream.number)
+        client._exchange.streams.close(stream)
+        assert isinstance(client._exchange.streams, Streams)
+
+
+async def test_watching_who_is_here() -> None:
+    async with ground() as g:
+        client = await g.client()
+        await g.register("n1", record("n1", "a"))
+        assert [a.id for a in await client.discover(name="a")] == ["n1/a"]
+        changes = client.watch()
+        change = asyncio.ensure_future(anext(changes))
+        await until(lambda: bool(client.directory._watchers) and len(client.directory._watchers) > 1)
+        await g.register("n1", record("n1", "a"), record("n1", "b"))
+        seen = await change
+        assert seen.what == "joined"
+        assert isinstance(seen.record, AgentRecord)
+        assert seen.record.id == "n1/b"
+        await changes.aclose()  # type: ignore[attr-defined]
+
+
+async def test_timers_ring_in_order_by_one_timer_of_the_loop() -> None:
+    loop = asyncio.get_running_loop()
+    timers, rung = Timers(loop), list[str]()
+    done = asyncio.Event()
+    now = loop.time()
+    timers.at(now + 0.03, done.set)
+    timers.at(now + 0.02, lambda: rung.append("second"))
+    timers.at(now + 0.01, lambda: rung.append("first"))
+    canceled = timers.at(now + 0.015, lambda: rung.append("never"))
+    canceled.cancel()
+    canceled.cancel()
+    await asyncio.wait_for(done.wait(), 5)
+    assert rung == ["first", "second"]
+    alarms = [timers.after(100, done.clear) for _ in range(2000)]
+    for alarm in alarms[:-1]:
+        alarm.cancel()
+    assert len(timers._heap) < 600
+    timers.close()
+    assert timers._handle is None

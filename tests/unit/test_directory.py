@@ -1,0 +1,264 @@
+"""The watched copy of the registry: complete, indexed, and honest about its age."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from stand_in import Ground, ground, record, until
+
+from comity.directory import Directory, Seen, check_input
+from comity.errors import AccessDenied, BadInput, Disconnected, InvalidInput, TimedOut
+from comity.model import wire
+from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, Offer
+from comity.model.ids import ProcessId
+from comity.registry.base import Change
+from comity.registry.memory import MemoryRegistry
+
+REVIEW = Offer("review", "1.2", "h1")
+
+
+async def loaded(g: Ground) -> Directory:
+    directory = Directory(MemoryRegistry(g.records), asyncio.get_running_loop().time)
+    await directory.ready(5)
+    return directory
+
+
+def node(name: str, incarnation: int = 1) -> Change:
+    return Change(f"nodes/{name}", wire.encode_node(NodeRecord(id=ProcessId(name), incarnation=incarnation)), 1)
+
+
+def chunk(name: str, *agents: AgentRecord, number: int = 0) -> Change:
+    return Change(f"agents/{name}/{number}", wire.encode_agents(list(agents)), 1)
+
+
+def gone(key: str) -> Change:
+    return Change(key, None, 1)
+
+
+def empty() -> Directory:
+    return Directory(MemoryRegistry(Ground().records), lambda: 5.0)
+
+
+async def test_it_loads_and_follows() -> None:
+    async with ground() as g:
+        await g.register("n1", record("n1", "a", REVIEW))
+        directory = await loaded(g)
+        assert [a.id for a in directory.discover("review")] == ["n1/a"]
+        await g.register("n2", record("n2", "b", REVIEW))
+        await until(lambda: len(directory.discover("review")) == 2)
+        assert directory.age_s < 5
+        await g.registry.delete("nodes/n1")
+        await until(lambda: len(directory.discover("review")) == 1)
+        await directory.close()
+        with pytest.raises(Disconnected):
+            await directory.ready(1)
+
+
+async def test_what_ended_the_watch_is_told() -> None:
+    class Denied(MemoryRegistry):
+        async def watch(self, prefix: str) -> AsyncIterator[list[Change]]:  # type: ignore[override]
+            raise AccessDenied("no")
+            yield []
+
+    class Ended(MemoryRegistry):
+        async def watch(self, prefix: str) -> AsyncIterator[list[Change]]:  # type: ignore[override]
+            yield []
+
+    class Silent(MemoryRegistry):
+        async def watch(self, prefix: str) -> AsyncIterator[list[Change]]:  # type: ignore[override]
+            await asyncio.get_running_loop().create_future()
+            yield []
+
+    time = asyncio.get_running_loop().time
+    records = Ground().records
+    for registry, error in ((Denied(records), AccessDenied), (Silent(records), TimedOut)):
+        directory = Directory(registry, time)
+        with pytest.raises(error):
+            await directory.ready(0.05)
+        assert not directory.is_loaded
+        await directory.close()
+    directory = Directory(Ended(records), time)
+    await directory.load(1)
+    await until(lambda: not directory.is_loaded)
+    with pytest.raises(Disconnected):
+        await directory.ready(1)
+    await directory.close()
+
+
+def test_conditions_narrow() -> None:
+    directory = empty()
+    agents = [
+        record("n1", "a", REVIEW, tags=("x", "y"), labels={"tier": "1"}, kind="llm", region="eu"),
+        record("n1", "b", Offer("review", "2.0", "h2"), tags=("x",), status=AgentStatus.PAUSED),
+        record("n1", "c", Offer("other", "1.0", "h3"), region="us"),
+    ]
+    directory.apply([node("n1"), chunk("n1", *agents), node("n2"), chunk("n2", record("n2", "a"))])
+
+    def ids(*args: Any, **conditions: Any) -> list[str]:
+        return [agent.id for agent in directory.discover(*args, **conditions)]
+
+    assert ids() == ["n1/a", "n1/b", "n1/c", "n2/a"]
+    assert ids("review") == ["n1/a", "n1/b"]
+    assert ids("review>=2") == ["n1/b"]
+    assert ids(tags=("x", "y")) == ["n1/a"]
+    assert ids(any_tags=("y", "z")) == ["n1/a"]
+    assert ids(labels={"tier": "1"}) == ["n1/a"]
+    assert ids(kind="llm") == ["n1/a"]
+    assert ids(status="paused") == ["n1/b"]
+    assert ids(node="n2") == ["n2/a"]
+    assert ids(region="us") == ["n1/c"]
+    assert ids(name="a") == ["n1/a", "n2/a"]
+    assert ids("nothing") == []
+    assert [agent.id for agent in directory.named("a")] == ["n1/a", "n2/a"]
+    assert directory.offers("review")
+    assert not directory.offers("nothing")
+    with pytest.raises(BadInput):
+        directory.discover("review>=x")
+
+
+def test_agents_show_only_while_their_node_is_there() -> None:
+    directory, seen = empty(), list[Seen]()
+    directory.watch(seen.extend)
+    agent = record("n1", "a", REVIEW)
+    directory.apply([chunk("n1", agent)])
+    assert directory.discover() == []
+    assert seen == []
+    directory.apply([node("n1")])
+    assert directory.discover() == [agent]
+    directory.apply([gone("nodes/n1"), gone("nodes/never")])
+    assert directory.agent(agent.id) is None
+    assert [(s.what, s.record.id) for s in seen] == [
+        ("joined", "n1"),
+        ("joined", "n1/a"),
+        ("left", "n1/a"),
+        ("left", "n1"),
+    ]
+
+
+def test_watchers_hear_what_changed_and_nothing_else() -> None:
+    directory, seen = empty(), list[Seen]()
+    end = directory.watch(seen.extend)
+    directory.apply([node("n1"), chunk("n1", record("n1", "a"), record("n1", "b"))])
+    seen.clear()
+    directory.apply([node("n1"), chunk("n1", record("n1", "a"), record("n1", "b"))])
+    assert seen == []
+    directory.apply([node("n1", 2), chunk("n1", record("n1", "a", tags=("new",)))])
+    assert [(s.what, s.record.id) for s in seen] == [("changed", "n1"), ("left", "n1/b"), ("changed", "n1/a")]
+    end()
+    end()
+    directory.apply([gone("nodes/n1")])
+    assert len(seen) == 3
+
+
+def test_an_agent_may_move_between_chunks() -> None:
+    directory, seen = empty(), list[Seen]()
+    a, b = record("n1", "a"), record("n1", "b")
+    directory.apply([node("n1"), chunk("n1", a, b, number=0)])
+    directory.watch(seen.extend)
+    directory.apply([chunk("n1", b, number=1), chunk("n1", a, number=0)])
+    assert directory.discover() == [a, b]
+    assert seen == []
+    directory.apply([gone("agents/n1/0")])
+    assert directory.discover() == [b]
+
+
+def test_nobody_speaks_for_anothers_agents_and_damage_is_counted() -> None:
+    directory = empty()
+    directory.apply([node("n1"), node("n2"), chunk("n1", record("n1", "a"), record("n2", "stolen"))])
+    assert [agent.id for agent in directory.discover()] == ["n1/a"]
+    damaged = [Change("nodes/n3", b"?", 1), Change("agents/n1/0", b"?", 1), Change("schemas/n1/h", b"?", 1)]
+    directory.apply([*damaged, Change("network/k1/x", b"?", 1)])
+    assert directory.malformed == 3
+    assert directory.discover() == []
+    assert directory.age_s == 0.0
+
+
+def test_schemas_are_known_by_hash_and_forgotten_with_their_last_copy() -> None:
+    directory = empty()
+    capability = Capability(name="review", retries=2, input_schema={"type": "object", "required": ["x"]})
+    schema, data = wire.encode_capability(capability)
+    offer = Offer("review", "1.0", schema)
+    directory.apply([node("n1"), chunk("n1", record("n1", "a", offer))])
+    assert directory.validators("review") == []  # not known yet: nothing is said
+    directory.apply([Change(f"schemas/n1/{schema}", data, 1), Change(f"schemas/n2/{schema}", data, 1)])
+    assert directory.capability("review") == capability
+    (validator,) = directory.validators("review")
+    assert directory.validators("review")[0] is validator
+    directory.apply([gone(f"schemas/n1/{schema}")])
+    assert directory.validators("review") == [validator]
+    directory.apply([gone(f"schemas/n2/{schema}")])
+    assert directory.validators("review") == []
+    assert directory.capability("review") is None
+
+
+def test_an_input_may_suit_any_of_the_schemas_offered() -> None:
+    directory = empty()
+    changes = [node("n1")]
+    offers = []
+    for name in ("x", "y"):
+        schema, data = wire.encode_capability(
+            Capability(name="review", input_schema={"type": "object", "required": [name]})
+        )
+        changes.append(Change(f"schemas/n1/{schema}", data, 1))
+        offers.append(Offer("review", "1.0", schema))
+    directory.apply([*changes, chunk("n1", record("n1", "a", offers[0]), record("n1", "b", offers[1]))])
+    validators = directory.validators("review")
+    check_input(validators, {"x": 1}, b"")
+    check_input(validators, {"y": 1}, b"")
+    with pytest.raises(InvalidInput, match="required"):
+        check_input(validators, {"z": 1}, b"")
+
+
+@pytest.mark.parametrize("schema", [{}, {"type": "nonsense"}])
+def test_without_a_usable_schema_nothing_is_refused(schema: dict[str, Any]) -> None:
+    directory = empty()
+    name, data = wire.encode_capability(Capability(name="review", input_schema=schema))
+    directory.apply(
+        [node("n1"), Change(f"schemas/n1/{name}", data, 1), chunk("n1", record("n1", "a", Offer("review", "1", name)))]
+    )
+    assert directory.validators("review") == []
+
+
+names = st.sampled_from("abc")
+agents = st.builds(
+    lambda name, offers, tag: record("n1", name, *[Offer(o, "1", "h" + o) for o in offers], tags=(tag,)),
+    names, st.lists(st.sampled_from("pq"), unique=True), st.sampled_from("tu"),
+)  # fmt: skip
+changes = st.one_of(
+    st.builds(
+        lambda number, found: chunk("n1", *found, number=number), st.integers(0, 2), st.lists(agents, max_size=3)
+    ),
+    st.builds(lambda number: gone(f"agents/n1/{number}"), st.integers(0, 2)),
+    st.just(node("n1")),
+    st.just(gone("nodes/n1")),
+)
+
+
+@hypothesis.given(st.lists(st.lists(changes, max_size=3), max_size=12))
+def test_the_indices_agree_with_what_is_there_and_watchers_with_both(batches: list[list[Change]]) -> None:
+    directory = empty()
+    heard: dict[str, Any] = {}
+
+    def hear(changes: list[Seen]) -> None:
+        for what, found in changes:
+            if what == "left":
+                del heard[found.id]
+            else:
+                assert (what == "joined") == (found.id not in heard)
+                heard[found.id] = found
+
+    directory.watch(hear)
+    for batch in batches:
+        directory.apply(batch)
+        everybody = directory.discover()
+        for capability in "pq":
+            offering = [a for a in everybody if any(o.name == capability for o in a.offers)]
+            assert directory.discover(capability) == offering
+        for name in "abc":
+            assert directory.named(name) == [a for a in everybody if a.name == name]
+        assert {a.id: a for a in everybody} == {key: a for key, a in heard.items() if isinstance(a, AgentRecord)}
