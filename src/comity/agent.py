@@ -16,17 +16,20 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import msgspec
 
 from comity.errors import BadInput, Conflict, ShuttingDown
-from comity.handles import Attempt, Message, Speaker, Verbs
+from comity.handles import Attempt, Message, Speaker
 from comity.model import capability as model
 from comity.model.capability import AgentRecord, AgentStatus, Capability, Offer, Performance, Resources, Strategy
 from comity.model.ids import AgentId, ProcessId, agent_id, check_token
 from comity.model.signature import Signature
 from comity.model.wire import encode_capability
+
+if TYPE_CHECKING:
+    from comity.client.client import Client
 
 __all__ = ["Agent", "Attempt", "Home", "Listener", "Message", "Offered"]
 
@@ -77,7 +80,9 @@ class Home(Protocol):
     def listens(self, agent: Agent, topic: str) -> None:
         """It has a function for a new topic, or no longer one."""
 
-    def verbs(self, agent: AgentId) -> Verbs: ...
+    def client_for(self, agent: AgentId) -> Client:
+        """The node's client, speaking for an agent."""
+        ...
 
 
 _signatures: weakref.WeakKeyDictionary[Callable[..., Any], dict[bool, Signature]] = weakref.WeakKeyDictionary()
@@ -287,10 +292,10 @@ class Agent(Speaker):
         self._home = None
 
     @property
-    def _verbs(self) -> Verbs:
+    def _client(self) -> Client:
         if self._home is None:
             raise ShuttingDown(f"agent {self.name} is not on a node, so it can call nobody")
-        return self._home.verbs(agent_id(self._home.node, self.name))
+        return self._home.client_for(agent_id(self._home.node, self.name))
 
 
 def _texts(value: Iterable[str]) -> tuple[str, ...]:

@@ -5,84 +5,64 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from comity.model.capability import AgentRecord
 from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, TaskId
 
-__all__ = ["Attempt", "Message", "Speaker", "Ticket", "Verbs"]
+if TYPE_CHECKING:
+    from comity.client.client import Client
+    from comity.client.task import Task
+    from comity.client.terms import TaskOptions
 
-
-class Verbs(Protocol):
-    """What a client can do. An agent and an attempt do it in their own name; options are the client's (see ``comity.client``)."""
-
-    async def submit(self, capability: str, value: Any = None, /, **options: Any) -> Any:
-        """Ask the network to do a task; it is accepted when this returns. Gives the task."""
-        ...
-
-    async def submit_many(self, capability: str, inputs: Iterable[Any], /, **options: Any) -> Any:
-        """Submit one task for each input; gives the tasks, in order."""
-        ...
-
-    async def request(self, receiver: str, body: Any = None, /, **options: Any) -> Any:
-        """Ask an agent (by id or name), or any agent that offers a capability, live; gives the reply's body."""
-        ...
-
-    async def send(self, receiver: str, body: Any = None, /, **options: Any) -> Any:
-        """Tell an agent something; no reply is awaited."""
-        ...
-
-    async def broadcast(self, body: Any = None, /, **options: Any) -> Any:
-        """Tell every agent that listens to the topic and has the tags."""
-        ...
-
-    async def discover(self, capability: str = "", /, **options: Any) -> list[AgentRecord]:
-        """Who is here and offers it."""
-        ...
-
-    async def cancel(self, task: Any, /, **options: Any) -> Any:
-        """Cancel a task."""
-        ...
+__all__ = ["Attempt", "Message", "Speaker", "Ticket"]
 
 
 class Speaker:
-    """The verbs, spoken through ``_verbs``: what an agent and an attempt have in common."""
+    """The verbs of a client, spoken through ``_client``: what an agent and an attempt have in common."""
 
     __slots__ = ()
 
     @property
-    def _verbs(self) -> Verbs:
+    def _client(self) -> Client:
         raise NotImplementedError
 
-    async def submit(self, capability: str, value: Any = None, /, **options: Any) -> Any:
-        """See ``Client.submit``."""
-        return await self._verbs.submit(capability, value, **options)
+    async def submit(
+        self,
+        capability: str,
+        input: Any = None,  # noqa: A002 - as the client calls it
+        *,
+        key: str | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Task:
+        """Ask the network to do a task. See ``Client.submit``."""
+        return await self._client.submit(capability, input, key=key, **options)
 
-    async def submit_many(self, capability: str, inputs: Iterable[Any], /, **options: Any) -> Any:
-        """See ``Client.submit_many``."""
-        return await self._verbs.submit_many(capability, inputs, **options)
+    async def submit_many(self, capability: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]) -> list[Task]:
+        """One task for each input. See ``Client.submit_many``."""
+        return await self._client.submit_many(capability, inputs, **options)
 
-    async def request(self, receiver: str, body: Any = None, /, **options: Any) -> Any:
-        """See ``Client.request``."""
-        return await self._verbs.request(receiver, body, **options)
+    async def request(self, target: str, body: Any = None, **options: Any) -> Any:
+        """Ask an agent, or any that offers a capability, live; gives the reply's body. See ``Client.request``."""
+        return await self._client.request(target, body, **options)
 
-    async def send(self, receiver: str, body: Any = None, /, **options: Any) -> Any:
-        """See ``Client.send``."""
-        return await self._verbs.send(receiver, body, **options)
+    async def send(self, target: str, body: Any = None, **options: Any) -> None:
+        """Tell an agent something. See ``Client.send``."""
+        await self._client.send(target, body, **options)
 
-    async def broadcast(self, body: Any = None, /, **options: Any) -> Any:
-        """See ``Client.broadcast``."""
-        return await self._verbs.broadcast(body, **options)
+    async def broadcast(self, body: Any = None, **options: Any) -> None:
+        """Tell every agent that listens and has the tags. See ``Client.broadcast``."""
+        await self._client.broadcast(body, **options)
 
-    async def discover(self, capability: str = "", /, **options: Any) -> list[AgentRecord]:
-        """See ``Client.discover``."""
-        return await self._verbs.discover(capability, **options)
+    async def discover(self, capability: str = "", **options: Any) -> list[AgentRecord]:
+        """Who is here and offers it. See ``Client.discover``."""
+        return await self._client.discover(capability, **options)
 
-    async def cancel(self, task: Any, /, **options: Any) -> Any:
-        """See ``Client.cancel``."""
-        return await self._verbs.cancel(task, **options)
+    async def cancel(self, task: Task | str, reason: str = "") -> dict[str, Any]:
+        """Ask for a task's end. See ``Client.cancel``."""
+        return await self._client.cancel(task, reason)
 
 
 class Ticket(Protocol):
@@ -115,7 +95,9 @@ class Ticket(Protocol):
 
     def tell(self, body: dict[str, Any]) -> None: ...
 
-    def verbs(self) -> Verbs: ...
+    def client(self) -> Client:
+        """Speaks for the attempt."""
+        ...
 
 
 class Attempt(Speaker):
@@ -179,8 +161,8 @@ class Attempt(Speaker):
         self._ticket.tell({"type": "log", "message": message, **info})
 
     @property
-    def _verbs(self) -> Verbs:
-        return self._ticket.verbs()
+    def _client(self) -> Client:
+        return self._ticket.client()
 
 
 class Message:

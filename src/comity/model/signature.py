@@ -8,6 +8,7 @@ Schemas are JSON Schema 2020-12.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import typing
@@ -156,8 +157,10 @@ def _target(function: Callable[..., Any]) -> Any:
 def _hints(target: Any, namespace: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     plain = inspect.unwrap(getattr(target, "__func__", target))
     closed = dict(namespace or {})
+    for name_, cell in zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not assigned yet: a local function that calls itself
+            closed[name_] = cell.cell_contents
     try:
-        closed.update(inspect.getclosurevars(plain).nonlocals)
         return typing.get_type_hints(target, localns=closed, include_extras=True)
     except (NameError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise BadInput(f"{name}: its annotations cannot be read: {error}") from error

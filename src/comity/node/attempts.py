@@ -1,0 +1,403 @@
+"""Runs attempts and keeps what they report until the leader has it durably.
+
+    Run ──▶ running ──▶ reported ──(Settled)──▶ forgotten
+              │  Settled: another epoch counts by now, so it is fenced; Stop: it is told, and reports how it was stopped
+
+Reports are repeated: to a new leader, after a lost connection, and every few seconds. An attempt that ends within the turn in
+which it was given reports its end only; others say first that they began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from math import inf
+from typing import Any, TypeVar
+
+import structlog
+
+from comity.agent import Agent, Offered
+from comity.client.client import Client
+from comity.errors import BadInput, Indefinite, Refuse, TooLarge
+from comity.handles import Attempt
+from comity.model.codec import to_json
+from comity.model.ids import AgentId, ProcessId, TaskId
+from comity.model.task import LOG_LIMIT, Payload, Stored, TaskFailure
+from comity.model.wire import Began, Declined, Done, Failed, Item, Live, Run, Settled, Slot, Stop
+from comity.node.failing import MESSAGE_LIMIT, failure_of, place
+from comity.node.performing import Performer
+from comity.store.base import Store
+
+T = TypeVar("T")
+
+REPEAT_S = 2.0
+ENDED_KEPT = 20_000
+LIVE_LIMIT = 64 * 1024
+"""Bytes of one progress or log event."""
+STORE_TRIES = 4
+STORE_PAUSE_S = 0.25
+
+_log = structlog.get_logger("comity.node")
+
+
+class Running:
+    """One attempt on this node, as its handle sees it. ``work`` is its asyncio task; ``began_at`` is 0 until the function runs;
+    ``ending`` is what it will report once it was told to stop (None: nothing)."""
+
+    __slots__ = (
+        "_attempts", "agent", "awaits", "began_at", "deadline_at", "ending", "hosted", "is_canceled", "is_looked_at", "offered",
+        "run", "stop_at", "timer", "work",
+    )  # fmt: skip
+
+    work: asyncio.Task[None]
+
+    def __init__(self, attempts: Attempts, run: Run, hosted: Agent, offered: Offered, now: float) -> None:
+        self._attempts = attempts
+        self.run = run
+        self.agent = run.agent
+        self.hosted = hosted
+        self.offered = offered
+        self.deadline_at = now + run.remaining_ms / 1000 if run.remaining_ms else 0.0
+        self.began_at = 0.0
+        self.stop_at = 0.0
+        self.awaits = 0
+        self.is_looked_at = False
+        self.is_canceled = False
+        self.ending: Item | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def task(self) -> TaskId:
+        return self.run.task
+
+    @property
+    def epoch(self) -> int:
+        return self.run.epoch
+
+    @property
+    def number(self) -> int:
+        return self.run.number
+
+    @property
+    def parent(self) -> TaskId | None:
+        return self.run.parent
+
+    @property
+    def capability(self) -> str:
+        return self.run.capability
+
+    @property
+    def deadline(self) -> datetime | None:
+        return self._attempts.utc(self.deadline_at) if self.deadline_at else None
+
+    def remaining_s(self) -> float:
+        return max(0.0, self.due() - self._attempts.now())
+
+    def due(self) -> float:
+        """When it will be stopped, on the loop's clock: by its own time-out or the task's deadline."""
+        return min(self.began_at + self.run.timeout_s if self.began_at else inf, self.deadline_at or inf)
+
+    def tell(self, body: dict[str, Any]) -> None:
+        self._attempts.tell(self, body)
+
+    def client(self) -> Client:
+        return self._attempts.speak(self)
+
+    def pausing(self, waits: bool) -> None:
+        """Around a wait for a child: the attempt holds no slot while it waits for at least one."""
+        self._attempts.pausing(self, waits)
+
+
+class Attempts:
+    """See the module. Invariants: one attempt runs for a task, of the highest epoch seen; ``unsettled`` holds the reports that
+    the leader has not settled, least recently sent first."""
+
+    def __init__(
+        self,
+        node: ProcessId,
+        store: Store,
+        performer: Performer,
+        post: Callable[[Item], None],
+        speak: Callable[[Running], Client],
+        wall: Callable[[], float],
+        *,
+        keep_s: float,
+        grace_s: float,
+    ) -> None:
+        self.running: dict[TaskId, Running] = {}
+        self.unsettled: dict[tuple[TaskId, int], tuple[float, Item]] = {}
+        self.lingering: set[asyncio.Task[None]] = set()
+        """Attempts that are over for the network but have not returned."""
+        self.quiet = asyncio.Event()
+        """Set while nothing runs and nothing is unsettled."""
+        self.speak = speak
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self.now = self._loop.time
+        self._node = node
+        self._store = store
+        self._performer = performer
+        self._post = post
+        self._wall = wall
+        self._keep_s = keep_s
+        self._grace_s = grace_s
+        self._ended: dict[TaskId, int] = {}
+        self._fresh: list[Running] = []
+        self.quiet.set()
+
+    def utc(self, at: float) -> datetime:
+        """A moment of the loop's clock as UTC."""
+        return datetime.fromtimestamp(self._wall(), UTC) + timedelta(seconds=at - self.now())
+
+    # From the leader
+
+    def knows(self, run: Run) -> bool:
+        """Whether this very attempt, or a later one at its task, was given before. Then it is answered, and not run again."""
+        if run.epoch <= self._ended.get(run.task, -1):
+            report = self.unsettled.get((run.task, run.epoch))
+            if report is not None:
+                self._send(run.task, run.epoch, report[1])
+            return True
+        running = self.running.get(run.task)
+        if running is None or running.epoch < run.epoch:
+            return False
+        if running.epoch == run.epoch and running.began_at and running.is_looked_at:
+            self._post(Began(run.task, run.epoch))
+        return True
+
+    def begin(self, run: Run, agent: Agent, offered: Offered) -> None:
+        """Start the attempt. An older one at the same task is fenced."""
+        older = self.running.get(run.task)
+        if older is not None:
+            self._fence(older)
+        running = Running(self, run, agent, offered, self.now())
+        self.running[run.task] = running
+        self.quiet.clear()
+        running.work = self._loop.create_task(self._perform(running))
+        if not self._fresh:
+            self._loop.call_soon(self._loop.call_soon, self._look)  # behind the first steps of what came with this one
+        self._fresh.append(running)
+
+    def decline(self, run: Run, reason: str) -> None:
+        """Hand an assignment back."""
+        self._report(run.task, run.epoch, Declined(run.task, run.epoch, reason))
+
+    def stop(self, item: Stop) -> None:
+        """Stop an attempt. Without a grace time it is fenced already, and need not report."""
+        running = self.running.get(item.task)
+        failure = TaskFailure("task-canceled", item.reason[:MESSAGE_LIMIT], retryable=False)
+        report = Failed(item.task, item.epoch, failure, canceled=True)
+        if running is not None and running.epoch == item.epoch:
+            if item.grace_ms > 0:
+                self._stop(running, report, item.grace_ms / 1000)
+            else:
+                self._fence(running)
+        elif running is None and item.epoch > self._ended.get(item.task, -1):
+            self._over(item.task, item.epoch)
+            if item.grace_ms > 0:
+                self._report(item.task, item.epoch, report)
+
+    def settled(self, item: Settled) -> None:
+        """Forget reports. An attempt that was settled while it runs is fenced: another epoch counts, or the task is over."""
+        for task, epoch in item.reports:
+            self.unsettled.pop((task, epoch), None)
+            running = self.running.get(task)
+            if running is not None and running.epoch <= epoch:
+                self._fence(running)
+        self._rest()
+
+    def repeat(self, *, all_of_it: bool) -> None:
+        """Send again what the leader has not settled: all of it, and what runs, to a leader that may know nothing of it; else
+        what is overdue."""
+        before = self.now() - (0.0 if all_of_it else REPEAT_S)
+        overdue = []
+        for key, (sent_at, report) in self.unsettled.items():
+            if sent_at > before:
+                break
+            overdue.append((key, report))
+        for (task, epoch), report in overdue:
+            self._send(task, epoch, report)
+        if all_of_it:
+            for task, running in self.running.items():
+                if running.began_at and running.is_looked_at:
+                    self._post(Began(task, running.epoch))
+                if running.awaits:
+                    self._post(Slot(task, running.epoch, held=False))
+
+    # Ending them
+
+    def abandon(self) -> None:
+        """The lease is over: everything that runs is fenced, and nothing it or others reported counts."""
+        for running in list(self.running.values()):
+            self._fence(running)
+        self.unsettled.clear()
+        self._rest()
+
+    def hand_back(self, reason: str, grace_s: float, agent: Agent | None = None) -> None:
+        """Stop all that runs (of ``agent``), and give it back to go elsewhere."""
+        for running in list(self.running.values()):
+            if agent is None or running.hosted is agent:
+                self._stop(running, Declined(running.task, running.epoch, reason), grace_s)
+
+    def _stop(self, running: Running, ending: Item | None, grace_s: float) -> None:
+        """Tell it to stop, and report ``ending`` when it has, or when ``grace_s`` is over. The first word stands."""
+        if running.is_canceled:
+            return
+        running.is_canceled = True
+        running.ending = ending
+        if running.timer is not None:
+            running.timer.cancel()
+        if grace_s > 0:
+            running.timer = self._loop.call_later(grace_s, self._finish, running, ending)
+            if running.offered.signature.is_async or not running.began_at:
+                running.work.cancel()
+        else:
+            self._finish(running, ending)
+
+    def _fence(self, running: Running) -> None:
+        running.is_canceled = True
+        self._finish(running, None)
+
+    def _finish(self, running: Running, report: Item | None) -> None:
+        """It is over for the network. What it still does counts for nothing."""
+        task, epoch = running.task, running.epoch
+        if self.running.get(task) is not running:
+            return
+        del self.running[task]
+        if running.timer is not None:
+            running.timer.cancel()
+        if not running.work.done() and running.work is not asyncio.current_task():
+            running.work.cancel()
+            self.lingering.add(running.work)
+            running.work.add_done_callback(self.lingering.discard)
+        if report is not None:
+            self._report(task, epoch, report)
+        else:
+            self._over(task, epoch)
+            self._rest()
+
+    def _report(self, task: TaskId, epoch: int, report: Item) -> None:
+        self._over(task, epoch)
+        self.quiet.clear()
+        self._send(task, epoch, report)
+
+    def _send(self, task: TaskId, epoch: int, report: Item) -> None:
+        self.unsettled.pop((task, epoch), None)
+        self.unsettled[task, epoch] = self.now(), report
+        self._post(report)
+
+    def _over(self, task: TaskId, epoch: int) -> None:
+        """Remember for a while that this epoch is over: a late or repeated message must not start it again."""
+        self._ended[task] = max(epoch, self._ended.pop(task, -1))
+        while len(self._ended) > ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
+
+    def _rest(self) -> None:
+        if not self.running and not self.unsettled:
+            self.quiet.set()
+
+    # Running them
+
+    def _look(self) -> None:
+        """Every attempt given in one turn has had its first step: those that still run have begun."""
+        fresh, self._fresh = self._fresh, []
+        for running in fresh:
+            if self.running.get(running.task) is running:
+                running.is_looked_at = True
+                if running.began_at:
+                    self._began(running)
+                elif running.deadline_at and not running.is_canceled:
+                    running.timer = self._loop.call_at(running.deadline_at, self._late, running)
+
+    def _starts(self, running: Running) -> None:
+        running.began_at = self.now()
+        if running.is_looked_at:
+            self._began(running)
+
+    def _began(self, running: Running) -> None:
+        self._post(Began(running.task, running.epoch))
+        if not running.is_canceled:
+            if running.timer is not None:
+                running.timer.cancel()
+            running.timer = self._loop.call_at(running.due(), self._late, running)
+
+    def _late(self, running: Running) -> None:
+        """Its time is up: the task's, or the attempt's own."""
+        if running.deadline_at == running.due():
+            failure = TaskFailure("deadline-exceeded", "its deadline passed", retryable=False)
+        else:
+            failure = TaskFailure("attempt-timeout", f"ran longer than {running.run.timeout_s:g} s")
+        self._stop(running, Failed(running.task, running.epoch, failure), self._grace_s)
+
+    async def _perform(self, running: Running) -> None:
+        try:
+            report = await self._outcome(running)
+        except asyncio.CancelledError:
+            failure = TaskFailure("CancelledError", "the function was canceled, not by the network")
+            report = Failed(running.task, running.epoch, failure)
+        self._finish(running, running.ending if running.is_canceled else report)
+
+    async def _outcome(self, running: Running) -> Item:
+        run = running.run
+        try:
+            if running.offered.signature.is_async:
+                self._starts(running)
+            data = run.input if type(run.input) is bytes else await self._fetch(run.input)
+            output = await self._performer.perform(
+                running.offered, data, lambda: Attempt(running), lambda: self._starts(running)
+            )
+            ran_ms = max(1, round((self.now() - running.began_at) * 1000))
+            result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(run, output)
+            return Done(run.task, run.epoch, result, ran_ms)
+        except Refuse as refusal:
+            return Declined(run.task, run.epoch, refusal.reason[:MESSAGE_LIMIT])
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            failure = failure_of(error, running.offered.no_retry)
+            about = {"task": run.task, "agent": run.agent, "code": failure.code, "error": failure.message}
+            _log.info("an attempt failed", **about, at=place(error))
+            return Failed(run.task, run.epoch, failure)
+
+    async def _fetch(self, payload: Payload) -> bytes:
+        if not isinstance(payload, Stored):
+            raise BadInput("the input is in the log, where a node cannot read")
+        return await self._patiently(lambda: self._store.read(payload.key))
+
+    async def _keep(self, run: Run, output: bytes) -> Stored:
+        key = f"{self._node}/results/{run.task}/{run.epoch}"
+        return await self._patiently(lambda: self._store.put(key, output, ttl_s=self._keep_s))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat what may or may not have happened: these calls may be made twice."""
+        for _ in range(STORE_TRIES - 1):
+            try:
+                return await call()
+            except Indefinite:
+                await asyncio.sleep(STORE_PAUSE_S)
+        return await call()
+
+    # What a running function does
+
+    def tell(self, running: Running, body: dict[str, Any]) -> None:
+        """A live event of the attempt. Raises NotSerializable, TooLarge."""
+        data = to_json(body)
+        if len(data) > LIVE_LIMIT:
+            raise TooLarge(f"a live event of {len(data)} bytes; the limit is {LIVE_LIMIT}", limit=LIVE_LIMIT)
+        if threading.get_ident() == self._thread:
+            self._live(running, data)
+        else:
+            self._loop.call_soon_threadsafe(self._live, running, data)
+
+    def _live(self, running: Running, data: bytes) -> None:
+        if self.running.get(running.task) is running:
+            self._post(Live(running.task, running.epoch, data))
+
+    def pausing(self, running: Running, waits: bool) -> None:
+        running.awaits += 1 if waits else -1
+        if running.awaits == (1 if waits else 0) and self.running.get(running.task) is running:
+            self._post(Slot(running.task, running.epoch, held=not waits))
+
+    def count(self, agent: AgentId) -> int:
+        """Attempts that run at ``agent``."""
+        return sum(running.agent == agent for running in self.running.values())

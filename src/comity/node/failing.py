@@ -1,0 +1,40 @@
+"""An exception of a user's function as a failure that the network understands."""
+
+from __future__ import annotations
+
+from comity.errors import BadInput, ComityError, InvalidOutput
+from comity.model.task import TaskFailure
+
+MESSAGE_LIMIT = 4096
+_HOPELESS = (BadInput, InvalidOutput)
+"""The same again would end the same."""
+
+
+class Failure(Exception):
+    """A failure that is known already."""
+
+    def __init__(self, failure: TaskFailure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def failure_of(error: BaseException, no_retry: tuple[type[BaseException], ...] = ()) -> TaskFailure:
+    """``code`` is the stable code of an error of ours, else the exception's class name. Another attempt is worth while unless
+    the error is the input's or the function's own, or of a type in ``no_retry``."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, Failure):
+        return error.failure
+    if isinstance(error, ComityError):
+        code, message = error.code, error.message
+    else:
+        code, message = type(error).__name__, str(error)
+    return TaskFailure(code, message[:MESSAGE_LIMIT], not isinstance(error, (*_HOPELESS, *no_retry)))
+
+
+def place(error: BaseException) -> str:
+    """The innermost line that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""

@@ -1,0 +1,314 @@
+"""Delivers messages to the agents of this node, and sends back what their functions answer.
+
+A message goes to the agent's function for its topic; else, if it asks something, to the capability of that name; else to the
+function for its performative. Every message runs in an asyncio task of its own, so a function that awaits a reply stops no
+other, least of all that reply. Whoever asks is answered: with what the function returns (inform), with its error (failure), its
+refusal (refuse), or not-understood. A broadcast reaches the agents that listen to it and have its tags, but not its sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from math import inf
+from typing import Any
+
+import msgspec
+import structlog
+
+from comity.agent import Agent, Listener, Offered
+from comity.bus.base import to
+from comity.client.client import Client
+from comity.errors import ComityError, InvalidInput, NotSerializable, Refuse, ShuttingDown, TooLarge, UnknownAgent
+from comity.handles import Attempt, Message
+from comity.model import wire
+from comity.model.capability import AgentStatus
+from comity.model.codec import to_json
+from comity.model.envelope import Envelope, Performative
+from comity.model.ids import AgentId, ProcessId, TaskId, base32
+from comity.model.task import LOG_LIMIT
+from comity.node.failing import failure_of, place
+from comity.node.performing import Performer, ended
+
+ANSWERED = frozenset({Performative.REQUEST, Performative.QUERY})
+"""What a function returns for these goes back as inform."""
+ASKING = ANSWERED | {Performative.SUBSCRIBE, Performative.CFP, Performative.PROPOSE}
+"""Who sends these is told if it cannot be done."""
+
+_log = structlog.get_logger("comity.node")
+
+
+class Call:
+    """One message at work, and what the handle of a live call to a capability sees (a ``Ticket`` without a task)."""
+
+    __slots__ = ("_messages", "agent", "deadline_at", "envelope", "hosted", "is_canceled", "timer", "work")
+
+    work: asyncio.Task[None]
+    task = TaskId("")
+    epoch = 0
+    number = 1
+    parent = None
+
+    def __init__(self, messages: Messages, envelope: Envelope, agent: AgentId, hosted: Agent, now: float) -> None:
+        self._messages = messages
+        self.envelope = envelope
+        self.agent = agent
+        self.hosted = hosted
+        self.deadline_at = now + envelope.remaining_ms / 1000 if envelope.remaining_ms else inf
+        self.is_canceled = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def capability(self) -> str:
+        return self.envelope.topic
+
+    @property
+    def deadline(self) -> datetime | None:
+        return self._messages.utc(self.deadline_at) if self.deadline_at < inf else None
+
+    def remaining_s(self) -> float:
+        return max(0.0, self.deadline_at - self._messages.now())
+
+    def tell(self, body: dict[str, Any]) -> None:
+        """Nobody follows a call; what cannot be told is refused all the same."""
+        to_json(body)
+
+    def client(self) -> Client:
+        return self._messages.speak(self)
+
+
+class Messages:
+    """``find`` gives an agent of this node by name, ``speak`` gives a live call its verbs. Dropped and counted: ``expired`` ones,
+    ``forged`` ones whose sender is not the process they came from, ``late`` replies that nobody waits for."""
+
+    def __init__(
+        self,
+        node: ProcessId,
+        incarnation: int,
+        find: Callable[[str], Agent | None],
+        performer: Performer,
+        post: Callable[[str, wire.Item], None],
+        speak: Callable[[Call], Client],
+        wall: Callable[[], float],
+    ) -> None:
+        self.expired = 0
+        self.forged = 0
+        self.late = 0
+        self.calls: dict[tuple[str, str], Call] = {}
+        """At work, by sender and id. A broadcast's calls have the agent's name behind the id."""
+        self.speak = speak
+        self.is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self.now = self._loop.time
+        self._node = node
+        self._prefix = base32(incarnation, 9)
+        self._made = 0
+        self._find = find
+        self._performer = performer
+        self._post = post
+        self._wall = wall
+        self._listeners: dict[str, dict[str, Agent]] = {}
+        self._fresh: list[Call] = []
+
+    def utc(self, at: float) -> datetime:
+        return datetime.fromtimestamp(self._wall(), UTC) + timedelta(seconds=at - self.now())
+
+    # Who listens
+
+    def listens(self, agent: Agent, topics: Iterable[str]) -> None:
+        """``agent`` is hosted here; whether it listens to each of ``topics`` is up to its listeners now."""
+        for topic in topics:
+            if topic in agent.listeners:
+                self._listeners.setdefault(topic, {})[agent.name] = agent
+            else:
+                self.forget(agent, (topic,))
+
+    def forget(self, agent: Agent, topics: Iterable[str]) -> None:
+        for topic in topics:
+            found = self._listeners.get(topic, {})
+            found.pop(agent.name, None)
+            if not found:
+                self._listeners.pop(topic, None)
+
+    # Taking in
+
+    def take(self, envelope: Envelope, sender: ProcessId) -> None:
+        """A message from ``sender``, as the bus says, that no request of this process's waits for."""
+        if envelope.sender.partition("/")[0] != sender:
+            self.forged += 1
+        elif envelope.remaining_ms < 0 or 0 < envelope.expires_at <= self._wall() * 1000:
+            self.expired += 1
+        elif not envelope.receiver:
+            self._spread(envelope)
+        else:
+            self._deliver(envelope)
+
+    def _spread(self, envelope: Envelope) -> None:
+        topic = envelope.topic if envelope.topic in self._listeners else ""
+        found = self._listeners.get(topic or envelope.performative, {})
+        other = self._listeners.get(envelope.performative, {}) if topic else {}
+        for name, agent in [*found.items(), *((n, a) for n, a in other.items() if n not in found)]:
+            if f"{self._node}/{name}" != envelope.sender and all(tag in agent.tags for tag in envelope.tags):
+                listener = agent.listeners.get(envelope.topic) or agent.listeners[envelope.performative]
+                self._start(envelope, agent, listener, f"{envelope.id}/{name}")
+
+    def _deliver(self, envelope: Envelope) -> None:
+        if envelope.performative is Performative.CANCEL:
+            call = self.calls.get((envelope.sender, envelope.in_reply_to))
+            if call is not None:
+                self._stop(call)
+                return
+        node, _, name = envelope.receiver.partition("/")
+        agent = self._find(name) if node == self._node else None
+        if agent is None:
+            if not name and (envelope.in_reply_to or envelope.performative not in ASKING):
+                self.late += 1
+            else:
+                self._fail(envelope, self._node, UnknownAgent(f"no agent {envelope.receiver} is here", agent=envelope.receiver))
+            return
+        to_do = self._function(agent, envelope)
+        if self.is_closed and envelope.performative in ASKING:
+            self._fail(envelope, self._node, ShuttingDown(f"node {self._node} is leaving"))
+        elif to_do is not None:
+            self._start(envelope, agent, to_do, envelope.id)
+        elif envelope.performative in ASKING:
+            about = envelope.topic or envelope.performative
+            said = {"message": f"{envelope.receiver} has no function for {about!r}"}
+            self._answer(envelope, AgentId(envelope.receiver), Performative.NOT_UNDERSTOOD, said)
+
+    def _function(self, agent: Agent, envelope: Envelope) -> Listener | Offered | None:
+        listener = agent.listeners.get(envelope.topic)
+        if listener is None and envelope.performative in ANSWERED:
+            offered = agent.offered.get(envelope.topic)
+            if offered is not None:
+                return offered
+        return listener or agent.listeners.get(envelope.performative)
+
+    # Doing it
+
+    def _start(self, envelope: Envelope, agent: Agent, to_do: Listener | Offered, number: str) -> None:
+        key = (envelope.sender, number)
+        if key in self.calls:
+            return
+        call = Call(self, envelope, AgentId(f"{self._node}/{agent.name}"), agent, self.now())
+        self.calls[key] = call
+        call.work = self._loop.create_task(self._run(key, call, to_do))
+        if call.deadline_at < inf:
+            if not self._fresh:
+                self._loop.call_soon(self._loop.call_soon, self._look)  # behind the first steps of what came with it
+            self._fresh.append(call)
+
+    def _look(self) -> None:
+        """Only calls that outlive the turn they came in need a timer."""
+        fresh, self._fresh = self._fresh, []
+        for call in fresh:
+            if not call.work.done():
+                call.timer = self._loop.call_at(call.deadline_at, self._stop, call)
+
+    def _stop(self, call: Call) -> None:
+        """Nobody waits for it any more."""
+        call.is_canceled = True
+        call.work.cancel()
+
+    async def _run(self, key: tuple[str, str], call: Call, to_do: Listener | Offered) -> None:
+        envelope = call.envelope
+        try:
+            data = await (self._offered(call, to_do) if isinstance(to_do, Offered) else self._listener(call, to_do))
+            if data is not None and envelope.performative in ANSWERED:
+                self._send(envelope, call.agent, Performative.INFORM, data)
+        except Refuse as refusal:
+            self._answer(envelope, call.agent, Performative.REFUSE, {"message": refusal.reason})
+        except asyncio.CancelledError as error:
+            if not call.is_canceled:
+                self._fail(envelope, call.agent, error)
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            self._fail(envelope, call.agent, error)
+        finally:
+            del self.calls[key]
+            if call.timer is not None:
+                call.timer.cancel()
+
+    async def _offered(self, call: Call, offered: Offered) -> bytes:
+        if call.hosted.status is not AgentStatus.ACTIVE:
+            raise Refuse(f"{call.agent} is {call.hosted.status}")
+        return await self._performer.perform(offered, call.envelope.body, lambda: Attempt(call), lambda: None)
+
+    async def _listener(self, call: Call, listener: Listener) -> bytes | None:
+        """The function's answer as JSON; None if there is nothing more to say."""
+        envelope, signature = call.envelope, listener.signature
+        arguments = None
+        if signature.takes_input:
+            try:
+                if envelope.content_type != "application/json":
+                    raise InvalidInput(f"the body is {envelope.content_type}, not JSON; take the message instead")
+                arguments = signature.decode(envelope.body)
+            except InvalidInput as error:
+                said = {"code": error.code, "message": error.message}
+                self._answer(envelope, call.agent, Performative.NOT_UNDERSTOOD, said)
+                return None
+        message = Message(envelope, functools.partial(self._reply, call.agent))
+        handles = (message,) if signature.handles else ()
+        value = await self._performer.call(listener.function, signature, handles, arguments)
+        return None if message.is_answered else signature.encode(value)
+
+    # Sending back
+
+    def _reply(self, agent: AgentId, envelope: Envelope, performative: Performative, body: Any) -> None:
+        """``Message.reply``, maybe from a thread. Raises NotSerializable, TooLarge."""
+        data = to_json(body)
+        if len(data) > LOG_LIMIT:
+            raise TooLarge(f"a reply of {len(data)} bytes: pass a reference to something stored", limit=LOG_LIMIT)
+        if threading.get_ident() == self._thread:
+            self._send(envelope, agent, performative, data)
+        else:
+            self._loop.call_soon_threadsafe(self._send, envelope, agent, performative, data)
+
+    def _fail(self, envelope: Envelope, agent: AgentId | ProcessId, error: BaseException) -> None:
+        failure = failure_of(error)
+        said = {"code": failure.code, "message": failure.message}
+        try:
+            details = msgspec.json.decode(to_json(error.details)) if isinstance(error, ComityError) else {}
+        except NotSerializable:
+            details = {}
+        self._answer(envelope, agent, Performative.FAILURE, {**said, "details": details})
+        if envelope.performative not in ASKING:
+            _log.warning("a message's function failed", topic=envelope.topic, agent=agent, **said, at=place(error))
+
+    def _answer(
+        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, body: dict[str, Any]
+    ) -> None:
+        if envelope.performative in ASKING:
+            self._send(envelope, agent, performative, to_json(body))
+
+    def _send(
+        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes
+    ) -> None:
+        """A reply to ``envelope``. Raises TooLarge."""
+        self._made += 1
+        receiver = envelope.reply_to or envelope.sender
+        reply = Envelope(
+            id=f"{self._node}-{self._prefix}-{self._made}", performative=performative, sender=agent, receiver=receiver,
+            topic=envelope.topic, protocol=envelope.protocol, conversation=envelope.conversation,
+            in_reply_to=envelope.id, sent_at=int(self._wall() * 1000), trace=envelope.trace, body=data,
+        )  # fmt: skip
+        self._post(to(receiver.partition("/")[0]), wire.Message(reply))
+
+    def load(self) -> dict[AgentId, int]:
+        """Calls at work, by agent."""
+        counts: dict[AgentId, int] = {}
+        for call in self.calls.values():
+            counts[call.agent] = counts.get(call.agent, 0) + 1
+        return counts
+
+    async def close(self, grace_s: float) -> None:
+        """Stop what is at work; whoever asked is told."""
+        self.is_closed = True
+        calls = list(self.calls.values())
+        for call in calls:
+            self._fail(call.envelope, call.agent, ShuttingDown(f"node {self._node} has left"))
+            self._stop(call)
+        await ended([call.work for call in calls], grace_s)
