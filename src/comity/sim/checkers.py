@@ -54,12 +54,12 @@ class End(NamedTuple):
 class Auditor:
     """Reads every entry at the moment it is appended, and knows which process wrote it."""
 
-    def __init__(self, network: NetworkId, truth: Truth | None = None) -> None:
+    def __init__(self, network: NetworkId, truth: Truth | None = None, key_window_ms: int = 86_400_000) -> None:
         self.network = network
         self.truth = truth
         self.items: list[tuple[int, bytes]] = []
         self.ledger = Ledger(network)
-        self.state = Tasks(network)
+        self.state = Tasks(network, key_window_ms=key_window_ms)
         self.submitted: dict[TaskId, int] = {}  # to the index of the entry
         self.keys: dict[str, TaskId] = {}
         self.ends: dict[TaskId, End] = {}

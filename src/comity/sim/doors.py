@@ -33,45 +33,45 @@ class SimBus:
 
     def __init__(self, inner: MemoryBus, process: Process, links: Links) -> None:
         self.process = inner.process
-        self._inner = inner
+        self.inner = inner
         self._home = process
         self._links = links
 
     @property
     def link(self) -> Link:
-        return self._inner.link
+        return self.inner.link
 
     async def subscribe(self, address: Address, receive: Receive) -> Cancel:
-        return await self._inner.subscribe(address, receive)
+        return await self.inner.subscribe(address, receive)
 
     async def send(self, address: Address, data: bytes) -> None:
         self._links.trace(self.process, f"send {address}", data)
         if self._reaches():
-            await self._inner.send(address, data)
+            await self.inner.send(address, data)
 
     async def request(self, address: Address, data: bytes, timeout_s: float) -> bytes:
         self._links.trace(self.process, f"request {address}", data)
         if self._reaches():
-            return await self._inner.request(address, data, timeout_s)
+            return await self.inner.request(address, data, timeout_s)
         await asyncio.sleep(timeout_s)
         raise TimedOut(f"no answer from {address} within {timeout_s} s", address=address)
 
     async def reply(self, delivery: Delivery, data: bytes) -> None:
         self._links.trace(self.process, f"reply {delivery.sender}", data)
         if self._reaches():
-            await self._inner.reply(delivery, data)
+            await self.inner.reply(delivery, data)
 
     def on_unreachable(self, call: Callable[[Address], None]) -> None:
-        self._inner.on_unreachable(lambda address: self._tell("503", call, address))
+        self.inner.on_unreachable(lambda address: self._tell("503", call, address))
 
     def on_state(self, call: Callable[[Link], None]) -> None:
-        self._inner.on_state(lambda link: self._tell("state", call, link))
+        self.inner.on_state(lambda link: self._tell("state", call, link))
 
     def on_departure(self, call: Callable[[ProcessId], None]) -> bool:
-        return self._inner.on_departure(lambda process: self._tell("departure", call, process))
+        return self.inner.on_departure(lambda process: self._tell("departure", call, process))
 
     async def close(self) -> None:
-        await self._inner.close()
+        await self.inner.close()
 
     def _reaches(self) -> bool:
         """A connection that is cut but not closed yet swallows what is sent."""

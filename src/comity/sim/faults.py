@@ -8,12 +8,10 @@ after that everything must come to an end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
-from comity.bus.memory import MemoryNetwork
-from comity.model.ids import ProcessId
 from comity.sim.links import Links, Odds
 from comity.sim.loop import Life, Process, VirtualLoop
 
@@ -52,16 +50,19 @@ class Host(Protocol):
 
     def revive(self) -> None: ...
 
+    def disconnect(self, *, noticed: bool) -> None: ...
+
+    def reconnect(self, process: Process) -> None: ...
+
 
 class Faults:
     """The faults of one life. ``hosts`` are its victims; ``spare`` names some that are never killed or paused (clients whose
     history would end with them)."""
 
     def __init__(
-        self, links: Links, network: MemoryNetwork, hosts: list[Host], random: Random, spare: tuple[str, ...] = ()
+        self, links: Links, hosts: Sequence[Host], random: Random, spare: Sequence[str] = ()
     ) -> None:
         self.links = links
-        self.network = network
         self.hosts = hosts
         self.victims = [host for host in hosts if host.name not in spare]
         self.random = random
@@ -212,12 +213,8 @@ class Faults:
         if process.life is Life.DEAD:
             return _nothing
         self._tell("disconnect", host.name)
-        self.network.disconnect(ProcessId(host.name), noticed=self.random.random() < 0.7)
-        return lambda: self._reconnect(host, process)
-
-    def _reconnect(self, host: Host, process: Process) -> None:
-        if host.process is process and process.life is not Life.DEAD:
-            self.network.reconnect(ProcessId(host.name))
+        host.disconnect(noticed=self.random.random() < 0.7)
+        return lambda: host.reconnect(process)
 
     def _outage(self, lasts_s: float) -> Undo:
         """All servers are gone, and with them every connection."""
@@ -226,12 +223,12 @@ class Faults:
         mend = self._cut_all([pair for a in names for b in SERVERS for pair in ((a, b), (b, a))])
         before = [(host, host.process) for host in self.hosts if host.process.life is not Life.DEAD]
         for host, _ in before:
-            self.network.disconnect(ProcessId(host.name), noticed=False)
+            host.disconnect(noticed=False)
 
         def restore() -> None:
             mend()
             for host, process in before:
-                self._reconnect(host, process)
+                host.reconnect(process)
 
         return restore
 

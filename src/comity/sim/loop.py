@@ -56,19 +56,22 @@ _process: contextvars.ContextVar[Process] = contextvars.ContextVar("comity_sim_p
 class Process:
     """A simulated operating-system process: whatever is started in its ``context`` belongs to it."""
 
-    __slots__ = ("context", "held", "life", "loop", "name")
+    __slots__ = ("_paused_at", "context", "held", "life", "loop", "name", "paused_s")
 
     def __init__(self, loop: VirtualLoop, name: str) -> None:
         self.loop = loop
         self.name = name
         self.life = Life.RUNNING
+        self.paused_s = 0.0
+        """How long it was paused in all."""
+        self._paused_at = 0.0
         self.held: deque[_Handle | _Timer] = deque()  # invariant: empty unless paused
         self.context = contextvars.Context()
         self.context.run(_process.set, self)
 
-    def spawn(self, coro: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
+    def spawn(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run ``coro`` as a task of this process."""
-        title = f"{self.name}: {name or getattr(coro, '__name__', 'task')}"
+        title = f"{self.name}: {getattr(coro, '__name__', 'task')}"
         return self.loop.create_task(coro, name=title, context=self.context.copy())
 
     def call(self, callback: Callable[..., object], *args: Any) -> None:
@@ -79,10 +82,12 @@ class Process:
         """Run nothing of it until ``wake``. Its timers may pass meanwhile; they fire late."""
         if self.life is Life.RUNNING:
             self.life = Life.PAUSED
+            self._paused_at = self.loop.time()
 
     def wake(self) -> None:
         if self.life is Life.PAUSED:
             self.life = Life.RUNNING
+            self.paused_s += self.loop.time() - self._paused_at
             self.loop.requeue(self.held)
             self.held.clear()
 
@@ -253,6 +258,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._queue.clear()
         self._timers.clear()
 
+    def abort(self, error: SimulationError) -> None:
+        """End the run with ``error``, whoever may catch it where it happened."""
+        if self._offence is None:
+            self._offence = error
+
     # What a simulated program cannot have
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> NoReturn:  # type: ignore[override]
@@ -260,10 +270,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _forbid(self, what: str) -> NoReturn:
         """Raise where it happened, and end the run too: the code under test may well catch what is raised in it."""
-        self._offence = NoThreads(
-            f"{what}: the simulated world has one thread and no executor; make the function async"
-        )
-        raise self._offence
+        error = NoThreads(f"{what}: the simulated world has one thread and no executor; make the function async")
+        self.abort(error)
+        raise error
 
     def _process_events(self, event_list: object) -> None:
         raise AssertionError("there is no selector")

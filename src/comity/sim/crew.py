@@ -1,0 +1,96 @@
+"""Agents for simulated lives: quick ones, slow ones, ones that fail, refuse, get stuck, and ones that ask others."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+from comity.agent import Agent
+from comity.errors import Refuse
+from comity.handles import Attempt, Message
+
+
+async def echo(value: Any) -> Any:
+    """Give back what came."""
+    return value
+
+
+async def nap(seconds: float) -> float:
+    """Sleep."""
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+async def large(size: int) -> str:
+    """Make a result of ``size`` characters."""
+    await asyncio.sleep(0.01)
+    return "x" * size
+
+
+async def flaky(attempt: Attempt, odds: float) -> int:
+    """Fail with probability ``odds``; give the number of the attempt that did not."""
+    await asyncio.sleep(0.05)
+    if Random(f"{attempt.id}/{attempt.epoch}").random() < odds:
+        raise ConnectionError("the model's server hung up")
+    return attempt.number
+
+
+async def broken(value: Any) -> None:
+    """Fail for good."""
+    raise ValueError(f"cannot do {value!r}")
+
+
+async def picky(attempt: Attempt, value: int) -> int:
+    """Refuse now and then."""
+    if Random(f"{attempt.id}/{attempt.agent}/{attempt.epoch}").random() < 0.5:
+        raise Refuse("not my kind of work")
+    return value
+
+
+async def stuck(stubborn: bool) -> None:
+    """Never end; if ``stubborn``, not even when canceled."""
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            if not stubborn:
+                raise
+            stubborn = False
+
+
+async def family(attempt: Attempt, children: int, depth: int) -> int:
+    """Have ``children`` children do parts of the work, ``depth`` generations deep; count the descendants."""
+    attempt.progress(0.0)
+    if depth == 0:
+        naps = await attempt.submit_many("nap", [{"seconds": 0.05 * (1 + n)} for n in range(children)])
+        return len([await task.result() for task in naps])
+    tasks = [await attempt.submit("family", {"children": children, "depth": depth - 1}) for _ in range(children)]
+    return children + sum([int(await task.result()) for task in tasks])
+
+
+def _relay(name: str) -> Agent:
+    """An agent that passes a question on to the next on its route, which may be the one that asked it."""
+    agent = Agent(name, concurrency=2)
+
+    @agent.on("relay")
+    async def relay(message: Message, route: list[str]) -> int:
+        if not route:
+            return 0
+        return 1 + int(await agent.request(route[0], route[1:], topic="relay", timeout=5.0))
+
+    return agent
+
+
+def crew() -> list[Agent]:
+    """What each node of a simulated world hosts unless told otherwise."""
+    worker = Agent("worker", concurrency=4, tags={"quick"})
+    for function in (echo, nap, large, flaky):
+        worker.capability(function)
+    worker.capability(no_retry=(ValueError,))(broken)
+    moody = Agent("moody", concurrency=2)
+    for reluctant in (echo, picky, stuck):
+        moody.capability(reluctant)
+    parent = Agent("parent", concurrency=2)
+    parent.capability(family)
+    return [worker, moody, parent, _relay("tick"), _relay("tock")]

@@ -1,0 +1,268 @@
+"""A whole network in one thread and on virtual time: the real controllers, nodes and clients, with faults drawn from a seed.
+
+    from comity.sim import World
+
+    def test_my_agents_survive() -> None:
+        async def work(net: Client) -> None:
+            task = await net.submit("survey", {"path": "src"})
+            assert await task.result() == 42
+
+        for seed in range(100):
+            World(seed, agents=lambda: [surveyor()]).run(work)
+
+A life is tortured for a while and then healed. At every step the checkers watch that nothing happens which Comity promises
+never happens; after healing, everything must come to an end. ``Violation`` says what went wrong, and with which seed: the same
+seed lives the same life, whatever the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from random import Random
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+import structlog
+
+from comity.agent import Agent
+from comity.client.client import Client
+from comity.config import Settings
+from comity.controller.controller import Controller
+from comity.model.codec import digest
+from comity.model.ids import NetworkId, ProcessId
+from comity.node.node import Node
+from comity.sim import hosts as programs
+from comity.sim.checkers import Auditor, TaskModel, Truth, Violation
+from comity.sim.crew import crew
+from comity.sim.doors import Tail
+from comity.sim.faults import Faults
+from comity.sim.history import History
+from comity.sim.hosts import Host, Servers
+from comity.sim.linear import check
+from comity.sim.links import Event, Links, Trace
+from comity.sim.loop import SimulationError, VirtualLoop, current_process
+from comity.sim.workload import Caller, Workload
+
+SETTLE_S = 120.0
+"""How soon after healing everything must have ended."""
+STOP_S = 30.0
+JOBS = 45
+"""Of each client: about a hundred tasks in all."""
+
+Work = Callable[[Client], Awaitable[None]]
+
+
+class Report(NamedTuple):
+    """What became of one life. ``lived_s`` is virtual time; ``ends`` counts tasks by how they ended, ``faults`` by kind."""
+
+    seed: int
+    hash: str
+    lived_s: float
+    callbacks: int
+    entries: int
+    void: int
+    terms: int
+    ends: dict[str, int]
+    faults: dict[str, int]
+    operations: int
+
+
+class World:
+    """One life, by its seed. ``agents()`` makes the agents of one node, anew whenever a node starts (default: ``crew.crew``).
+    ``torture_s``: how long faults go on (0: none; default: drawn from the seed). ``settings`` replace those drawn."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        controllers: int = 2,
+        nodes: int = 3,
+        clients: int = 2,
+        agents: Callable[[], Iterable[Agent]] = crew,
+        torture_s: float | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.seed = seed
+        self.random = Random(f"{seed}/world")
+        self.loop = VirtualLoop()
+        self.trace = Trace(self.loop)
+        self.links = Links(self.loop, Random(f"{seed}/links"), self.trace)
+        self.settings = settings or self._settings()
+        self.truth = Truth()
+        self.auditor = Auditor(NetworkId(programs.NETWORK), self.truth, int(self.settings.key_window_s * 1000))
+        self.history = History()
+        self.servers = Servers(self.links, Tail(self.links, self._appended))
+        self.torture_s = self.random.choice([8.0, 15.0, 25.0]) if torture_s is None else torture_s
+        self.known: list[str] = []
+        self._work: Work | None = None
+        self._changed = asyncio.Event()
+        self._unfinished: dict[str, None] = {}  # clients at work
+        self._until = self.loop.time() + self.torture_s
+        node = programs.node(agents, self.truth)
+        self.controllers = [self._host(f"c{n}", programs.controller) for n in range(1, controllers + 1)]
+        self.nodes = [self._host(f"n{n}", node) for n in range(1, nodes + 1)]
+        self.clients = [self._host(f"u{n}", programs.client(self._client)) for n in range(1, clients + 1)]
+        self.hosts = [*self.controllers, *self.nodes, *self.clients]
+        self.faults = Faults(self.links, self.hosts, Random(f"{seed}/faults"))
+
+    def _host(self, name: str, program: programs.Program) -> Host:
+        return Host(name, self.servers, self.settings, str(self.seed), program)
+
+    def _settings(self) -> Settings:
+        """Short times, and limits low enough to be met; drawn from the seed."""
+        choose = self.random.choice
+        return Settings(
+            network=programs.NETWORK, beacon_s=0.5, lease_s=choose([2.0, 3.0]), orphan_s=choose([4.0, 20.0]),
+            drain_timeout_s=5.0, cancel_grace_s=choose([0.5, 2.0]), start_timeout_s=choose([2.0, 10.0]),
+            attempt_timeout_s=choose([5.0, 20.0]), retries=choose([0, 1, 3]), request_timeout_s=6.0, submit_timeout_s=8.0,
+            max_waiting=choose([5, 1000]), snapshot_every=choose([20, 100, 100_000]),
+            keep_finished=choose([1000, 1_000_000]),
+        )  # fmt: skip
+
+    # Running it
+
+    def run(self, work: Work | None = None) -> Report:
+        """Live the life. ``work(client)`` is what each client does (default: a mixed workload whose history is checked); it may
+        meet any error of ``comity.errors`` while faults last. Raises Violation."""
+        self._work = work
+        self.loop.set_exception_handler(self._unhandled)
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with _logs_to(self.trace):
+                self.loop.run_until_complete(self._life())
+            return self.report()
+        except SimulationError as error:
+            error.add_note(f"seed {self.seed}; live it again with: python -m comity.sim {self.seed} --trace")
+            raise
+        finally:
+            self.loop.bury()
+            self.loop.close()
+            if collecting:
+                gc.enable()
+
+    async def _life(self) -> None:
+        for host in self.hosts:
+            host.revive()
+        await self.faults.torture(self._until)
+        await asyncio.sleep(max(0.0, self._until - self.loop.time()))
+        self.faults.heal()
+        await self._by(SETTLE_S, self._settled(), "everything to end")
+        await self._by(STOP_S, self._stop(), "everything to stop")
+        self._judge()
+
+    async def _by(self, limit_s: float, wait: Awaitable[None], what: str) -> None:
+        try:
+            async with asyncio.timeout(limit_s):
+                await wait
+        except TimeoutError:
+            open_ = [str(self.auditor.state.tasks.get(task)) for task in self.auditor.open_tasks()]
+            lines = [f"{what} took more than {limit_s:g} s", f"clients at work: {list(self._unfinished)}"]
+            lines += [f"{len(open_)} open tasks:", *open_[:5], "waiting:", *self.loop.waiting()[:60]]
+            raise Violation("\n".join(lines)) from None
+
+    async def _settled(self) -> None:
+        while self._unfinished or self.auditor.open_tasks():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _stop(self) -> None:
+        """Clients leave, nodes drain, everybody has read the whole log, controllers stop."""
+        for group in (self.clients, self.nodes):
+            await asyncio.gather(*[host.process.spawn(_leave(host)) for host in group])
+        self._agreed()
+        await asyncio.gather(*[host.process.spawn(_leave(host)) for host in self.controllers])
+
+    def _agreed(self) -> None:
+        for host in self.controllers:
+            made = host.running
+            if isinstance(made, Controller) and made.ledger.index == self.auditor.ledger.index:
+                self.auditor.compare(host.name, made.state)
+
+    def _judge(self) -> None:
+        self.auditor.finish()
+        for key, operations in self.history.by_key().items():
+            found = check(operations, TaskModel(), key) if key else None
+            if found is not None:
+                raise Violation(str(found))
+
+    # What the programs do and report
+
+    async def _client(self, host: Host, client: Client) -> None:
+        self._unfinished[host.name] = None
+        if self._work is not None:
+            await self._work(client)
+        else:
+            random = host.random()
+            caller = Caller(client, host.process, self.history, self.auditor, random, self.known)
+            jobs = max(1, round(JOBS * (self._until - self.loop.time()) / max(self.torture_s, 1.0)))
+            await Workload(caller, jobs, self._until, self.settings.submit_timeout_s).run()
+        self._unfinished.pop(host.name, None)
+        self._changed.set()
+
+    def _appended(self, index: int, data: bytes, writer: ProcessId) -> None:
+        try:
+            self.auditor.appended(index, data, writer)
+        except (SimulationError, AssertionError) as error:
+            self.loop.abort(error if isinstance(error, SimulationError) else Violation(str(error)))
+            raise
+        self._changed.set()
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception that nobody caught: a fault of the program, whatever the world did to it."""
+        error = context.get("exception")
+        if isinstance(error, SimulationError):
+            self.loop.abort(error)
+            return
+        process = current_process()
+        where = process.name if process is not None else "the world"
+        violation = Violation(f"in {where}: {context['message']}: {error!r}")
+        violation.__cause__ = error
+        self.loop.abort(violation)
+
+    def report(self) -> Report:
+        """What happened, in figures."""
+        kinds = Counter(event.what.removeprefix("fault: ") for event in self.trace.events if event.what.startswith("fault"))
+        return Report(
+            self.seed, trace_hash(self.trace.events), round(self.loop.time() - 1000.0, 3), self.loop.callbacks,
+            len(self.auditor.items), self.auditor.void, len(self.auditor.leaders),
+            dict(sorted(Counter(str(end.state) for end in self.auditor.ends.values()).items())),
+            dict(sorted(kinds.items())), len(self.history.operations),
+        )  # fmt: skip
+
+
+def trace_hash(events: list[Event]) -> str:
+    return digest(msgspec.msgpack.encode(events)).hex()
+
+
+async def _leave(host: Host) -> None:
+    made = host.running
+    if isinstance(made, Client):
+        await made.close()
+    elif isinstance(made, Node):
+        await made.drain()
+        await made.stop()
+    elif isinstance(made, Controller):
+        await made.stop()
+
+
+@contextmanager
+def _logs_to(trace: Trace) -> Iterator[None]:
+    """What programs log becomes part of the trace."""
+
+    def note(_logger: Any, method: str, event: MutableMapping[str, Any]) -> NoReturn:
+        process = current_process()
+        about = ", ".join(f"{key}={value}" for key, value in event.items() if key != "event")
+        trace(process.name if process is not None else "world", f"log {method}", f"{event['event']}: {about}")
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[note], wrapper_class=structlog.make_filtering_bound_logger(0))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
