@@ -103,7 +103,10 @@ def no_process_left() -> Iterator[None]:
 def _children() -> dict[int, str]:
     """Our running child processes. The kernel's own list is read where there is one: asking psutil walks all processes."""
     listed = list(Path("/proc/self/task").glob("*/children"))
-    pids = [int(pid) for path in listed for pid in path.read_text().split()] if listed else _walk()
+    pids = [] if listed else _walk()
+    for path in listed:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            pids += [int(pid) for pid in path.read_text().split()]
     found = {}
     for pid in pids:
         try:
