@@ -34,12 +34,14 @@ class Outcome:
 
 class Outcomes:
     """Tasks that have not ended, as far as is known here: ``open`` those to be told of, ``awaited`` those that have waiters; both
-    with the one first of which there has been no word for longest."""
+    with the one first of which there has been no word for longest. Nobody asks for those still being submitted: the leader may
+    not know them yet, and would say so."""
 
     def __init__(self, contact: Contact, timers: Timers) -> None:
         self._contact = contact
         self._timers = timers
         self._loop = asyncio.get_running_loop()
+        self._submitted: dict[TaskId, Outcome] = {}
         self._open: dict[TaskId, Outcome] = {}
         self._awaited: dict[TaskId, Outcome] = {}
         self._doubtful_before = NEVER  # a push before then may have been lost
@@ -54,15 +56,27 @@ class Outcomes:
             found = self._open[task] = Outcome(task)
         return found
 
+    def submitting(self, task: TaskId) -> Outcome:
+        """The outcome of a task that is being submitted, until it is ``accepted`` or forgotten."""
+        outcome = self._submitted[task] = Outcome(task)
+        return outcome
+
+    def accepted(self, outcome: Outcome) -> None:
+        """There is such a task. Its end may have been told before."""
+        self._submitted.pop(outcome.id, None)
+        if outcome.ended is None:
+            outcome.heard_at = self._loop.time()
+            self._open[outcome.id] = outcome
+
     def forget(self, outcome: Outcome) -> None:
         """``outcome`` is of no task that exists, as far as is known."""
-        self._open.pop(outcome.id, None)
+        self._submitted.pop(outcome.id, None)
 
     def on_ended(self, item: Ended) -> None:
-        outcome = self._open.get(item.task)
+        outcome = self._open.get(item.task) or self._submitted.get(item.task)
         if outcome is None or item.state not in TERMINAL:
             return
-        del self._open[item.task]
+        self._open.pop(item.task, None)
         self._awaited.pop(item.task, None)
         outcome.ended = item
         for waiter in outcome.waiters:

@@ -89,7 +89,7 @@ class Submissions:
                 if batch.future.done():
                     break
                 part = [
-                    Submission(SubmitTask(spec, queue), self._outcomes.of(spec.id), batch, deadline)
+                    Submission(SubmitTask(spec, queue), self._outcomes.submitting(spec.id), batch, deadline)
                     for spec in specs[start : start + SLICE]
                 ]
                 mine += part
@@ -143,7 +143,7 @@ class Submissions:
         if submission.posted_at != NEVER and not item.again:
             item = SubmitTask(item.spec, item.queue, again=True)
         submission.item = item
-        submission.posted_at = submission.outcome.heard_at = now
+        submission.posted_at = now
         self._contact.post(item)
 
     def on_accepted(self, item: Accepted) -> None:
@@ -152,6 +152,7 @@ class Submissions:
             if submission is None:
                 continue
             if stands_for == asked:
+                self._outcomes.accepted(submission.outcome)
                 submission.accepted = submission.outcome
             else:  # the key was known: whoever waits asks how that task ends
                 self._outcomes.forget(submission.outcome)
