@@ -160,7 +160,7 @@ class TestAuditor:
         book = Book().begin()
         book.write(1, Cancel(T1))
         monkeypatch.setattr(Task, "is_terminal", property(lambda task: False))
-        with pytest.raises(Violation, match="revived"):
+        with pytest.raises(Violation, match="touched task t1, which was canceled"):
             book.write(1, assign(T1, 1), Cancel(T1)) if book.auditor.state.tasks[T1].attempt else revive(book)
 
     def test_an_attempt_that_runs_twice(self) -> None:

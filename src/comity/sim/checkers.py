@@ -44,6 +44,10 @@ class Truth:
         self.returned[task, epoch] = result
 
 
+_ENDINGS = frozenset({"task.completed", "task.failed", "task.canceled", "task.rejected"})
+_NO_TOUCH = frozenset({"assignment.void", "report.rejected", "task.rated"})
+
+
 class End(NamedTuple):
     """How a task ended. ``result`` is the digest of a completed one's result."""
 
@@ -118,24 +122,23 @@ class Auditor:
                     self.keys.setdefault(spec.key, spec.id)
 
     def _changed(self, index: int, entry: Entry, change: Change) -> None:
+        """Changes come after the whole entry was applied, so a task may look further than its change."""
         task = change.task
-        if task is None:
+        if task is None or change.kind in _NO_TOUCH:
             return
         task_id = task.spec.id
-        if change.kind == "task.assigned":
-            self._assigned(index, task_id, task.epoch)
         end = self.ends.get(task_id)
-        if not task.is_terminal:
+        if change.kind not in _ENDINGS:
             if end is not None:
-                raise Violation(f"entry {index} revived task {task_id}: it was {end.state}, now it is {task.state}")
+                raise Violation(f"entry {index} touched task {task_id}, which was {end.state}: {change.kind}")
+            if change.kind == "task.assigned" and change.attempt is not None:
+                self._assigned(index, task_id, change.attempt.epoch)
             return
-        now = End(task.state, _mark(task.result, entry))
-        if end is None:
-            self.ends[task_id] = now
-            if task.state is TaskState.COMPLETED:
-                self._completed(index, entry, task_id)
-        elif change.kind in ("task.completed", "task.failed", "task.canceled", "task.rejected") or now.state != end.state:
-            raise Violation(f"entry {index} ended task {task_id} again: it was {end.state}, now it is {task.state}")
+        if end is not None:
+            raise Violation(f"entry {index} ended task {task_id} again: it was {end.state}, and now {change.kind}")
+        self.ends[task_id] = End(task.state, _mark(task.result, entry))
+        if task.state is TaskState.COMPLETED:
+            self._completed(index, entry, task_id)
 
     def _assigned(self, index: int, task_id: TaskId, epoch: int) -> None:
         if epoch <= self._last_epoch:
@@ -181,7 +184,10 @@ class Auditor:
     def finish(self) -> None:
         """After healing and quiet: nothing accepted is lost or open, and every way of reading the log agrees."""
         self.state.check()
-        lost = [task for task in self.submitted if task not in self.ends]
+        for task in self.state.tasks.values():
+            if task.is_terminal and task.state is not self.ends[task.spec.id].state:
+                raise Violation(f"task {task.spec.id} was {self.ends[task.spec.id].state}, and now it is {task.state}")
+        lost = self.open_tasks()
         if lost:
             raise Violation(f"{len(lost)} accepted tasks never ended, such as {lost[0]}: {self.state.tasks.get(lost[0])}")
         agree(self.network, self.items)

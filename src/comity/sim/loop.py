@@ -114,10 +114,14 @@ class _Timer(asyncio.TimerHandle):
 
 class _Task(asyncio.Task[T]):
     order: int
+    process: Process | None
 
-    def __new__(cls, *args: Any, loop: VirtualLoop, **kwargs: Any) -> _Task[T]:
+    def __new__(
+        cls, *args: Any, loop: VirtualLoop, context: contextvars.Context | None = None, **kwargs: Any
+    ) -> _Task[T]:
         task: _Task[T] = super().__new__(cls)
         task.order = next(loop.creation)
+        task.process = current_process() if context is None else context.get(_process)
         return task
 
     def __hash__(self) -> int:
@@ -257,6 +261,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             _close(task.get_coro())
         self._queue.clear()
         self._timers.clear()
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """A task of a dead process may be gone without having ended."""
+        if not _is_dead(getattr(context.get("task"), "process", None)):
+            super().call_exception_handler(context)
 
     def abort(self, error: SimulationError) -> None:
         """End the run with ``error``, whoever may catch it where it happened."""

@@ -134,13 +134,15 @@ class World:
         gc.disable()
         try:
             with _logs_to(self.trace):
-                self.loop.run_until_complete(self._life())
-            return self.report()
+                try:
+                    self.loop.run_until_complete(self._life())
+                    return self.report()
+                finally:
+                    self.loop.bury()
         except SimulationError as error:
             error.add_note(f"seed {self.seed}; live it again with: python -m comity.sim {self.seed} --trace")
             raise
         finally:
-            self.loop.bury()
             self.loop.close()
             if collecting:
                 gc.enable()
