@@ -1,1 +1,23 @@
-"""Comity: many agents on many machines as one network."""
+"""Comity: many agents on many machines as one network. They find each other, talk, share out work, and survive failures."""
+
+from comity.connect import connect
+from comity.errors import ComityError, Refuse, TaskFailed
+from comity.lazy import __getattr__ as __getattr__
+
+__version__ = "0.1.0"
+__all__ = [
+    "Agent",
+    "Attempt",
+    "Client",
+    "ComityError",
+    "Envelope",
+    "Message",
+    "Performative",
+    "Refuse",
+    "Requirements",
+    "Settings",
+    "Strategy",
+    "Task",
+    "TaskFailed",
+    "connect",
+]

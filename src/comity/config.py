@@ -192,7 +192,7 @@ def _convert(name: str, value: Any, origin: str) -> Any:
     kind = _TYPES[name]
     if isinstance(value, str) and name == "urls":
         value = tuple(part.strip() for part in value.split(",") if part.strip())
-    if isinstance(value, str | Path) and kind in (Path, Path | None):
+    if isinstance(value, str | os.PathLike) and kind in (Path, Path | None):
         return Path(value).expanduser()
     try:
         return msgspec.convert(value, kind, strict=not isinstance(value, str))

@@ -110,8 +110,8 @@ class Contexts:
 
 
 def resolve(loaded: Loaded, env: Mapping[str, str] | None = None) -> Context:
-    """The connection meant by the settings: their urls, else their context, else the current context, else the network
-    whose data directory they name (by default: the one in the default place).
+    """The connection meant by the settings: their urls or context (whichever is nearer to the caller), else the network of a
+    data directory they name, else the current context, else the network in the default data directory.
 
     An address without credentials borrows those of a context that lists it. Raises NotFound (no such context),
     Unreachable (nothing says where a network is), BadSettings (an address and a context together, or a damaged file).
@@ -119,29 +119,29 @@ def resolve(loaded: Loaded, env: Mapping[str, str] | None = None) -> Context:
     settings, sources = loaded
     saved = Contexts(config_home(os.environ if env is None else env))
     local = Context.read_local(settings.data_dir)
-    nearer = _distance(sources["urls"]) - _distance(sources["context"])
-    if settings.urls and settings.context and nearer == 0:
-        raise BadSettings("give an address or a context, not both", setting="urls", other="context")
-    named = settings.context if not settings.urls or nearer > 0 else ""
-    if named == LOCAL and LOCAL not in saved.names() and local:
-        found = local
-    elif named:
-        found = saved.get(named)
-    elif settings.urls:
-        known = saved.with_url(settings.urls[0]) or (local if local and settings.urls[0] in local.urls else None)
-        found = msgspec.structs.replace(known or Context(urls=()), urls=settings.urls)
-    elif saved.current:
-        found = saved.get(saved.current)
-    elif local:
-        found = local
-    else:
-        raise Unreachable(
-            "no network is known here: start one with comity up, or name one with --connect or --context",
-            data_dir=str(settings.data_dir),
-        )
+    found = _choose(loaded, saved, local)
     if settings.credentials:
         found = msgspec.structs.replace(found, credentials=str(settings.credentials), authority="")
     return msgspec.structs.replace(found, network=settings.network) if sources["network"] != "default" else found
+
+
+def _choose(loaded: Loaded, saved: Contexts, local: Context | None) -> Context:
+    settings, sources = loaded
+    nearer = _distance(sources["urls"]) - _distance(sources["context"])
+    if settings.urls and settings.context and nearer == 0:
+        raise BadSettings("give an address or a context, not both", setting="urls", other="context")
+    if settings.context and (not settings.urls or nearer > 0):
+        is_local = settings.context == LOCAL and LOCAL not in saved.names()
+        return local if is_local and local else saved.get(settings.context)
+    if settings.urls:
+        known = saved.with_url(settings.urls[0]) or (local if local and settings.urls[0] in local.urls else None)
+        return msgspec.structs.replace(known or Context(urls=()), urls=settings.urls)
+    if local and (sources["data_dir"] != "default" or not saved.current):
+        return local
+    if saved.current and _distance(sources["data_dir"]):
+        return saved.get(saved.current)
+    message = f"no network is known here (none has left word in {settings.data_dir})"
+    raise Unreachable(f"{message}: start one with comity up, or name one with --connect or --context")
 
 
 def _distance(source: str) -> int:

@@ -44,7 +44,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.sim": WORDS + DOORS + FACES + MEMORY + ("comity.core", "comity.config", "comity.node", "comity.controller"),
     "comity.cli": ("comity",),
     "comity.__main__": ("comity.cli",),
-    "comity": WORDS + FACES + ("comity.config", "comity.connect"),
+    "comity.lazy": WORDS + FACES + ("comity.config",),
+    "comity": WORDS + ("comity.connect", "comity.lazy"),
 }
 ALONE = ("comity.bus", "comity.registry", "comity.log", "comity.store")
 NOBODY = ("comity.cli", "comity.sim")

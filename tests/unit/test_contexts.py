@@ -75,6 +75,16 @@ def test_current_beats_local_and_a_name_beats_both(env: dict[str, str], tmp_path
     assert choose({**env, "COMITY_CONTEXT": "here"}, tmp_path) == HERE
 
 
+def test_a_data_directory_that_is_named_beats_the_current_context(env: dict[str, str], tmp_path: Path) -> None:
+    Contexts(config_home(env)).put("lab", LAB)
+    HERE.write_local(tmp_path / "mine")
+    assert choose(env, tmp_path, data_dir=tmp_path / "mine") == HERE
+    assert choose({**env, "COMITY_DATA_DIR": str(tmp_path / "mine")}, tmp_path) == HERE
+    assert choose({**env, "COMITY_DATA_DIR": str(tmp_path / "none")}, tmp_path) == LAB
+    with pytest.raises(Unreachable, match="none"):
+        choose(env, tmp_path, data_dir=tmp_path / "none")
+
+
 def test_an_address_borrows_credentials_of_its_context(env: dict[str, str], tmp_path: Path) -> None:
     Contexts(config_home(env)).put("lab", LAB)
     assert choose(env, tmp_path, urls="nats://lab:4222") == LAB

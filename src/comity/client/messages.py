@@ -93,8 +93,11 @@ class Messages:
         try:
             return await talk.future
         except asyncio.CancelledError:
-            about = {"receiver": agent, "topic": envelope.topic, "in_reply_to": envelope.id}
-            self.post(node, self.envelope(b"null", sender=envelope.sender, performative=Performative.CANCEL, **about))
+            called_off = self.envelope(
+                b"null", sender=envelope.sender, performative=Performative.CANCEL, receiver=agent, topic=envelope.topic,
+                in_reply_to=envelope.id,
+            )  # fmt: skip
+            self.post(node, called_off)
             raise
         finally:
             alarm.cancel()

@@ -1,0 +1,17 @@
+from comity.agent import Agent as Agent
+from comity.client import Client as Client
+from comity.client import Task as Task
+from comity.config import Settings as Settings
+from comity.connect import connect as connect
+from comity.errors import ComityError as ComityError
+from comity.errors import Refuse as Refuse
+from comity.errors import TaskFailed as TaskFailed
+from comity.handles import Attempt as Attempt
+from comity.handles import Message as Message
+from comity.model.capability import Requirements as Requirements
+from comity.model.capability import Strategy as Strategy
+from comity.model.envelope import Envelope as Envelope
+from comity.model.envelope import Performative as Performative
+
+__version__: str
+__all__: list[str]
