@@ -61,7 +61,7 @@ def staged(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None
 async def until(true: Callable[[], bool]) -> None:
     """Let time pass until ``true``."""
     async with asyncio.timeout(LIMIT_S):
-        while not true():
+        while not true():  # noqa: ASYNC110 - what is waited for is not always an event
             await asyncio.sleep(0.002)
 
 

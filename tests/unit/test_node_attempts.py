@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from node_stage import Stage, staged, until
 
 from comity.agent import Agent
 from comity.errors import InvalidInput, NoAgent, Refuse
@@ -16,7 +17,6 @@ from comity.model.capability import AgentStatus
 from comity.model.codec import digest
 from comity.model.ids import AgentId, TaskId
 from comity.model.task import LOG_LIMIT, Logged, Stored
-from node_stage import Stage, staged, until
 
 
 def settle(item: wire.Done | wire.Failed | wire.Declined) -> wire.Settled:
@@ -31,11 +31,9 @@ async def test_a_batch_of_quick_attempts_is_answered_in_one_batch_without_began(
     async def double(n: int) -> int:
         return 2 * n
 
-    node, leader = await stage.started(agent)
-    leader.forget()
+    _, leader = await stage.started(agent)
     batches: list[int] = []
-    leader.receive = lambda d, take=leader.receive: (batches.append(len(wire.decode(d.data))), take(d))  # type: ignore
-    await leader.bus.subscribe("topic/leader", leader.receive)
+    await leader.bus.subscribe("topic/leader", lambda delivery: batches.append(len(wire.decode(delivery.data))))
     leader.say("n1", *(leader.run("double", {"n": i}, task=f"t{i}") for i in range(64)))
     await until(lambda: len({item.task for item in leader.all(wire.Done)}) == 64)
     assert not leader.all(wire.Began)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from math import inf
@@ -143,7 +144,7 @@ class Attempts:
         self._wall = wall
         self._keep_s = keep_s
         self._grace_s = grace_s
-        self._ended: dict[TaskId, int] = {}
+        self._ended: OrderedDict[TaskId, int] = OrderedDict()
         self._fresh: list[Running] = []
         self.quiet.set()
 
@@ -290,9 +291,9 @@ class Attempts:
 
     def _over(self, task: TaskId, epoch: int) -> None:
         """Remember for a while that this epoch is over: a late or repeated message must not start it again."""
-        self._ended[task] = max(epoch, self._ended.pop(task, -1))
-        while len(self._ended) > ENDED_KEPT:
-            del self._ended[next(iter(self._ended))]
+        self._ended[task] = max(epoch, self._ended.get(task, -1))
+        if len(self._ended) > ENDED_KEPT:
+            self._ended.popitem(last=False)
 
     def _rest(self) -> None:
         if not self.running and not self.unsettled:

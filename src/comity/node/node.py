@@ -52,8 +52,8 @@ _log = structlog.get_logger("comity.node")
 class Node:
     """One node process; its id is the bus's process id. ``wall`` gives seconds since 1970; ``rng`` must be hard to guess outside
     tests. ``incarnation`` must be higher than that of any earlier life (default: the wall clock in ms). ``about`` says where it
-    runs (host, pid, region, zone, version, resources). ``performer`` calls the agents' functions. The doors are their owner's to
-    close."""
+    runs (host, pid, region, zone, version, resources). ``performer`` calls the agents' functions. Made in the event loop. The
+    doors are their owner's to close."""
 
     def __init__(
         self,
@@ -72,8 +72,6 @@ class Node:
     ) -> None:
         self.node = bus.process
         self.bus = bus
-        self.registry = registry
-        self.store = store
         self.settings = settings
         self.wall = wall
         self.incarnation = int(wall() * 1000) if incarnation is None else incarnation
@@ -83,18 +81,24 @@ class Node:
         self._is_leaving = False
         self.outbox = Outbox(bus)
         self.lease = Lease(settings.orphan_s, lambda: rng.getrandbits(53))
-        self.client: Client
-        self.attempts: Attempts
-        self.messages: Messages
-        self.announcer: Announcer
-        self.pools: Pools
-        self._rng = rng
+        self.client = Client(bus, registry, store, settings, wall=wall, rng=rng, outbox=self.outbox)
+        self.pools = Pools()
+        calls = performer(self.pools)
+        self.attempts = Attempts(
+            self.node, store, calls, lambda item: self.outbox.post(LEADER, item), self._speak_for_attempt, wall,
+            keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
+        )  # fmt: skip
+        self._agents: dict[str, Agent] = {}
+        self.messages = Messages(
+            self.node, self.incarnation, self._agents.get, calls, self.outbox.post, self._speak_for_call, wall
+        )
+        self.announcer = Announcer(self.node, registry, self.record)
+        self._loop = asyncio.get_running_loop()
         self._measure = measure
-        self._performer = performer
         self._about = about or NodeRecord(id=self.node, incarnation=0)
         self._started_at = int(wall() * 1000)
-        self._agents: dict[str, Agent] = {}
-        self._initial = list(agents)
+        self._controls = Control(self)
+        self._is_started = False
         self._ready = asyncio.Event()
         self._cancels: list[Cancel] = []
         self._held: list[tuple[float, wire.Item, ProcessId]] = []
@@ -118,33 +122,19 @@ class Node:
             wire.Control: self._control,
             wire.Ping: lambda item, sender: self.outbox.post(to(sender), wire.Pong(item.ref)),
         }
+        for agent in agents:
+            self.add(agent)
 
     # Joining and leaving
 
     async def start(self, timeout_s: float | None = None) -> None:
         """Listen, announce the agents, begin to send beacons. Raises Disconnected, AccessDenied, or what keeps it from announcing
         after ``timeout_s`` (default ``request_timeout_s``)."""
-        self._loop = asyncio.get_running_loop()
         self._measure = self._measure or measured()
-        self.client = Client(
-            self.bus, self.registry, self.store, self.settings, wall=self.wall, rng=self._rng, outbox=self.outbox
-        )
-        self.pools = Pools()
-        performer = self._performer(self.pools)
-        self.attempts = Attempts(
-            self.node, self.store, performer, lambda item: self.outbox.post(LEADER, item), self._speak_for_attempt, self.wall,
-            keep_s=self.settings.keep_finished_s, grace_s=self.settings.cancel_grace_s,
-        )  # fmt: skip
-        self.messages = Messages(
-            self.node, self.incarnation, self._agents.get, performer, self.outbox.post, self._speak_for_call, self.wall
-        )
-        self._controls = Control(self)
-        self.announcer = Announcer(self.node, self.registry, self.record)
+        self._is_started = True
         self.bus.on_state(self._link)
         for address in (to(self.node), EVERYONE):
             self._cancels.append(await self.bus.subscribe(address, self._receive))
-        for agent in self._initial:
-            self.add(agent)
         self.announcer.start()
         await self._announced(self.settings.request_timeout_s if timeout_s is None else timeout_s)
         await self.client.open()
@@ -201,7 +191,8 @@ class Node:
         for timer in (self._tick_timer, self._soon):
             if timer is not None:
                 timer.cancel()
-        self.outbox.post(LEADER, wire.Leaving(self.incarnation))
+        if self._is_started:
+            self.outbox.post(LEADER, wire.Leaving(self.incarnation))
         await ended([*self._work, *self.attempts.lingering], self.settings.cancel_grace_s)
         await self.announcer.close()
         await self.client.close()

@@ -1,0 +1,490 @@
+"""A node from its joining to its leaving: what it announces, how it says that it lives, how it lets go."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from node_stage import Caller, Leader, Stage, staged, until
+
+from comity.agent import Agent
+from comity.bus.base import to
+from comity.errors import AccessDenied, Conflict, Disconnected, ShuttingDown, TimedOut, UnknownAgent, Unreachable
+from comity.handles import Attempt
+from comity.model import wire
+from comity.model.capability import AgentStatus, NodeRecord, Resources
+from comity.model.ids import ProcessId
+from comity.node.announce import CHUNK
+from comity.registry.memory import MemoryRegistry
+
+
+def worker(name: str = "a", **options: Any) -> Agent:
+    agent = Agent(name, **options)
+
+    @agent.capability
+    async def work(seconds: float = 0.0) -> str:
+        """Do some work."""
+        await asyncio.sleep(seconds)
+        return "done"
+
+    return agent
+
+
+class Watched(MemoryRegistry):
+    """Notes what is written, and whether the node could be reached at that moment; fails when told."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage.registry)
+        self.stage = stage
+        self.puts: list[str] = []
+        self.unheard: list[str] = []
+        self.failing: Exception | None = None
+
+    async def put(self, key: str, value: bytes, **options: Any) -> int:
+        if self.failing is not None:
+            raise self.failing
+        self.puts.append(key)
+        if not self.stage.network._members(to("n1")):
+            self.unheard.append(key)
+        return await super().put(key, value, **options)
+
+
+# Joining
+
+
+@staged
+async def test_agents_are_announced_once_they_can_be_reached(stage: Stage) -> None:
+    watched = Watched(stage)
+    agent = worker(tags={"x", "b"}, labels={"team": "red"}, kind="llm", version="2.1", concurrency=3, weight=0.5, zone="z1")
+    agent.update(resources={"cpu": 4.0, "gpu": 1})
+    about = NodeRecord(id=ProcessId(""), incarnation=0, host="h", pid=7, region="eu", zone="z0")
+    node, _ = await stage.started(agent, worker("b"), registry=watched, about=about)
+    kinds = [key.split("/")[0] for key in watched.puts]
+    assert kinds == ["schemas", "agents", "nodes"] and not watched.unheard, "schemas once, the node last"
+    record = stage.agents()["n1/a"]
+    assert record.tags == ("b", "x") and record.labels == {"team": "red"} and record.kind == "llm" and record.version == "2.1"
+    assert record.concurrency == 3 and record.weight == 0.5 and record.region == "eu" and record.zone == "z1"
+    assert record.resources == Resources(cpu=4.0, gpu=1) and record.node == "n1" and record.status == "active"
+    assert record.registered_at == int(stage.wall() * 1000) // 1000 * 1000 or record.registered_at > 0
+    (offer,) = record.offers
+    capability = wire.decode_capability(stage.registry.records[f"schemas/n1/{offer.schema}"].value)
+    assert capability.name == "work" and capability.description == "Do some work."
+    assert capability.input_schema["properties"]["seconds"] == {"type": "number", "default": 0.0}
+    shown = stage.record()
+    assert shown is not None and (shown.host, shown.pid, shown.incarnation) == ("h", 7, node.incarnation)
+    assert stage.agents()["n1/b"].zone == "z0"
+
+
+@staged
+async def test_beacons_say_how_it_is(stage: Stage) -> None:
+    node, leader = await stage.started(worker(), worker("b"))
+    leader.assign("work", {"seconds": 3.0})
+    await leader.next(wire.Began)
+    leader.forget()
+    before = asyncio.get_running_loop().time()
+    for _ in range(4):
+        beacon = await leader.next(wire.Beacon)
+    assert asyncio.get_running_loop().time() - before == pytest.approx(4 * stage.settings.beacon_s, abs=stage.settings.beacon_s)
+    assert (beacon.running, beacon.agents, beacon.cpu, beacon.memory_mb) == (1, 2, 0.25, 100.0)
+    assert (beacon.host_cpu_free, beacon.host_memory_free_mb, beacon.draining, beacon.calls) == (1.5, 1000.0, False, {})
+    assert beacon.incarnation == node.incarnation and beacon.lag_s < 0.01
+    assert len({item.seq for item in leader.all(wire.Beacon)}) == len(leader.all(wire.Beacon))
+
+
+@staged
+async def test_an_unknown_node_announces_itself_again(stage: Stage) -> None:
+    leader = await stage.leader()
+    leader.knows = False
+    node = stage.node("n1", [worker()])
+    await node.start()
+    with pytest.raises(TimedOut):
+        await node.ready(2.0)
+    stage.registry.remove("agents/n1/0")
+    stage.registry.remove("nodes/n1")
+    await until(lambda: "n1/a" in stage.agents() and stage.record() is not None)
+    leader.knows = True
+    await node.ready(2.0)
+
+
+@staged
+async def test_what_a_former_life_left_is_cleared_away(stage: Stage) -> None:
+    registry = MemoryRegistry(stage.registry)
+    await registry.put("agents/n1/7", wire.encode_agents([]))
+    await registry.put("schemas/n1/0123", b"{}")
+    await registry.put("agents/n10/0", b"another's")
+    await stage.started(worker())
+    left = sorted(key for key in stage.registry.records if not key.startswith("schemas/"))
+    assert left == ["agents/n1/0", "agents/n10/0", "nodes/n1"]
+    assert "schemas/n1/0123" not in stage.registry.records
+
+
+@staged
+async def test_a_registry_that_does_not_answer_keeps_a_node_from_starting(stage: Stage) -> None:
+    watched = Watched(stage)
+    watched.failing = AccessDenied("not yours")
+    node = stage.node("n1", [worker()], registry=watched)
+    with pytest.raises(AccessDenied):
+        await node.start(2.0)
+    await node.stop()
+
+
+@staged
+async def test_announcing_outlives_a_failing_registry(stage: Stage) -> None:
+    watched = Watched(stage)
+    agent = worker()
+    node, _ = await stage.started(agent, registry=watched)
+    watched.failing = Unreachable("away")
+    agent.update(status="paused")
+    await asyncio.sleep(3)
+    assert not node.announcer.announced.is_set() and node.announcer.failure is watched.failing
+    watched.failing = None
+    await node.announcer.announced.wait()
+    assert stage.agents()["n1/a"].status == "paused"
+
+
+@staged
+async def test_the_record_is_renewed_while_the_node_lives(stage: Stage) -> None:
+    await stage.started(worker())
+    for _ in range(6):
+        await asyncio.sleep(25)
+        assert stage.record() is not None
+    await asyncio.sleep(2 * 3600)
+    assert "n1/a" in stage.agents() and any(key.startswith("schemas/n1/") for key in stage.registry.records)
+
+
+# Agents of a running node
+
+
+@staged
+async def test_ten_thousand_agents_and_only_what_changed_is_written(stage: Stage) -> None:
+    async def work(n: int) -> int:
+        return n
+
+    agents = [Agent(f"a{i}") for i in range(10_000)]
+    for agent in agents:
+        agent.capability(work)
+    watched = Watched(stage)
+    node, leader = await stage.started(*agents, registry=watched)
+    chunks = [key for key in watched.puts if key.startswith("agents/")]
+    assert len(chunks) == len(set(chunks)) == 10_000 // CHUNK
+    assert sum(key.startswith("schemas/") for key in watched.puts) == 1
+    watched.puts.clear()
+    for agent in agents[:CHUNK]:
+        agent.update(tags={"new"})
+    await node.announcer.announced.wait()
+    assert watched.puts == ["agents/n1/0"]
+    assert stage.agents()["n1/a3"].tags == ("new",)
+    leader.say("n1", leader.run("work", 5, agent="n1/a9999"))
+    assert await leader.done() == 5
+    assert len(asyncio.all_tasks()) < 10
+
+
+@staged
+async def test_agents_join_change_and_leave_a_running_node(stage: Stage) -> None:
+    node, leader = await stage.started(worker())
+    late = worker("late")
+    node.add(late)
+    with pytest.raises(Conflict):
+        node.add(worker("late"))
+    with pytest.raises(Conflict):
+        stage.node("n2", [late])
+    await node.announcer.announced.wait()
+    assert "n1/late" in stage.agents() and late.id == "n1/late"
+
+    @late.capability
+    async def more() -> str:
+        return "more"
+
+    late.update(tags={"t"}, labels={"k": "v"}, concurrency=2, endpoints={"web": "http://x"}, resources={"cpu": 2})
+    await node.announcer.announced.wait()
+    record = stage.agents()["n1/late"]
+    assert [offer.name for offer in record.offers] == ["work", "more"] and record.endpoints == {"web": "http://x"}
+    leader.say("n1", leader.run("more", agent="n1/late"))
+    assert await leader.done() == "more"
+    late.withdraw("more")
+    await node.announcer.announced.wait()
+    assert [offer.name for offer in stage.agents()["n1/late"].offers] == ["work"]
+
+    leader.say("n1", leader.run("work", {"seconds": 100}, agent="n1/late", task="t2"))
+    await leader.next(wire.Began)
+    node.remove("n1/late")
+    assert "has left" in (await leader.next(wire.Declined)).reason
+    await node.announcer.announced.wait()
+    assert "n1/late" not in stage.agents() and late.id is None
+    for unknown in ("late", "n2/a"):
+        with pytest.raises(UnknownAgent):
+            node.remove(unknown)
+    with pytest.raises(ShuttingDown):
+        await late.submit("work")
+    late.update(status="paused")  # nobody is told
+
+
+@staged
+async def test_a_chunk_that_grows_too_large_is_split_and_an_empty_one_removed(stage: Stage) -> None:
+    big = {f"label{i}": "x" * 1000 for i in range(60)}
+    agents = [Agent(f"a{i}", labels=big) for i in range(20)]
+    node, _ = await stage.started(*agents)
+    chunks = [record for key, record in stage.registry.records.items() if key.startswith("agents/")]
+    assert len(chunks) > 1 and all(len(record.value) < 600_000 for record in chunks)
+    assert len(stage.agents()) == 20
+    for agent in agents:
+        node.remove(agent)
+    await node.announcer.announced.wait()
+    assert not any(key.startswith("agents/") for key in stage.registry.records)
+
+
+# Orders from outside
+
+
+@staged
+async def test_a_node_can_be_told_what_to_do(stage: Stage) -> None:
+    node, leader = await stage.started(worker(), worker("b"))
+    caller = await Caller.join(stage)
+
+    async def told(what: str, **args: Any) -> Any:
+        answer = await caller.control(what, **args)
+        return answer.code or msgspec.json.decode(answer.body)
+
+    assert await told("pause", agent="n1/a") == {"agent": "n1/a", "status": "paused"}
+    await node.announcer.announced.wait()
+    assert stage.agents()["n1/a"].status == AgentStatus.PAUSED
+    assert (await told("resume", agent="a"))["status"] == "active"
+    assert await told("update", agent="a", changes={"tags": ["q"], "weight": 2}) == {"agent": "n1/a", "status": "active"}
+    assert node.find("a").tags == ("q",)
+    assert await told("update", agent="a", changes={"tags": 5}) == "bad-input"
+    assert await told("update", agent="a", changes={"nothing": 5}) == "bad-input"
+    assert await told("pause", agent="x") == "unknown-agent"
+    assert await told("pause", agent="n2/a") == "unknown-agent"
+    assert await told("dance", agent="a") == "not-found"
+    assert await told("pause", agnet="a") == "bad-input"
+    assert (await told("remove", agent="b"))["status"] == "left"
+    assert [agent.name for agent in node.agents] == ["a"]
+    assert await told("drain", timeout_s=1.0) == {"node": "n1", "draining": True}
+    leader.assign("work")
+    assert "draining" in (await leader.next(wire.Declined)).reason
+    await caller.bus.send(to("n1"), wire.encode([wire.Ping(77)]))
+    await until(lambda: wire.Pong(77) in caller.items)
+
+
+@staged
+async def test_an_evicted_node_stops_and_comes_back_as_a_new_life(stage: Stage) -> None:
+    node, leader = await stage.started(worker())
+    leader.assign("work")
+    done = await leader.next(wire.Done)
+    leader.assign("work", {"seconds": 100}, task="t2")
+    await leader.next(wire.Began)
+    first = node.incarnation
+    leader.forget()
+    leader.say("n1", wire.Evicted(first - 1, "long ago"))
+    await asyncio.sleep(0.1)
+    assert node.attempts.running
+    leader.knows = False
+    leader.say("n1", wire.Evicted(first, "silent"))
+    beacon = await leader.next(wire.Beacon)
+    assert beacon.incarnation > first and beacon.running == 0 and not node.attempts.running
+    leader.assign("work", task="t3", incarnation=first)
+    assert "started anew" in (await leader.next(wire.Declined)).reason
+    leader.knows = True
+    await node.ready()
+    shown = stage.record()
+    assert shown is not None and shown.incarnation == node.incarnation
+    leader.assign("work", task="t4", incarnation=node.incarnation)
+    assert await leader.done() == "done"
+    assert done.task not in {item.task for item in leader.all(wire.Done)}, "what the old life reported is not repeated"
+
+
+@staged
+async def test_an_old_acknowledgement_does_not_renew_the_lease_of_a_new_life(stage: Stage) -> None:
+    node, leader = await stage.started(worker())
+    leader.is_mute = True
+    leader.forget()
+    beacon = await leader.next(wire.Beacon)
+    leader.say("n1", wire.Evicted(node.incarnation, "silent"), wire.BeaconAck(beacon.seq, 1, 3.0, 0))
+    await asyncio.sleep(0.1)
+    assert not node.lease.may_begin(asyncio.get_running_loop().time())
+
+
+@staged
+async def test_an_acknowledgement_of_an_old_term_does_not_count(stage: Stage) -> None:
+    node, leader = await stage.started(worker())
+    leader.is_mute = True
+    new = await stage.leader("k2", term=5)
+    await until(lambda: node.lease.leader == "k2")
+    new.is_mute = True
+    leader.forget()
+    beacon = await leader.next(wire.Beacon)
+    contact_at = node.lease.contact_at
+    leader.say("n1", wire.BeaconAck(beacon.seq, 1, 3.0, 0))
+    await asyncio.sleep(0.1)
+    assert node.lease.contact_at == contact_at and node.lease.leader == "k2" and node.lease.term == 5
+
+
+@staged
+async def test_after_a_broken_connection_everything_is_said_again(stage: Stage) -> None:
+    node, leader = await stage.started(worker())
+    leader.assign("work", {"seconds": 1.0})
+    leader.assign("work", {"seconds": 50.0}, task="t2", timeout_s=100.0)
+    await leader.next(wire.Began)
+    await leader.next(wire.Began)
+    stage.network.disconnect(ProcessId("n1"))
+    await asyncio.sleep(2)
+    assert not leader.all(wire.Done)
+    leader.forget()
+    stage.network.reconnect(ProcessId("n1"))
+    before = asyncio.get_running_loop().time()
+    assert (await leader.next(wire.Done)).task == "t1"
+    assert (await leader.next(wire.Began)).task == "t2"
+    await leader.next(wire.Beacon)
+    assert asyncio.get_running_loop().time() - before < 0.05
+    assert node.outbox.dropped
+
+
+# Children
+
+
+@staged
+async def test_a_parent_that_awaits_a_child_holds_no_slot(stage: Stage) -> None:
+    agent = Agent("a")
+
+    @agent.capability
+    async def parent(attempt: Attempt) -> int:
+        children = await attempt.submit_many("child", [1, 2])
+        return sum(await asyncio.gather(*(child.result() for child in children)))
+
+    _, leader = await stage.started(agent)
+    answers = Answers(leader)
+    leader.assign("parent", epoch=7, remaining_ms=20_000, trace="tr")
+    await until(lambda: len(answers.submitted) == 2)
+    for spec in answers.submitted:
+        assert (spec.parent, spec.parent_epoch, spec.submitter, spec.trace) == ("t1", 7, "n1", "tr")
+        assert 19_000 < spec.deadline_ms <= 20_000
+    slot = await leader.next(wire.Slot)
+    assert (slot.task, slot.epoch, slot.held) == ("t1", 7, False)
+    leader.term = 2  # a new leader is told which slots are not held
+    leader.tell_all(wire.Leading(2, ProcessId("k1"), 0))
+    assert not (await leader.next(wire.Slot)).held
+    for spec, result in zip(answers.submitted, (b"10", b"20"), strict=True):
+        leader.say("n1", wire.Ended(spec.id, "completed", result))  # type: ignore[arg-type]
+    assert (await leader.next(wire.Slot)).held
+    assert await leader.done() == 30
+    assert len(leader.all(wire.Slot)) == 3
+
+
+class Answers:
+    """Plays the part of the leader that clients talk to."""
+
+    def __init__(self, leader: Leader) -> None:
+        self.submitted: list[Any] = []
+        self._leader = leader
+        take = leader.bus.subscribe("topic/leader", self.receive)
+        self._work = asyncio.get_running_loop().create_task(take)  # type: ignore[arg-type]
+
+    def receive(self, delivery: Any) -> None:
+        leader = self._leader
+        for item in wire.decode(delivery.data):
+            if isinstance(item, wire.Ask):
+                now_ms = int(leader.stage.wall() * 1000)
+                hello = {"network_id": "net", "term": leader.term, "leader": "k1", "now_ms": now_ms}
+                leader.say(delivery.sender, wire.Answer(item.ref, "", msgspec.json.encode(hello)))
+            elif isinstance(item, wire.SubmitTask):
+                self.submitted.append(item.spec)
+                leader.say(delivery.sender, wire.Accepted(((item.spec.id, item.spec.id),)))
+
+
+# Leaving
+
+
+@staged
+async def test_a_draining_node_finishes_what_it_can_and_hands_back_the_rest(stage: Stage) -> None:
+    node, leader = await stage.started(worker())
+    leader.assign("work", {"seconds": 3.0})
+    leader.assign("work", {"seconds": 1000.0}, task="t2", timeout_s=2000.0)
+    await leader.next(wire.Began)
+    await leader.next(wire.Began)
+    leader.forget()
+    drained = asyncio.create_task(node.drain(10.0))
+    assert (await leader.next(wire.Beacon)).draining
+    leader.assign("work", task="t3")
+    declined = await leader.next(wire.Declined)
+    assert declined.task == "t3" and "draining" in declined.reason
+    leader.say("n1", wire.Settled((("t3", 1),)))  # type: ignore[arg-type]
+    assert (await leader.next(wire.Done)).task == "t1"
+    leader.say("n1", wire.Settled((("t1", 1),)))  # type: ignore[arg-type]
+    shown = stage.record()
+    assert shown is not None and shown.draining
+    assert not drained.done()
+    handed_back = await leader.next(wire.Declined)
+    assert handed_back.task == "t2"
+    leader.say("n1", wire.Settled((("t2", 1),)))  # type: ignore[arg-type]
+    await drained
+    assert not node.attempts.running and not leader.all(wire.Leaving)
+    await node.stop()
+    await until(lambda: bool(leader.all(wire.Leaving)))
+    assert leader.all(wire.Leaving)[-1].incarnation == node.incarnation
+    assert not stage.registry.records
+
+
+@staged
+async def test_stopping_leaves_nothing_behind(stage: Stage) -> None:
+    agent = worker()
+    node, leader = await stage.started(agent)
+    leader.assign("work", {"seconds": 1000.0})
+    await leader.next(wire.Began)
+
+    async def settle_soon() -> None:
+        declined = await leader.next(wire.Declined)
+        leader.say("n1", wire.Settled(((declined.task, declined.epoch),)))
+
+    settled = asyncio.create_task(settle_soon())
+    before = asyncio.get_running_loop().time()
+    await node.stop()
+    await settled
+    assert asyncio.get_running_loop().time() - before < 0.5
+    assert not stage.registry.records and agent.id is None
+    await node.stop()
+    with pytest.raises(ShuttingDown):
+        node.add(worker("z"))
+    await asyncio.sleep(10)
+    count = len(leader.all(wire.Beacon))
+    leader.assign("work", task="t2")
+    await asyncio.sleep(10)
+    assert len(leader.all(wire.Beacon)) == count and not stage.network._members(to("n1"))
+    other = stage.node("n2", [agent])  # it may be hosted again
+    await other.start()
+    assert agent.id == "n2/a"
+
+
+@staged
+async def test_a_stubborn_function_does_not_keep_a_node_from_leaving(stage: Stage) -> None:
+    agent = Agent("a")
+
+    @agent.capability
+    async def stubborn() -> None:
+        for _ in range(100):
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                continue
+
+    node, leader = await stage.started(agent)
+    leader.assign("stubborn", timeout_s=1e6)
+    await leader.next(wire.Began)
+    before = asyncio.get_running_loop().time()
+    await node.stop()
+    assert asyncio.get_running_loop().time() - before < 20
+
+
+@staged
+async def test_a_node_without_connection_can_leave(stage: Stage) -> None:
+    watched = Watched(stage)
+    node, _ = await stage.started(worker(), registry=watched)
+    stage.network.disconnect(ProcessId("n1"))
+
+    async def fail(key: str, **_: Any) -> None:
+        raise Disconnected("gone")
+
+    watched.delete = fail  # type: ignore[method-assign]
+    async with asyncio.timeout(30):
+        await node.stop()
