@@ -240,7 +240,9 @@ async def test_following_a_task_that_is_not_known_ends_in_a_typed_error(world: W
     assert ended.failure is not None and ended.failure.code == "unknown-task"
 
 
-async def test_finished_tasks_go_to_the_archive_and_are_still_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_finished_tasks_go_to_the_archive_and_are_still_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("comity.controller.keeping.CHUNK_AGE_MS", 0)
     controller = await world.controller()
     client = await world.peer("c1")
@@ -328,6 +330,16 @@ async def test_a_live_call_is_routed_and_counts_as_load(world: World) -> None:
     other = await world.peer("c2")
     await other.say(wire.Route(1, "echo", 5_000))
     assert (await other.hear(wire.Routed)).agent == "n1/a", "its caller died"
+
+
+async def test_a_strategy_set_for_a_capability_outlives_the_leader(world: World) -> None:
+    first = await world.controller()
+    client = await world.peer("c1")
+    assert await client.ask("strategy", capability="echo", strategy="mystery") == "bad-input"
+    await client.ask("strategy", capability="echo", strategy="round_robin")
+    await first.stop()
+    second = await world.controller("k2")
+    assert second.scheduling.strategy_of("echo") == "round_robin"
 
 
 async def test_shutdown_refuses_drains_and_says_so(world: World) -> None:

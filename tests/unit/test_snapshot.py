@@ -46,6 +46,7 @@ def contents(state: Tasks) -> bytes:
         [
             sorted(state.tasks.items()), state.counts, list(state.finished), state.children, state.keys, list(state.old_keys),
             state.nodes, state.archive, state.archived, state.snapshots, state.totals, state.last_epoch, state.generation,
+            state.strategies,
         ],
         order="sorted",
     )  # fmt: skip

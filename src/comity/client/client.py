@@ -372,12 +372,13 @@ class Client:
 
     # The network
 
-    async def events(self, after: int | None = None) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, after: int | None = None, *, follow: bool = True) -> AsyncIterator[dict[str, Any]]:
         """What happens in the network, without end: dicts with ``type``, ``at`` (UTC ms) and ``index``. From now on, or what
-        follows log index ``after`` first; ``events.gap`` tells of a part that the leader no longer has."""
+        follows log index ``after`` first; ``events.gap`` tells of a part that the leader no longer has. Without ``follow``
+        only what has happened (``after`` 0 unless given)."""
         self._exchange.check_open()
-        stream = self._exchange.streams.open(-1 if after is None else after)
-        async for event in self._exchange.streams.events(stream):
+        stream = self._exchange.streams.open(after if after is not None else -1 if follow else 0)
+        async for event in self._exchange.streams.events(stream, follow=follow):
             yield event
 
     async def stats(self) -> dict[str, Any]:
@@ -407,9 +408,13 @@ class Client:
         """How agents are picked for tasks of ``capability`` that do not say. Raises BadInput."""
         await self._ask("strategy", capability=capability, strategy=strategy_named(strategy))
 
-    async def shutdown(self) -> dict[str, Any]:
-        """Announce the end to every agent, refuse submits, drain, stop."""
-        return await self._ask("shutdown")
+    async def shutdown(self, timeout: float | None = None) -> dict[str, Any]:
+        """Announce the end to every agent, refuse submits, wait up to ``timeout`` seconds (default ``drain_timeout_s``) for what
+        runs, stop. What still ran and what waits: both go on when the network is started again."""
+        drain_s = self._exchange.settings.drain_timeout_s if timeout is None else timeout
+        wait_s = drain_s + self._exchange.settings.request_timeout_s
+        answer: dict[str, Any] = await self._exchange.ask("shutdown", {"timeout_s": drain_s}, wait_s)
+        return answer
 
     async def pause(self, agent: str) -> None:
         """Give an agent no new work. Raises UnknownAgent, BadInput (a name of several), PeerLost, TimedOut."""

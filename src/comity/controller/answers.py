@@ -19,7 +19,6 @@ from comity.core.archive import may_hold
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
 from comity.errors import BadInput, ComityError, NotFound, TooLarge, UnknownTask
-from comity.model.capability import strategy
 from comity.model.codec import from_json, to_json
 from comity.model.ids import ProcessId, TaskId, check_task_id
 from comity.model.task import Attempt, Logged, Payload, Stored, Task, TaskFailure, TaskState
@@ -124,7 +123,7 @@ class Answers:
         self._barrier = barrier
         self._choice = choice
         self._work: set[asyncio.Task[None]] = set()
-        self._plain: dict[str, Callable[[dict[str, Any]], Any]] = {**network, "strategy": self._strategy}
+        self._plain: dict[str, Callable[[dict[str, Any]], Any]] = {**network}
         self._confirmed: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]] = {
             "task": self._task,
             "tasks": self._tasks,
@@ -177,11 +176,6 @@ class Answers:
 
     async def _nothing(self, _args: dict[str, Any]) -> dict[str, Any]:
         return {}
-
-    def _strategy(self, args: dict[str, Any]) -> dict[str, Any]:
-        chosen = strategy(str(args.get("strategy", "")))
-        self._reconcile.scheduling.set_strategy(str(args.get("capability", "")), chosen)
-        return {"capability": args.get("capability"), "strategy": chosen}
 
     # Tasks
 

@@ -19,6 +19,7 @@ from comity.model.wire import EventNotice, FollowEvents
 RECENT = 4096
 """Entries whose changes are kept at hand; an older past is read back from the log."""
 _encode = msgspec.json.Encoder().encode
+_CURRENT = _encode({"type": "events.current", "at": 0})
 _INTERNAL = frozenset({"archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated"})
 
 
@@ -77,7 +78,8 @@ class Events:
                 follower.catching_up.cancel()
 
     def follow(self, item: FollowEvents, sender: ProcessId) -> None:
-        """Begin, go on or stop. With ``after`` >= 0 the past comes first; what of it is gone is told by ``events.gap``."""
+        """Begin, go on or stop. With ``after`` >= 0 the past comes first; what of it is gone is told by ``events.gap``, and
+        its end by ``events.current``."""
         key = (sender, item.ref)
         until = self._time() + item.for_ms / 1000
         known = self._followers.get(key)
@@ -87,7 +89,11 @@ class Events:
             known.until = until
         else:
             follower = self._followers[key] = Follower(sender, item, until)
-            if item.after >= 0 and not self._replay(follower):
+            if item.after < 0:
+                return
+            if self._replay(follower):
+                self._post(follower, 0, _CURRENT)
+            else:
                 follower.catching_up = asyncio.get_running_loop().create_task(self._catch_up(follower))
 
     def _replay(self, follower: Follower) -> bool:
@@ -120,6 +126,7 @@ class Events:
             self._post(follower, 0, _encode(body))
             follower.next = self._recent[0][0] if self._recent else follower.next
             self._replay(follower)
+        self._post(follower, 0, _CURRENT)
         follower.catching_up = None
 
     def _offer(self, follower: Follower, index: int, change: Change, at_ms: int) -> None:

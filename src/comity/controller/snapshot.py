@@ -16,6 +16,7 @@ from comity.core.archive import Chunk
 from comity.core.ledger import Ledger, LedgerState
 from comity.core.tasks import NodeLease, Tasks, Totals
 from comity.errors import Corrupt, ForeignData
+from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId
 from comity.model.task import SnapshotTaken, Task
 
@@ -39,6 +40,7 @@ class Head(msgspec.Struct, array_like=True):
     archive: list[Chunk]
     snapshots: list[SnapshotTaken]
     totals: Totals
+    strategies: dict[str, Strategy]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -65,6 +67,7 @@ class Writing:
         head = Head(
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
             state.keys, list(state.old_keys), nodes, state.archive, state.snapshots, state.totals,
+            state.strategies,
         )  # fmt: skip
         self._head = _encode(head)
         state.before_change = self._save
@@ -141,6 +144,7 @@ def _restore(head: Head, tasks: list[Task], network: NetworkId, key_window_ms: i
     state.last_epoch, state.time_ms = head.last_epoch, head.ledger.time_ms
     state.keys, state.old_keys = head.keys, deque(head.old_keys)
     state.archive, state.snapshots, state.totals = head.archive, head.snapshots, head.totals
+    state.strategies = head.strategies
     state.archived = sum(chunk.count for chunk in head.archive)
     state.nodes = {node: NodeLease(incarnation, since) for node, (incarnation, since) in head.nodes.items()}
     for task in sorted(tasks, key=lambda task: task.spec.id):

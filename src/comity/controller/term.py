@@ -21,11 +21,11 @@ from comity.core.membership import Leadership, Membership, Timing
 from comity.core.reconcile import Demand, Policy, Reconcile
 from comity.core.tasks import Change
 from comity.errors import ComityError
-from comity.model.capability import AgentRecord
+from comity.model.capability import AgentRecord, strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, NodeId, ProcessId, TaskId
-from comity.model.task import TaskSpec, TaskState
+from comity.model.task import Configure, TaskSpec, TaskState
 from comity.model.wire import Message
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Term:
                 "nodes": lambda _args: {"nodes": nodes(self.leader, c.census)},
                 "agents": lambda _args: {"agents": loads(self.leader, c.census)},
                 "shutdown": self._shutdown,
+                "strategy": self._set_strategy,
             },
         )  # fmt: skip
         self._join()
@@ -111,6 +112,7 @@ class Term:
     def begin(self) -> None:
         c = self._controller
         self.events.publish(c.ledger.index, c.state.time_ms, [Change("leader.elected", node=c.bus.process)])
+        self._apply_strategies()
         self.leader.begin()
         for node, lease in c.state.nodes.items():
             self.liveness.restore(node, lease.incarnation)
@@ -170,9 +172,15 @@ class Term:
     def _kept(self, changes: list[Change]) -> None:
         self.keeping.kept(changes)
         for change in changes:
+            if change.kind == "strategy.set":
+                self._apply_strategies()
             if change.node is not None and change.kind in ("node.evicted", "node.left"):
                 self.routing.caller_died(change.node)
                 self._spawn(self._forget(change.node))
+
+    def _apply_strategies(self) -> None:
+        for capability, chosen in self._controller.state.strategies.items():
+            self._controller.scheduling.set_strategy(capability, chosen)
 
     async def _forget(self, node: NodeId) -> None:
         """Clear a gone node's registrations away. If that fails they stay, which misleads nobody: it has no lease."""
@@ -229,6 +237,14 @@ class Term:
             self._durability = (level, reason)
         except ComityError as error:
             self._durability = ("unverified", error.message)
+
+    async def _set_strategy(self, args: dict[str, Any]) -> dict[str, Any]:
+        capability, chosen = str(args.get("capability", "")), strategy(str(args.get("strategy", "")))
+        self.leader.propose(Configure(capability, chosen))
+        effective = asyncio.Event()
+        self.leader.barrier(effective.set)
+        await effective.wait()
+        return {"capability": capability, "strategy": chosen}
 
     async def _shutdown(self, args: dict[str, Any]) -> dict[str, Any]:
         """Announce it to everyone, refuse submits, wait until nothing runs (or the time is over), then say so."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from comity.core.archive import Chunk, chunk
+from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
 from comity.model.task import (
     INLINE_LIMIT,
@@ -30,6 +31,7 @@ from comity.model.task import (
     Cancel,
     Canceled,
     Complete,
+    Configure,
     Dropped,
     Ending,
     Entry,
@@ -112,6 +114,7 @@ class Tasks:
         self.archive: list[Chunk] = []
         self.archived = 0
         self.snapshots: list[SnapshotTaken] = []
+        self.strategies: dict[str, Strategy] = {}
         self.totals = Totals()
         self.changes: list[Change] = []
         self.before_change: Callable[[Task], None] | None = None
@@ -137,6 +140,7 @@ class Tasks:
             Rate: self._rate,
             Barrier: self._barrier,
             TimeJump: self._barrier,
+            Configure: self._configure,
         }
 
     # What others ask
@@ -423,6 +427,10 @@ class Tasks:
             self._touch(task)
             task.score = command.score
             self.changes.append(Change("task.rated", task, task.past[-1] if task.past else None))
+
+    def _configure(self, command: Configure, index: int, _ordinal: int) -> None:
+        self.strategies[command.capability] = command.strategy
+        self.changes.append(Change("strategy.set", reason=f"{command.capability}: {command.strategy}"))
 
     def _barrier(self, command: Barrier | TimeJump, index: int, _ordinal: int) -> None:
         """Changes nothing."""

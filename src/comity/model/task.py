@@ -267,9 +267,16 @@ class TimeJump(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=20):
     to_ms: int
 
 
+class Configure(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=21):
+    """How agents are picked for tasks of ``capability`` that do not say."""
+
+    capability: str
+    strategy: Strategy
+
+
 Command = (
     Lead | Submit | Assign | Start | Complete | Fail | Requeue | Cancel | Canceled | Expire | NodeUp | Evict | NodeLeft
-    | Archived | Dropped | SnapshotTaken | Moved | Rate | Barrier | TimeJump
+    | Archived | Dropped | SnapshotTaken | Moved | Rate | Barrier | TimeJump | Configure
 )  # fmt: skip
 
 
