@@ -150,6 +150,14 @@ def test_load_outlives_the_agents_record() -> None:
     made.check()
 
 
+def test_calls_end_with_the_agents_record() -> None:
+    made = scheduling(agent("a"))
+    made.take(AgentId("n1/a"))
+    made.set_calls(AgentId("n1/a"), 3)
+    made.remove_agent(AgentId("n1/a"))
+    assert made.load(AgentId("n1/a")) == 1
+
+
 def test_load_may_come_before_the_agent() -> None:
     made = scheduling(agent("b", concurrency=9))
     made.take(AgentId("n1/a"))
@@ -381,6 +389,14 @@ def test_selective_pools_are_dropped_when_too_many(monkeypatch: pytest.MonkeyPat
             assert made.choose(C, Requirements(labels={"shard": str(i)})) == f"n1/r{i}"
             made.check()
     assert len(made._selective) == 3
+
+
+def test_the_pool_longest_unused_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POOLS", 2)
+    made = scheduling(*several(100), *(agent(f"r{i}", kind=f"k{i}") for i in range(3)))
+    for kind in ("k0", "k1", "k0", "k2"):
+        assert made.choose(C, Requirements(kind=kind)) is not None
+    assert [key[1][-1] for key in made._selective] == ["k0", "k2"]
 
 
 def test_selective_pools_are_dropped_when_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

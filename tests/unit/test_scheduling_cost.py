@@ -71,6 +71,14 @@ def _cost(made: Scheduling, strategy: Strategy, needs: Requirements | None) -> f
     return total / 40
 
 
+def test_rare_agents_are_found_without_looking_at_all() -> None:
+    made = _crowd(2000)
+    made.put_agent(agent("r1", "n1", tags=("rare",), kind="odd", labels={"shard": "7"}))
+    made.choose(C)
+    for needs in (Requirements(tags=("rare",)), Requirements(labels={"shard": "7"}), Requirements(kind="odd")):
+        assert _lines(lambda needs=needs: made.choose(C, needs)) < 600
+
+
 def test_the_cost_of_a_node_change_is_that_of_its_agents() -> None:
     made = _crowd(100)
     small = _lines(lambda: made.set_node(ProcessId("n1"), eligible=False))

@@ -216,6 +216,26 @@ def test_the_idle_come_before_the_busy_among_equals() -> None:
     assert choose(made, 6, strategy=BEST, take=True) == "a0 a1 a2 a0 a1 a2"
 
 
+def test_a_nearly_full_agent_scores_less_than_an_idle_one() -> None:
+    made = scheduling(declared("a", latency_ms=10), declared("b", latency_ms=10))
+    made.set_calls(AgentId("n1/a"), 6)
+    assert best(made, 3) == "b b b"
+    made.put_agent(agent("b", concurrency=1, offers=()))
+    assert best(made, 1) == "a"
+
+
+def test_the_first_sample_of_an_unknown_agent_does_not_decide_alone() -> None:
+    """It starts from what the others do: one slow first call does not put an agent behind all others for good."""
+    fits, new = Fits(), Candidate(AgentId("n/new"))
+    for _ in range(20):
+        fits.reference.add(latency=3.0, throughput=7.0)
+    fits.make(new).measure(8.0 * 32, True, 1, fits.reference)
+    assert fits.of(new).latency == pytest.approx(3.0 + 5.0 / (PRIOR + 1))
+    fits.declare(Candidate(AgentId("n/d")), Performance(latency_ms=1024.0), 1)
+    assert fits.reference.samples == 22
+    assert 3.0 < fits.reference.latency < 4.0
+
+
 def test_a_much_better_agent_is_filled_before_others_are_used() -> None:
     made = scheduling(declared("fast", latency_ms=1), declared("slow", latency_ms=1000))
     assert choose(made, 9, strategy=BEST, take=True) == " ".join(["fast"] * 8 + ["slow"])
