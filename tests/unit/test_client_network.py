@@ -226,3 +226,17 @@ async def test_timers_ring_in_order_by_one_timer_of_the_loop() -> None:
     assert len(timers._heap) < 600
     timers.close()
     assert timers._handle is None
+
+
+async def test_the_past_alone_ends_when_it_is_told() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        await client.ready()
+        events = client.events(follow=False)
+        first = asyncio.ensure_future(anext(events))
+        follow = await leader.first(wire.FollowEvents)
+        assert follow.after == 0
+        notice(leader, follow, 5, "task.submitted", task="t1")
+        leader.say("c1", wire.EventNotice(follow.ref, 0, wire.CURRENT))
+        assert (await first)["index"] == 5
+        assert [event async for event in events] == []

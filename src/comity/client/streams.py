@@ -14,7 +14,7 @@ from comity.client.timers import Alarm, Timers
 from comity.errors import ComityError
 from comity.model.codec import from_json
 from comity.model.ids import TaskId
-from comity.model.wire import EventNotice, FollowEvents
+from comity.model.wire import CURRENT, EventNotice, FollowEvents
 
 FOLLOW_MS = 15_000
 RENEW_S = 5.0
@@ -36,6 +36,8 @@ class Stream:
         self.waiter: asyncio.Future[None] | None = None
         self.error: ComityError | None = None
         self.is_over = False
+        self.is_current = False
+        """All of the past has been read that was to be had when it began."""
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -98,14 +100,19 @@ class Streams:
             stream.queue.append(item)
             stream.wake()
 
-    async def events(self, stream: Stream) -> AsyncIterator[dict[str, Any]]:
-        """Each event once, as a dict with ``type``, ``at`` (UTC ms) and ``index`` (0: live), until ``is_over``."""
+    async def events(self, stream: Stream, *, follow: bool = True) -> AsyncIterator[dict[str, Any]]:
+        """Each event once, as a dict with ``type``, ``at`` (UTC ms) and ``index`` (0: live), until ``is_over``, or, without
+        ``follow``, until the past is told."""
         try:
             while True:
                 while stream.queue:
                     item = stream.queue.popleft()
-                    if self._is_new(stream, item):
+                    if item.body == CURRENT:
+                        stream.is_current = True
+                    elif self._is_new(stream, item):
                         yield {**from_json(item.body), "index": item.index}
+                if stream.is_current and not follow:
+                    return
                 if stream.error is not None:
                     raise stream.error
                 if stream.is_over:

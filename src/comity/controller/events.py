@@ -14,12 +14,11 @@ from comity.bus.outbox import Outbox
 from comity.core.tasks import Change
 from comity.errors import ComityError
 from comity.model.ids import ProcessId, TaskId
-from comity.model.wire import EventNotice, FollowEvents
+from comity.model.wire import CURRENT, EventNotice, FollowEvents
 
 RECENT = 4096
 """Entries whose changes are kept at hand; an older past is read back from the log."""
 _encode = msgspec.json.Encoder().encode
-_CURRENT = _encode({"type": "events.current", "at": 0})
 _INTERNAL = frozenset({"archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated"})
 
 
@@ -92,7 +91,7 @@ class Events:
             if item.after < 0:
                 return
             if self._replay(follower):
-                self._post(follower, 0, _CURRENT)
+                self._post(follower, 0, CURRENT)
             else:
                 follower.catching_up = asyncio.get_running_loop().create_task(self._catch_up(follower))
 
@@ -126,7 +125,7 @@ class Events:
             self._post(follower, 0, _encode(body))
             follower.next = self._recent[0][0] if self._recent else follower.next
             self._replay(follower)
-        self._post(follower, 0, _CURRENT)
+        self._post(follower, 0, CURRENT)
         follower.catching_up = None
 
     def _offer(self, follower: Follower, index: int, change: Change, at_ms: int) -> None:

@@ -136,6 +136,10 @@ class EventNotice(Item, tag=25):
     body: bytes
 
 
+CURRENT = b'{"type":"events.current","at":0}'
+"""Body of the notice that ends the past a follower asked for."""
+
+
 class Leading(Item, tag=26):
     """Broadcast by a new leader, and to any process that asks an unfamiliar one: I lead in ``term``."""
 
