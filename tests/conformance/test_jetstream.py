@@ -151,6 +151,34 @@ class TestCalls:
         with pytest.raises(Disconnected):
             await late.open()
 
+    async def test_a_short_break_of_the_connection_is_noticed(
+        self, real_network: RealNetwork, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Shorter than the time between two looks at it."""
+        monkeypatch.setattr(jetstream, "TICK_S", 0.5)
+        nc = await quickly_back(real_network)
+        js = await JetStream(nc, timeout_s=20).open()
+        silent = f"cy.{real_network.network}.silent"
+        await nc.subscribe(silent)
+        call = asyncio.create_task(js.call(silent))
+        await asyncio.sleep(0)
+        await nc.force_reconnect()
+        async with asyncio.timeout(5):
+            with pytest.raises(Disconnected):
+                await call
+        assert nc.is_connected
+        await js.close()
+        await nc.close()
+
+
+async def quickly_back(network: RealNetwork) -> Client:
+    async def ignore(error: Exception) -> None:
+        """Breaks are what the test is about."""
+
+    return await network.connect(
+        "controller", "c3", max_reconnect_attempts=-1, reconnect_time_wait=0.001, error_cb=ignore
+    )
+
 
 class TestCursor:
     async def test_it_reads_one_subject_of_many(self, js: JetStream, stream: str, subject: str) -> None:
@@ -225,6 +253,25 @@ class TestCursor:
         await fill(js, subject, 2)
         assert numbers(await waiting) == [3, 4]
         await cursor.close()
+
+    async def test_a_follower_goes_on_after_a_short_break(
+        self, js: JetStream, stream: str, subject: str, real_network: RealNetwork, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jetstream, "SILENCE_S", 60.0)
+        nc = await quickly_back(real_network)
+        cursor = Cursor(await JetStream(nc).open(), stream, subject)
+        waiting = asyncio.create_task(take(cursor, 6))
+        for _ in range(3):
+            await fill(js, subject, 2)
+            await nc.force_reconnect()
+        assert numbers(await waiting) == [1, 2, 3, 4, 5, 6]
+        waiting = asyncio.create_task(take(cursor, 2))
+        await asyncio.sleep(0)
+        await nc.force_reconnect()
+        await fill(js, subject, 2)
+        assert numbers(await waiting) == [7, 8]
+        await cursor.close()
+        await nc.close()
 
     @pytest.mark.parametrize("lost", [1, 3, 10])
     async def test_a_row_lost_on_the_way_is_fetched_again(
