@@ -1,7 +1,8 @@
-"""Every setting of every program, in one frozen value, read once at the edge: flags > COMITY_* > comity.toml > defaults.
+"""Every setting of every program, in one frozen value, read once at the edge: flags > COMITY_* > comity.toml >
+defaults.
 
-Durations are seconds and end in ``_s``. A setting ``lease_s`` is the flag ``--lease-s``, the variable ``COMITY_LEASE_S`` and
-the key ``lease_s`` of ``comity.toml``.
+Durations are seconds and end in ``_s``. A setting ``lease_s`` is the flag ``--lease-s``, the variable
+``COMITY_LEASE_S`` and the key ``lease_s`` of ``comity.toml``.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ class Loaded(NamedTuple):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What may be set. Raises BadSettings, naming the field, for a value out of range or two that contradict each other.
+    """What may be set. Raises BadSettings, naming the field, for a value out of range or two that contradict each
+    other.
 
-    Where: ``network`` one subject token; ``urls`` of servers; ``context`` a named connection; ``credentials`` a creds file;
-    ``data_dir`` of the embedded network (default: the network's folder under ``data_home``).
-    Liveness: see each name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that.
-    Tasks: defaults for those that do not say. ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
+    Where: ``network`` one subject token; ``urls`` of servers; ``context`` a named connection; ``credentials`` a creds
+    file; ``data_dir`` of the embedded network (default: the network's folder under ``data_home``). Liveness: see each
+    name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that. Tasks: defaults for
+    those that do not say. ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
     """
 
     network: str = DEFAULT_NETWORK
@@ -123,7 +125,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         file: Path | None = None,
         cwd: Path | None = None,
     ) -> Loaded:
-        """Read all sources. ``flags`` that are None were not given. ``file`` None: ``comity.toml`` in ``cwd`` if there is one.
+        """Read all sources. ``flags`` that are None were not given. ``file`` None: ``comity.toml`` in ``cwd`` if there
+        is one.
 
         Raises BadSettings naming the field and its source.
         """

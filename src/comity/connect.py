@@ -1,4 +1,5 @@
-"""``comity.connect``: from a name or an address to a client. The one place beside the command line that chooses backends.
+"""``comity.connect``: from a name or an address to a client. The one place beside the command line that chooses
+backends.
 
 Nothing heavy is imported until somebody connects.
 """
@@ -33,10 +34,10 @@ async def connect(
 ) -> AsyncIterator[Client]:
     """A client of a network: ``async with comity.connect() as net: ...``
 
-    ``url``: a server's address, or several with commas; ``context``: a saved connection (``comity context``); neither: what
-    the settings say, else the current context, else the network that runs from the default data directory. ``credentials``:
-    a creds file. ``settings``: read already, in place of all the others. Raises Unreachable (no server answers, or no
-    network is known), AccessDenied, BadSettings, NotFound.
+    ``url``: a server's address, or several with commas; ``context``: a saved connection (``comity context``); neither:
+    what the settings say, else the current context, else the network that runs from the default data directory.
+    ``credentials``: a creds file. ``settings``: read already, in place of all the others. Raises Unreachable (no server
+    answers, or no network is known), AccessDenied, BadSettings, NotFound.
     """
     from comity.config import Settings
     from comity.contexts import resolve
@@ -48,8 +49,9 @@ async def connect(
 
 
 def identity(context: Context) -> tuple[str, Credentials | None]:
-    """Who this process is by a context, and by what it proves it: credentials of its own, minted with the keys of a network
-    on this machine; else those of the context's file; else none. Raises NotFound, Corrupt, BadInput, BadSettings."""
+    """Who this process is by a context, and by what it proves it: credentials of its own, minted with the keys of a
+    network on this machine; else those of the context's file; else none. Raises NotFound, Corrupt, BadInput,
+    BadSettings."""
     import secrets
     from dataclasses import replace
     from pathlib import Path

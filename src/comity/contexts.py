@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One connection. ``credentials`` is the path of a creds file; ``authority`` the data directory of an embedded network
-    on this machine, whose keys let a process mint credentials of its own."""
+    """One connection. ``credentials`` is the path of a creds file; ``authority`` the data directory of an embedded
+    network on this machine, whose keys let a process mint credentials of its own."""
 
     urls: tuple[str, ...]
     network: str = "main"
@@ -110,8 +110,8 @@ class Contexts:
 
 
 def resolve(loaded: Loaded, env: Mapping[str, str] | None = None) -> Context:
-    """The connection meant by the settings: their urls or context (whichever is nearer to the caller), else the network of a
-    data directory they name, else the current context, else the network in the default data directory.
+    """The connection meant by the settings: their urls or context (whichever is nearer to the caller), else the network
+    of a data directory they name, else the current context, else the network in the default data directory.
 
     An address without credentials borrows those of a context that lists it. Raises NotFound (no such context),
     Unreachable (nothing says where a network is), BadSettings (an address and a context together, or a damaged file).

@@ -1,7 +1,7 @@
 """A watched copy of the registry: who is here, what they offer, and what an input must look like.
 
-The copy is a hint. It may be a moment old, so nothing is decided by it: it answers ``discover``, finds the node behind a
-name, and lets a bad input be refused before it travels.
+The copy is a hint. It may be a moment old, so nothing is decided by it: it answers ``discover``, finds the node behind
+a name, and lets a bad input be refused before it travels.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Seen(NamedTuple):
 class Directory:
     """Loads itself from ``registry`` when it is first asked for (``ready``) and then follows it until ``close``.
 
-    Invariants: ``_agents`` holds the agents listed in ``_chunks``, each as its ``_home`` chunk has it; the indices hold exactly
-    what is in ``_agents``. An agent is shown only while its node's record is there.
+    Invariants: ``_agents`` holds the agents listed in ``_chunks``, each as its ``_home`` chunk has it; the indices hold
+    exactly what is in ``_agents``. An agent is shown only while its node's record is there.
     """
 
     def __init__(self, registry: Registry, time: Callable[[], float]) -> None:
@@ -85,7 +85,8 @@ class Directory:
         return self.is_loaded
 
     async def ready(self, timeout_s: float) -> None:
-        """Wait until all that was registered when it was first asked for is here. Raises TimedOut, or what ended the watch."""
+        """Wait until all that was registered when it was first asked for is here. Raises TimedOut, or what ended the
+        watch."""
         if not await self.load(timeout_s):
             assert self._loaded is not None
             if self._loaded.done():
@@ -119,7 +120,8 @@ class Directory:
         self._loaded.exception()
 
     def apply(self, changes: list[Change]) -> None:
-        """Take in what changed and tell the watchers, once for the whole batch. A record that cannot be read counts as gone."""
+        """Take in what changed and tell the watchers, once for the whole batch. A record that cannot be read counts as
+        gone."""
         self._heard_at = self._time()
         seen: list[Seen] = []
         for change in changes:
@@ -233,7 +235,8 @@ class Directory:
         return [agent for agent in map(self.agent, sorted(self._by_name.get(name, ()))) if agent is not None]
 
     def capability(self, name: str, schema: str = "") -> Capability | None:
-        """The full description of a capability (of that schema hash, or as any agent offers it), if it is known here."""
+        """The full description of a capability (of that schema hash, or as any agent offers it), if it is known
+        here."""
         hashes = [schema] if schema else self._offered.get(name, ())
         return next((found for h in hashes for found in self._schemas.get(h, {}).values() if found.name == name), None)
 
@@ -314,8 +317,9 @@ def check_input(validators: list[Validator], value: Any, data: bytes) -> None:
 
 
 class Validator:
-    """Checks inputs against one capability's input schema (JSON Schema 2020-12), by the rules of ``model.signature``: an object
-    holds the arguments, anything else is the value of the only parameter, null is no arguments if none is required."""
+    """Checks inputs against one capability's input schema (JSON Schema 2020-12), by the rules of ``model.signature``:
+    an object holds the arguments, anything else is the value of the only parameter, null is no arguments if none is
+    required."""
 
     def __init__(self, check: Any, only: str, needs_some: bool) -> None:
         self._check = check

@@ -231,6 +231,19 @@ async def test_a_capability_is_routed_by_the_leader() -> None:
         assert await leader.first(wire.CallEnded) == wire.CallEnded(route.ref)
 
 
+async def test_a_capability_goes_before_an_agent_of_the_same_name() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        node = await agent(g, echo, "n1", "review", Capability(name="review"))
+        leader.answers[wire.Route] = lambda item, sender: leader.say(
+            sender, wire.Routed(item.ref, AgentId("n1/review"))
+        )
+        assert await client.request("review", 5) == {"echo": 5}
+        assert len(leader.all(wire.Route)) == 1
+        await client.send("review", 6)
+        assert (await node.first(wire.Message, 2)).envelope.receiver == "n1/review"
+
+
 async def test_a_refused_call_goes_to_the_next_agent() -> None:
     async with ground() as g:
         leader, client = await g.leader(), await g.client()
@@ -340,6 +353,25 @@ async def test_a_client_answers_too() -> None:
         server.off("double")
         with pytest.raises(BadInput, match="listens"):
             await request("double", 1)
+
+
+async def test_nobody_speaks_in_anothers_name() -> None:
+    async with ground() as g:
+        node, client = await g.node(), await g.client()
+        heard: list[Any] = []
+
+        @client.on("news")
+        def hear(body: Any) -> None:
+            heard.append(body)
+
+        for sender in ("k1", "n1/a"):
+            envelope = Envelope(
+                id=sender, performative=Performative.INFORM, sender=sender, receiver="c1", topic="news", body=b"1"
+            )
+            node.say("c1", wire.Message(envelope))
+        await until(lambda: bool(heard))
+        assert heard == [1]
+        assert client._exchange.malformed == 1
 
 
 async def test_a_failing_function_that_nobody_asked_is_reported() -> None:

@@ -24,7 +24,8 @@ from comity.errors import (
 )
 from comity.model import wire
 from comity.model.ids import TaskId, task_time_ms
-from comity.model.task import TaskState
+from comity.model.task import Stored, TaskState
+from comity.store.memory import MemoryStore
 
 
 async def test_accepted_then_ended() -> None:
@@ -202,6 +203,20 @@ async def test_results_may_be_typed_large_or_missing() -> None:
         assert await large.result() == "large"
         leader.say("c1", wire.Ended(empty.id, TaskState.COMPLETED, b"null"))
         assert await empty.result() is None
+
+
+async def test_a_stored_result_that_does_not_come_times_out() -> None:
+    class Slow(MemoryStore):
+        async def read(self, key: str) -> bytes:
+            return await asyncio.get_running_loop().create_future()
+
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        task = await client.submit("x")
+        client._exchange.store = Slow(g.values)
+        leader.say("c1", wire.Ended(task.id, TaskState.COMPLETED, Stored("n1/r", 1, b"")))
+        with pytest.raises(TimedOut, match="fetched"):
+            await task.result(timeout=0.05)
 
 
 async def test_waits_end_in_time_and_the_task_goes_on() -> None:

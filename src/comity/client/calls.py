@@ -49,8 +49,8 @@ class Calls:
         return self._rng.getrandbits(53)
 
     async def ask(self, address: Address, item: Item, number: int, timeout_s: float, what: str) -> Any:
-        """The answer to ``item``, which carries ``number``: decoded JSON, or a ``Routed``. Raises what the answer says, PeerLost
-        (nobody listens at a node's address), Unreachable (no leader), TimedOut."""
+        """The answer to ``item``, which carries ``number``: decoded JSON, or a ``Routed``. Raises what the answer says,
+        PeerLost (nobody listens at a node's address), Unreachable (no leader), TimedOut."""
         call = Call(address, item, what, self._loop.create_future())
         alarm = self._timers.after(timeout_s, lambda: self._late(number, timeout_s))
         self._open[number] = call

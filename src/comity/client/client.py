@@ -36,8 +36,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Client:
     """A process's way into the network. It works against the doors alone; ``comity.connect`` opens them.
 
-    ``wall`` gives seconds since 1970; ``rng`` must be hard to guess outside tests. With an ``outbox`` the client is hosted by a
-    node, which passes what it receives to ``handle``.
+    ``wall`` gives seconds since 1970; ``rng`` must be hard to guess outside tests. With an ``outbox`` the client is
+    hosted by a node, which passes what it receives to ``handle``.
     """
 
     __slots__ = ("_exchange", "_scope")
@@ -66,8 +66,8 @@ class Client:
         pausing: Pausing | None = None,
         trace: str = "",
     ) -> Client:
-        """The same client speaking for an agent or an attempt: its messages are from ``sender``, its tasks are children of
-        ``parent`` (at ``parent_epoch``) that end with it and by its ``deadline`` (the loop's clock)."""
+        """The same client speaking for an agent or an attempt: its messages are from ``sender``, its tasks are children
+        of ``parent`` (at ``parent_epoch``) that end with it and by its ``deadline`` (the loop's clock)."""
         child = object.__new__(Client)
         child._exchange = self._exchange
         child._scope = Scope(sender, parent, parent_epoch, deadline, pausing, trace)
@@ -119,10 +119,10 @@ class Client:
     ) -> Task:
         """Ask the network to do a task. It is durable when this returns, and will end: completed, failed or canceled.
 
-        ``capability`` may carry versions (``review>=1.2``); ``input`` is a JSON object of the function's arguments, or its only
-        argument. A task with the same ``key`` is the same task. See ``TaskOptions`` for the others. Raises BadInput (InvalidInput
-        names the place), NotSerializable, Overloaded, ShuttingDown, UnknownCapability or NoAgent (``queue`` False), and the
-        Indefinite ones: Unreachable, TimedOut, TooOld, Disconnected.
+        ``capability`` may carry versions (``review>=1.2``); ``input`` is a JSON object of the function's arguments, or
+        its only argument. A task with the same ``key`` is the same task. See ``TaskOptions`` for the others. Raises
+        BadInput (InvalidInput names the place), NotSerializable, Overloaded, ShuttingDown, UnknownCapability or NoAgent
+        (``queue`` False), and the Indefinite ones: Unreachable, TimedOut, TooOld, Disconnected.
         """
         return (await self._submit(self._terms(capability, key or "", options), [input]))[0]
 
@@ -184,8 +184,8 @@ class Client:
         return min(timeout_s, left_s)
 
     def task(self, id: str) -> Task:
-        """The handle of a task submitted anywhere. Raises BadInput for what cannot be an id; whether there is such a task
-        shows when the handle is used (UnknownTask)."""
+        """The handle of a task submitted anywhere. Raises BadInput for what cannot be an id; whether there is such a
+        task shows when the handle is used (UnknownTask)."""
         return Task(self._exchange, self._exchange.outcomes.of(check_task_id(id)), self._scope.pausing)
 
     async def cancel(self, task: Task | str, reason: str = "") -> dict[str, Any]:
@@ -207,17 +207,17 @@ class Client:
     ) -> Any:
         """Ask an agent, live, and give the decoded body of its reply.
 
-        ``target``: an agent's id (``node/name``), the name of one agent, or a capability: then the leader picks the agent,
-        by ``strategy`` and ``requirements``, and the next one if it refuses; ``topic`` is then the capability's name unless
-        given. Nothing is kept or repeated: after an Indefinite error it may have been done. Raises UnknownAgent,
-        UnknownCapability, NoAgent (nobody is free, or it refuses), PeerLost, TimedOut (``timeout`` seconds, default
-        ``request_timeout_s``), TooLarge, or what the agent's FAILURE says.
+        ``target``: an agent's id (``node/name``), a capability, or else the name of one agent. For a capability the
+        leader picks the agent, by ``strategy`` and ``requirements``, and the next one if it refuses; ``topic`` is then
+        the capability's name unless given. Nothing is kept or repeated: after an Indefinite error it may have been
+        done. Raises UnknownAgent, UnknownCapability, NoAgent (nobody is free, or it refuses), PeerLost, TimedOut
+        (``timeout`` seconds, default ``request_timeout_s``), TooLarge, or what the agent's FAILURE says.
         """
         self._exchange.check_open()
         wait_s = self._left_s(self._wait_s(timeout), self._scope.deadline)
         until = self._exchange.loop.time() + wait_s
         data, how = to_json(body), Performative(performative)
-        agent = await self._agent(target, wait_s)
+        agent = await self._agent(target, wait_s, or_capability=True)
         if agent is not None:
             return await self._request(agent, data, topic, how, until)
         chosen = strategy_named(strategy) if strategy is not None else None
@@ -255,17 +255,26 @@ class Client:
         finally:
             exchange.contact.post(CallEnded(ref))
 
-    async def _agent(self, target: str, timeout_s: float) -> AgentId | None:
-        """The agent meant by an id or a name; None if it is neither, so a capability."""
+    async def _agent(self, target: str, timeout_s: float, *, or_capability: bool) -> AgentId | None:
+        """The agent meant by an id or a name; None for a capability. Raises UnknownAgent, BadInput, TimedOut."""
         if "/" in target:
             node_of(AgentId(target))
             return AgentId(target)
         await self.directory.ready(timeout_s)
         named = self.directory.named(target)
-        if len(named) > 1 and not self.directory.offers(target):
+        if or_capability and (not named or self.directory.offers(target)):
+            return None
+        if not named:
+            raise UnknownAgent(f"no agent is called {target!r}", name=target)
+        if len(named) > 1:
             ids = ", ".join(agent.id for agent in named[:5])
             raise BadInput(f"{len(named)} agents are called {target!r}: {ids}; name one by its id", name=target)
-        return named[0].id if len(named) == 1 else None
+        return named[0].id
+
+    async def _named(self, target: str) -> AgentId:
+        agent = await self._agent(target, self._exchange.settings.request_timeout_s, or_capability=False)
+        assert agent is not None
+        return agent
 
     async def _request(self, agent: AgentId, data: bytes, topic: str, how: Performative, until: float) -> Any:
         left_s = until - self._exchange.loop.time()
@@ -293,12 +302,10 @@ class Client:
         conversation: str = "",
         in_reply_to: str = "",
     ) -> None:
-        """Tell an agent (by id, or by name if it is the only one) or a process something; no reply is awaited, and whether it
-        arrives is not known. Raises UnknownAgent, BadInput, TooLarge."""
+        """Tell an agent (by id, or by name if it is the only one) or a process something; no reply is awaited, and
+        whether it arrives is not known. Raises UnknownAgent, BadInput, TooLarge."""
         self._exchange.check_open()
-        agent = await self._agent(target, self._exchange.settings.request_timeout_s)
-        if agent is None:
-            raise UnknownAgent(f"no agent is called {target!r}", name=target)
+        agent = await self._named(target)
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
             to_json(body), sender=scope.sender, performative=Performative(performative), receiver=agent, topic=topic,
@@ -314,7 +321,8 @@ class Client:
         tags: Iterable[str] = (),
         performative: Performative | str = Performative.INFORM,
     ) -> None:
-        """Tell every agent that has all ``tags`` and listens to the topic, and (without tags) every client; not the sender."""
+        """Tell every agent that has all ``tags`` and listens to the topic, and (without tags) every client; not the
+        sender."""
         self._exchange.check_open()
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
@@ -324,9 +332,9 @@ class Client:
         messages.broadcast(envelope)
 
     def on(self, topic: str) -> Callable[[F], F]:
-        """Receive messages of a topic (or performative) with a function, plain or async: as a decorator, at any time. As with
-        ``Agent.on``, a parameter annotated ``Message`` gets the message and another one its typed body, and what it returns for a
-        request becomes the reply. Raises BadInput, Conflict."""
+        """Receive messages of a topic (or performative) with a function, plain or async: as a decorator, at any time.
+        As with ``Agent.on``, a parameter annotated ``Message`` gets the message and another one its typed body, and
+        what it returns for a request becomes the reply. Raises BadInput, Conflict."""
         return self._exchange.listeners.on(topic, sys._getframe(1).f_locals)
 
     def off(self, topic: str) -> None:
@@ -347,7 +355,8 @@ class Client:
         region: str = "",
         name: str = "",
     ) -> list[AgentRecord]:
-        """Agents that meet all the conditions given, by id, from the watched copy of the registry. See ``Directory.discover``."""
+        """Agents that meet all the conditions given, by id, from the watched copy of the registry. See
+        ``Directory.discover``."""
         await self.directory.ready(self._exchange.settings.request_timeout_s)
         return self.directory.discover(
             capability, tags=words(tags), any_tags=words(any_tags), labels=labels, kind=kind, status=status, node=node,
@@ -373,16 +382,17 @@ class Client:
     # The network
 
     async def events(self, after: int | None = None, *, follow: bool = True) -> AsyncIterator[dict[str, Any]]:
-        """What happens in the network, without end: dicts with ``type``, ``at`` (UTC ms) and ``index``. From now on, or what
-        follows log index ``after`` first; ``events.gap`` tells of a part that the leader no longer has. Without ``follow``
-        only what has happened (``after`` 0 unless given)."""
+        """What happens in the network, without end: dicts with ``type``, ``at`` (UTC ms) and ``index``. From now on, or
+        what follows log index ``after`` first; ``events.gap`` tells of a part that the leader no longer has. Without
+        ``follow`` only what has happened (``after`` 0 unless given)."""
         self._exchange.check_open()
         stream = self._exchange.streams.open(after if after is not None else -1 if follow else 0)
         async for event in self._exchange.streams.events(stream, follow=follow):
             yield event
 
     async def stats(self) -> dict[str, Any]:
-        """Figures of the network: tasks, agents and nodes by state, rates, leader, log. As the leader has them at the moment."""
+        """Figures of the network: tasks, agents and nodes by state, rates, leader, log. As the leader has them at the
+        moment."""
         return await self._ask("stats")
 
     async def tasks(
@@ -409,8 +419,8 @@ class Client:
         await self._ask("strategy", capability=capability, strategy=strategy_named(strategy))
 
     async def shutdown(self, timeout: float | None = None) -> dict[str, Any]:
-        """Announce the end to every agent, refuse submits, wait up to ``timeout`` seconds (default ``drain_timeout_s``) for what
-        runs, stop. What still ran and what waits: both go on when the network is started again."""
+        """Announce the end to every agent, refuse submits, wait up to ``timeout`` seconds (default ``drain_timeout_s``)
+        for what runs, stop. What still ran and what waits: both go on when the network is started again."""
         drain_s = self._exchange.settings.drain_timeout_s if timeout is None else timeout
         wait_s = drain_s + self._exchange.settings.request_timeout_s
         answer: dict[str, Any] = await self._exchange.ask("shutdown", {"timeout_s": drain_s}, wait_s)
@@ -433,9 +443,7 @@ class Client:
         return answer
 
     async def _control(self, what: str, target: str) -> None:
-        agent = await self._agent(target, self._exchange.settings.request_timeout_s)
-        if agent is None:
-            raise UnknownAgent(f"no agent is called {target!r}", name=target)
+        agent = await self._named(target)
         await self._exchange.control(node_of(agent), what, {"agent": agent})
 
     def _wait_s(self, timeout: float | None) -> float:

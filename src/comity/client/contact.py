@@ -4,8 +4,8 @@
        ▲                                         │  nobody listens, the link broke, silence, or another one leads
        └─────────────────────────────────────────┘
 
-While seeking, nothing but "hello" is sent; when it is answered, everybody with something unanswered repeats it. A process is
-taken for the leader only for answering a secret number, which was sent where only controllers listen.
+While seeking, nothing but "hello" is sent; when it is answered, everybody with something unanswered repeats it. A
+process is taken for the leader only for answering a secret number, which was sent where only controllers listen.
 """
 
 from __future__ import annotations

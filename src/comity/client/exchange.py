@@ -171,6 +171,9 @@ class Exchange:
             return True
         if self.is_hosted:
             return False
+        if envelope.sender.partition("/")[0] != sender:
+            self.malformed += 1  # speaks in another's name
+            return True
         is_echo = not envelope.receiver and sender == self.bus.process
         if not is_echo and not envelope.tags:  # a plain client has no tags
             self.listeners.deliver(envelope, sender)

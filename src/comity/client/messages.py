@@ -1,5 +1,6 @@
-"""Live messages between agents: requests that await a reply, and those that do not. A reply is matched by ``in_reply_to`` and by
-the process it comes from. A request ends when the reply comes, its time is over, or the peer's process is seen to be gone."""
+"""Live messages between agents: requests that await a reply, and those that do not. A reply is matched by
+``in_reply_to`` and by the process it comes from. A request ends when the reply comes, its time is over, or the peer's
+process is seen to be gone."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Talk:
 
 
 class Messages:
-    """``wall`` gives seconds since 1970. Invariant: ``_by_node`` holds the open talks, by the process that must answer."""
+    """``wall`` gives seconds since 1970. Invariant: ``_by_node`` holds the open talks, by the process that must
+    answer."""
 
     def __init__(
         self,
@@ -78,7 +80,8 @@ class Messages:
         )  # fmt: skip
 
     async def request(self, agent: AgentId, envelope: Envelope, timeout_s: float) -> Any:
-        """The body of the reply. Raises UnknownAgent, PeerLost, TimedOut, NoAgent (it refuses) or what the peer says."""
+        """The body of the reply. Raises UnknownAgent, PeerLost, TimedOut, NoAgent (it refuses) or what the peer
+        says."""
         self._directory.start()
         node = node_of(agent)
         known = self._directory.nodes.get(node)

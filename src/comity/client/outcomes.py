@@ -21,7 +21,8 @@ NEVER = float("-inf")
 
 
 class Outcome:
-    """What is known here of one task's end. ``heard_at``: when its end was last asked for or promised, on the loop's clock."""
+    """What is known here of one task's end. ``heard_at``: when its end was last asked for or promised, on the loop's
+    clock."""
 
     __slots__ = ("ended", "heard_at", "id", "waiters")
 
@@ -33,9 +34,9 @@ class Outcome:
 
 
 class Outcomes:
-    """Tasks that have not ended, as far as is known here: ``open`` those to be told of, ``awaited`` those that have waiters; both
-    with the one first of which there has been no word for longest. Nobody asks for those still being submitted: the leader may
-    not know them yet, and would say so."""
+    """Tasks that have not ended, as far as is known here: ``open`` those to be told of, ``awaited`` those that have
+    waiters; both with the one first of which there has been no word for longest. Nobody asks for those still being
+    submitted: the leader may not know them yet, and would say so."""
 
     def __init__(self, contact: Contact, timers: Timers) -> None:
         self._contact = contact

@@ -1,5 +1,5 @@
-"""The event stream, followed: of one task or of the network. What comes from the log is resumed where it broke off; what is live
-(progress, log lines) may be missed around a change of leader."""
+"""The event stream, followed: of one task or of the network. What comes from the log is resumed where it broke off;
+what is live (progress, log lines) may be missed around a change of leader."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ QUEUED = 10_000
 
 
 class Stream:
-    """One reader's events. ``index`` is the log index it has read up to; ``at_index`` the events it has read of that one entry,
-    which may come again."""
+    """One reader's events. ``index`` is the log index it has read up to; ``at_index`` the events it has read of that
+    one entry, which may come again."""
 
     def __init__(self, number: int, after: int, task: TaskId | None) -> None:
         self.number = number
@@ -101,8 +101,8 @@ class Streams:
             stream.wake()
 
     async def events(self, stream: Stream, *, follow: bool = True) -> AsyncIterator[dict[str, Any]]:
-        """Each event once, as a dict with ``type``, ``at`` (UTC ms) and ``index`` (0: live), until ``is_over``, or, without
-        ``follow``, until the past is told."""
+        """Each event once, as a dict with ``type``, ``at`` (UTC ms) and ``index`` (0: live), until ``is_over``, or,
+        without ``follow``, until the past is told."""
         try:
             while True:
                 while stream.queue:

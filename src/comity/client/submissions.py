@@ -1,5 +1,5 @@
-"""Submits under way. The client makes the id, so that a repeated submit is the same task; it repeats until the leader answers
-or the time for it is over, and never from a buffer of the connection's."""
+"""Submits under way. The client makes the id, so that a repeated submit is the same task; it repeats until the leader
+answers or the time for it is over, and never from a buffer of the connection's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Batch:
 
 
 class Submission:
-    """One submit. ``deadline`` is the task's, on the loop's clock (infinite: none). ``accepted`` once it is: how it ends."""
+    """One submit. ``deadline`` is the task's, on the loop's clock (infinite: none). ``accepted`` once it is: how it
+    ends."""
 
     __slots__ = ("accepted", "batch", "deadline", "item", "outcome", "posted_at")
 
@@ -73,10 +74,12 @@ class Submissions:
         contact.on_renewed(self._renew)
 
     async def send(self, specs: list[TaskSpec], *, queue: bool, deadline: float, timeout_s: float) -> list[Outcome]:
-        """Submit ``specs``; returns when all are accepted. An outcome's id differs from its spec's if the key was known.
+        """Submit ``specs``; returns when all are accepted. An outcome's id differs from its spec's if the key was
+        known.
 
-        Raises the refusal of the first refused one, once all are answered; Unreachable if nothing could be sent; TimedOut; or
-        Indefinite for a refusal of a repetition. Of several, ``details["accepted"]`` lists the ids known to be accepted.
+        Raises the refusal of the first refused one, once all are answered; Unreachable if nothing could be sent;
+        TimedOut; or Indefinite for a refusal of a repetition. Of several, ``details["accepted"]`` lists the ids known
+        to be accepted.
         """
         if not specs:
             return []

@@ -19,6 +19,7 @@ from comity.errors import (
     TaskError,
     TaskFailed,
     TaskRejected,
+    TimedOut,
     UnknownTask,
     by_code,
 )
@@ -77,15 +78,17 @@ class Task:
     async def result(self, timeout: float | None = None, *, as_type: Any = None) -> Any:
         """Wait for the end and give the result: JSON builtins, or ``as_type`` (anything msgspec can convert to).
 
-        Raises TaskFailed, TaskCanceled, TaskRejected or DeadlineExceeded, with ``details``: task, code, attempts; UnknownTask;
-        InvalidInput if the result is not an ``as_type``; TimedOut after ``timeout`` seconds (the task goes on).
+        Raises TaskFailed, TaskCanceled, TaskRejected or DeadlineExceeded, with ``details``: task, code, attempts;
+        UnknownTask; InvalidInput if the result is not an ``as_type``; TimedOut after ``timeout`` seconds (the task goes
+        on).
         """
+        started = self._exchange.loop.time()
         ended = await self._ended(timeout)
         if ended.state is not TaskState.COMPLETED or ended.failure is not None:
             raise await self._error(ended)
         payload = ended.result
         if isinstance(payload, Stored):
-            payload = await self._exchange.store.read(payload.key)
+            payload = await self._fetch(payload, None if timeout is None else started + timeout)
         assert isinstance(payload, bytes | None)
         if as_type is None:
             return from_json(payload) if payload else None
@@ -105,6 +108,13 @@ class Task:
         finally:
             self._pausing(False)
 
+    async def _fetch(self, payload: Stored, until: float | None) -> bytes:
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._exchange.store.read(payload.key)
+        except TimeoutError:
+            raise TimedOut(f"the result of task {self.id} could not be fetched in time", task=self.id) from None
+
     async def _error(self, ended: Ended) -> ComityError:
         failure = ended.failure
         code, message = (failure.code, failure.message) if failure is not None else ("", "")
@@ -122,8 +132,8 @@ class Task:
         return kind(f"task {self.id} {ended.state}: {message or code}", **details)
 
     async def status(self, timeout: float | None = None) -> dict[str, Any]:
-        """What the network knows of it now: state, agent, node, epoch, retries, times, input, result, error, attempts, and why it
-        waits. No older than the question. Raises UnknownTask, Unreachable, TimedOut."""
+        """What the network knows of it now: state, agent, node, epoch, retries, times, input, result, error, attempts,
+        and why it waits. No older than the question. Raises UnknownTask, Unreachable, TimedOut."""
         view: dict[str, Any] = await self._exchange.ask("task", {"id": self.id}, timeout)
         return view
 
@@ -133,8 +143,8 @@ class Task:
         return view
 
     async def cancel(self, reason: str = "", timeout: float | None = None) -> dict[str, Any]:
-        """Ask for its end. A running attempt is told and given a grace time; what the task is then, as ``status`` has it: it may
-        have ended before. Raises UnknownTask, Unreachable, TimedOut."""
+        """Ask for its end. A running attempt is told and given a grace time; what the task is then, as ``status`` has
+        it: it may have ended before. Raises UnknownTask, Unreachable, TimedOut."""
         view: dict[str, Any] = await self._exchange.cancel(self.id, reason, timeout)
         return view
 
@@ -146,8 +156,8 @@ class Task:
 
     async def events(self, after: int = -1) -> AsyncIterator[dict[str, Any]]:
         """What happens to it, live: changes of state, progress, log lines; ends with its last one. Each is a dict with
-        ``type`` and ``at`` (UTC ms). From now on, or from log index ``after`` as far as the leader still has it (0: from
-        the beginning)."""
+        ``type`` and ``at`` (UTC ms). From now on, or from log index ``after`` as far as the leader still has it (0:
+        from the beginning)."""
         exchange = self._exchange
         stream = exchange.streams.open(after, self.id)
         waiter = exchange.outcomes.watch(self._outcome)

@@ -19,8 +19,8 @@ FOREVER = float("inf")
 
 
 class Scope(NamedTuple):
-    """In whose name a client speaks. ``deadline`` (the loop's clock) bounds its tasks and requests; ``pausing`` is told of waits
-    for tasks."""
+    """In whose name a client speaks. ``deadline`` (the loop's clock) bounds its tasks and requests; ``pausing`` is told
+    of waits for tasks."""
 
     sender: str = ""
     parent: TaskId | None = None
@@ -34,8 +34,9 @@ class TaskOptions(TypedDict, total=False):
     """Options of ``submit`` and ``submit_many``.
 
     ``priority`` 0 to 9, higher first (5). ``deadline_s``: seconds until it must be done. ``tags`` the agent must have,
-    beside ``requirements``. ``strategy`` by which the agent is picked. ``retries`` after failures; ``attempt_timeout_s``
-    from an attempt's start; ``start_timeout_s`` from its assignment. ``queue`` False: be refused rather than wait.
+    beside ``requirements``. ``strategy`` by which the agent is picked. ``retries`` after failures;
+    ``attempt_timeout_s`` from an attempt's start; ``start_timeout_s`` from its assignment. ``queue`` False: be refused
+    rather than wait.
     """
 
     priority: int
