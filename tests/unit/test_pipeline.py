@@ -137,6 +137,15 @@ async def test_a_damaged_log_stops_a_controller_loudly(world: World) -> None:
     assert controller.failure.details["index"] == world.log.last
 
 
+async def test_a_fault_of_ours_stops_a_controller_loudly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, _ = await faulty(world)
+    client = await world.peer("c1")
+    monkeypatch.setattr(controller.state, "apply", lambda *_: 1 / 0)
+    await client.say(wire.SubmitTask(client.spec("x")))
+    await asyncio.wait_for(controller.failed.wait(), LIMIT_S)
+    assert isinstance(controller.failure, ZeroDivisionError)
+
+
 async def test_no_more_entries_are_in_flight_than_may_be(world: World) -> None:
     _, log = await faulty(world)
     client = await world.peer("c1")

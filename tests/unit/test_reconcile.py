@@ -313,6 +313,14 @@ def test_a_new_leader_knows_the_same() -> None:
     assert kinds == {Expire, Canceled, Requeue}
 
 
+def test_what_is_due_at_once_comes_in_bounded_portions() -> None:
+    net = Leading()
+    net.commit(*(submit(f"t{i}", deadline_ms=5_000) for i in range(10)))
+    assert len(net.reconcile.due(5_000, room=4)) == 4
+    assert net.reconcile.next_deadline() == 5_000
+    assert len(net.reconcile.due(5_000)) == 6
+
+
 def test_nothing_is_given_out_while_paused() -> None:
     net = Leading(("n1/a", 3))
     net.reconcile.paused = True

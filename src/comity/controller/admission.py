@@ -27,6 +27,10 @@ from comity.model.wire import Refused, SubmitTask
 CLOCK_SLACK_MS = 60_000
 """How far ahead of leader time a task id may claim to have been made."""
 
+REQUIREMENTS_MAX = 4096
+TEXT_MAX = 500
+_encode = msgspec.msgpack.Encoder().encode
+
 
 class Admission:
     """The rules. ``shutting_down`` refuses everything new."""
@@ -79,8 +83,13 @@ def _well_formed(spec: TaskSpec) -> None:
         raise TooLarge(f"an input of {len(spec.input)} bytes must go by the store", limit=LOG_LIMIT)
     if isinstance(spec.input, Logged):
         raise BadInput("an input cannot be a place in the log")
-    if spec.requirements is not None and spec.requirements.version:
-        parse_range(spec.requirements.version)
+    if spec.requirements is not None:
+        if spec.requirements.version:
+            parse_range(spec.requirements.version)
+        if len(_encode(spec.requirements)) > REQUIREMENTS_MAX:
+            raise TooLarge(f"requirements take more than {REQUIREMENTS_MAX} bytes", limit=REQUIREMENTS_MAX)
+    if len(spec.key) > TEXT_MAX or len(spec.trace) > TEXT_MAX:
+        raise TooLarge(f"a key or trace has at most {TEXT_MAX} characters", limit=TEXT_MAX)
 
 
 def stamped(spec: TaskSpec, sender: ProcessId, now_ms: int) -> TaskSpec:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -30,7 +30,7 @@ from comity.controller.term import Term
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Change, Tasks
-from comity.errors import ComityError, Conflict, Corrupt, ForeignData, InvalidInput
+from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput
 from comity.log.base import Log
 from comity.model.codec import seal
 from comity.model.ids import NetworkId, ProcessId
@@ -87,8 +87,8 @@ class Controller:
         """Set while this controller leads."""
         self.shut_down = asyncio.Event()
         """Set once a shutdown that somebody asked for has drained the network."""
-        self.failure: ComityError | None = None
-        """What stopped this controller for good: a damaged or foreign log."""
+        self.failure: Exception | None = None
+        """What stopped this controller for good: a damaged or foreign log, or a fault of ours."""
         self.failed = asyncio.Event()
         self._eager = eager
         self._confirm_jump = confirm_jump
@@ -109,8 +109,8 @@ class Controller:
         await self._load()
         await self._catch_up()
         self._leader_seen = loop.time()
-        self._tasks.append(loop.create_task(self.census.watch()))
-        self._tasks.append(loop.create_task(self._live()))
+        self._tasks.append(loop.create_task(self._guarded(self.census.watch())))
+        self._tasks.append(loop.create_task(self._guarded(self._live())))
 
     async def stop(self) -> None:
         """Leave. Idempotent."""
@@ -165,24 +165,32 @@ class Controller:
 
     # The roles
 
-    async def _live(self) -> None:
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            while True:
-                if not self._eager:
-                    await self._follow()
-                self._eager = False
-                cancel: Cancel | None = None
-                try:
-                    while await self._campaign():
-                        cancel = cancel or await self.bus.subscribe(LEADER, self._receive)
-                        await self._lead()
-                finally:
-                    if cancel is not None:
-                        await cancel()
-        except (Corrupt, ForeignData) as error:
-            _log.critical("this controller stops: the log cannot be trusted", code=error.code, error=error.message)
+            await work
+        except Exception as error:
+            _log.critical("this controller stops", error=str(error), exc_info=not isinstance(error, ComityError))
             self.failure = error
             self.failed.set()
+
+    async def _live(self) -> None:
+        while True:
+            if not self._eager:
+                await self._follow()
+            self._eager = False
+            cancel: Cancel | None = None
+            try:
+                while await self._campaign():
+                    cancel = cancel or await self.bus.subscribe(LEADER, self._receive)
+                    await self._lead()
+            except Indefinite as error:  # the bus was down when it was needed: try again from the start
+                _log.warning("cannot listen as leader; trying again", code=error.code, error=error.message)
+                self._eager = True
+                await asyncio.sleep(RETRY_S)
+            finally:
+                if cancel is not None:
+                    with contextlib.suppress(Indefinite):  # then the subscription is gone with its connection
+                        await cancel()
 
     async def _follow(self) -> None:
         """Apply what others append; return when it is time to campaign."""
@@ -260,6 +268,8 @@ class Controller:
             term.begin()
             self.led.set()
             await self._pulse(term)
+            if term.fault is not None:
+                raise term.fault
         finally:
             self.led.clear()
             self.leading = None

@@ -73,6 +73,12 @@ from comity.model.wire import (
     decode,
 )
 
+CODE_MAX = 200
+REASON_MAX = 2000
+"""Characters of an error's code and message that replicated state keeps."""
+LIVE_MAX = 64 * 1024
+"""Bytes of a live event; a larger one is dropped and counted."""
+
 Report = Began | Done | Failed | Declined
 
 
@@ -261,7 +267,7 @@ class Leader:
             self._followers.setdefault(task_id, {})[sender] = None
 
     def _cancel(self, item: CancelTask, sender: ProcessId) -> None:
-        self._pending.append(Cancel(item.task, item.reason))
+        self._pending.append(Cancel(item.task, item.reason[:REASON_MAX]))
         body = msgspec.json.encode({"id": item.task})
         self.barrier(lambda: self.ask(Ask(item.ref, "task", body), sender))
 
@@ -288,9 +294,11 @@ class Leader:
         if type(item) is Failed:
             not_before = self.clock.now_ms() + self.reconcile.backoff(task.retries_used)
             ending = Ending.CANCELED if item.canceled else Ending.FAILED
-            return Fail(item.task, item.epoch, item.failure, not_before, ending)
+            code, message = item.failure.code[:CODE_MAX], item.failure.message[:REASON_MAX]
+            failure = TaskFailure(code, message, item.failure.retryable)
+            return Fail(item.task, item.epoch, failure, not_before, ending)
         reason = item.reason if type(item) is Declined else ""
-        return Requeue(item.task, item.epoch, Ending.REFUSED, reason)
+        return Requeue(item.task, item.epoch, Ending.REFUSED, reason[:REASON_MAX])
 
     def _settle(self, node: ProcessId, task: TaskId, token: int) -> None:
         self._settled.setdefault(node, []).append((task, token))
@@ -298,6 +306,9 @@ class Leader:
     def _live(self, item: Live, sender: ProcessId) -> None:
         task = self.state.current(item.task, item.epoch)
         if task is None or task.attempt is None or task.attempt.node != sender:
+            return
+        if len(item.body) > LIVE_MAX:
+            self.malformed += 1
             return
         try:
             body = msgspec.json.decode(item.body, type=dict[str, Any])
@@ -333,8 +344,9 @@ class Leader:
                     commands.append(assign)
         room = min(COMMANDS_MAX - len(commands), max(0, budget) // 128)
         if room > 0:
-            commands += self.reconcile.due(self.clock.now_ms())
-            commands += self.reconcile.plan(room)
+            due = self.reconcile.due(self.clock.now_ms(), room)
+            commands += due
+            commands += self.reconcile.plan(room - len(due))
         if self._barrier_calls and not pending:
             self._barriers.append(self._barrier_calls)
             self._barrier_calls = []

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from comity.core.ledger import Ledger
-from comity.errors import ComityError, Disconnected
+from comity.errors import Disconnected
 from comity.log.base import Log
 from comity.model.codec import seal
 from comity.model.task import Archived, Assign, Command, Complete, Entry, Submit
@@ -62,7 +62,7 @@ class Flight(NamedTuple):
 class Pipeline:
     """Entries under way. ``fill(budget)`` gives the next entry's commands, about ``budget`` bytes (empty: nothing waits);
     ``effective(index, entry)`` is called for each entry in order, once it counts; ``broken(error)`` once, after which the
-    pipeline is done for.
+    pipeline is done for; an error that is no ComityError is a fault of ours, and the state must not be used again.
 
     Invariants: entries in flight are consecutive, each the parent of the next; ``ledger`` holds the last applied one.
     """
@@ -74,7 +74,7 @@ class Pipeline:
         clock: EntryClock,
         fill: Callable[[int], list[Command]],
         effective: Callable[[int, Entry], None],
-        broken: Callable[[ComityError], None],
+        broken: Callable[[Exception], None],
     ) -> None:
         self.ledger = ledger
         self.term = ledger.term
@@ -135,9 +135,7 @@ class Pipeline:
                 return
             error = flight.append.exception()
             if error is not None:
-                if not isinstance(error, ComityError):
-                    raise error
-                self._break(error)
+                self._break(error if isinstance(error, Exception) else Disconnected(str(error)))
                 return
             self._flights.popleft()
             self._stalled_since = asyncio.get_running_loop().time() if self._flights else None
@@ -145,11 +143,16 @@ class Pipeline:
             self.commands += len(flight.entry.commands)
             index = self.ledger.accept(flight.entry, flight.digest)
             if index != flight.append.result():
-                raise AssertionError(f"the log put entry {index} at {flight.append.result()}")
-            self._effective(index, flight.entry)
+                self._break(AssertionError(f"the log put entry {index} at {flight.append.result()}"))
+                return
+            try:
+                self._effective(index, flight.entry)
+            except Exception as error:
+                self._break(error)
+                return
         self.wake()
 
-    def _break(self, error: ComityError) -> None:
+    def _break(self, error: Exception) -> None:
         self.is_broken = True
         self._broken(error)
 

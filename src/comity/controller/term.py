@@ -46,6 +46,8 @@ class Term:
         c, settings = controller, controller.settings
         self.clock = clock
         self.over = asyncio.Event()
+        self.fault: Exception | None = None
+        """A fault of ours: the state in memory may be half changed."""
         self.rates = Rates()
         self._controller = c
         self._time = asyncio.get_running_loop().time
@@ -132,8 +134,11 @@ class Term:
     def is_over(self) -> bool:
         return self.over.is_set()
 
-    def _broken(self, error: ComityError) -> None:
-        self.leader.notice("leader.interrupted", reason=f"{error.code}: {error.message}")
+    def _broken(self, error: Exception) -> None:
+        if isinstance(error, ComityError):
+            self.leader.notice("leader.interrupted", reason=f"{error.code}: {error.message}")
+        else:
+            self.fault = error
         self.over.set()
 
     def pulse(self, lag_s: float) -> None:

@@ -241,7 +241,7 @@ class Reconcile:
 
     def plan(self, room: int) -> list[Command]:
         """Up to ``room`` assignments of waiting tasks, and whatever else the observed changes call for."""
-        commands, self._proposals = self._proposals, []
+        commands, self._proposals = self._proposals[:room], self._proposals[room:]
         if self.paused:
             return commands
         dirty, self._dirty = self._dirty, {}
@@ -321,11 +321,11 @@ class Reconcile:
         """Entry time (ms) at which ``due`` has something; it may then turn out to be nothing."""
         return self._timers[0][0] if self._timers else None
 
-    def due(self, now_ms: int) -> list[Command]:
-        """What the passing of time calls for."""
+    def due(self, now_ms: int, room: int = 1 << 30) -> list[Command]:
+        """Up to ``room`` commands that the passing of time calls for."""
         commands: list[Command] = []
         self._now_ms = max(self._now_ms, now_ms)
-        while self._timers and self._timers[0][0] <= now_ms:
+        while self._timers and self._timers[0][0] <= now_ms and len(commands) < room:
             timer = heappop(self._timers)
             if self._is_live(timer):
                 self._expired(timer[1], self.state.tasks[timer[2]], commands, now_ms)
