@@ -110,7 +110,11 @@ class Pipeline:
     def _pump(self) -> None:
         self._woken = False
         while not self.is_broken and not self.is_full:
-            commands = self._fill(min(ENTRY_BYTES, self._log.entry_limit) - 1024)
+            try:
+                commands = self._fill(min(ENTRY_BYTES, self._log.entry_limit) - 1024)
+            except Exception as fault:
+                self._break(fault)
+                return
             if not commands:
                 return
             self._append(commands)
@@ -133,9 +137,9 @@ class Pipeline:
             if flight.append.cancelled():
                 self._break(Disconnected("the append was given up"))
                 return
-            error = flight.append.exception()
-            if error is not None:
-                self._break(error if isinstance(error, Exception) else Disconnected(str(error)))
+            refused = flight.append.exception()
+            if refused is not None:
+                self._break(refused if isinstance(refused, Exception) else Disconnected(str(refused)))
                 return
             self._flights.popleft()
             self._stalled_since = asyncio.get_running_loop().time() if self._flights else None
@@ -147,8 +151,8 @@ class Pipeline:
                 return
             try:
                 self._effective(index, flight.entry)
-            except Exception as error:
-                self._break(error)
+            except Exception as fault:
+                self._break(fault)
                 return
         self.wake()
 
