@@ -108,7 +108,10 @@ class Stage:
         return leader
 
     async def stop(self) -> None:
+        """Nodes that a test did not stop leave without saying goodbye: no leader would settle what they reported."""
         for node in self.nodes:
+            if not node.has_left:
+                self.network.disconnect(node.node)
             await node.stop()
 
     def agents(self) -> dict[str, AgentRecord]:

@@ -10,7 +10,7 @@ import pytest
 from node_stage import Stage, staged, until
 
 from comity.agent import Agent
-from comity.errors import InvalidInput, NoAgent, Refuse
+from comity.errors import Disconnected, InvalidInput, NoAgent, Refuse, TimedOut, Unreachable
 from comity.handles import Attempt
 from comity.model import wire
 from comity.model.capability import AgentStatus
@@ -539,6 +539,33 @@ async def test_large_inputs_and_results_go_by_the_store(stage: Stage) -> None:
     assert (await leader.next(wire.Failed)).failure.code == "not-found"
     leader.say("n1", leader.run("repeat", task="t3", input=Logged(1, 1, 10)))
     assert (await leader.next(wire.Failed)).failure.code == "bad-input"
+
+
+@staged
+async def test_a_store_that_does_not_answer_is_asked_again(stage: Stage) -> None:
+    agent = Agent("a")
+
+    @agent.capability
+    async def large(n: int) -> str:
+        return "x" * n
+
+    node, leader = await stage.started(agent)
+    store = node.attempts._store
+    answers: list[Exception] = [TimedOut("slow"), Disconnected("gone"), Unreachable("away")]
+    put = store.put
+
+    async def shaky(*args: Any, **options: Any) -> Stored:
+        if answers:
+            raise answers.pop()
+        return await put(*args, **options)
+
+    store.put = shaky  # type: ignore[method-assign]
+    leader.assign("large", {"n": LOG_LIMIT})
+    assert isinstance((await leader.next(wire.Done)).result, Stored)
+    answers += [TimedOut("slow")] * 4
+    leader.assign("large", {"n": LOG_LIMIT}, task="t2")
+    failed = await leader.next(wire.Failed)
+    assert failed.failure.code == "timed-out" and failed.failure.retryable
 
 
 # The handle

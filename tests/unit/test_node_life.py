@@ -131,6 +131,23 @@ async def test_a_registry_that_does_not_answer_keeps_a_node_from_starting(stage:
 
 
 @staged
+async def test_a_node_without_a_leader_or_a_registry_says_so_in_time(stage: Stage) -> None:
+    node = stage.node("n1", [worker()])
+    await node.start()
+    with pytest.raises(TimedOut, match="no leader took node n1 in within 4 s"):
+        await node.ready(4)
+    watched = Watched(stage)
+
+    async def never(key: str) -> None:
+        await asyncio.sleep(1000)
+
+    watched.get = never  # type: ignore[method-assign, assignment]
+    slow = stage.node("n2", [], registry=watched)
+    with pytest.raises(TimedOut, match="the registry did not answer within 3 s"):
+        await slow.start(3)
+
+
+@staged
 async def test_announcing_outlives_a_failing_registry(stage: Stage) -> None:
     watched = Watched(stage)
     agent = worker()

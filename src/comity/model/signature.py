@@ -101,10 +101,7 @@ class Signature:
             (p.name, types[p.name]) if p.default is _EMPTY else (p.name, types[p.name], _default(p.default))
             for p in parameters
         ]
-        try:
-            struct = msgspec.defstruct(_ROOT, fields, forbid_unknown_fields=True, kw_only=True)
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"{self.name}: {error}") from error
+        struct = msgspec.defstruct(_ROOT, fields, forbid_unknown_fields=True, kw_only=True)
         schema = _schema(struct)
         for p in parameters:
             about = schema["properties"][p.name]

@@ -24,7 +24,7 @@ from comity.client.client import Client
 from comity.errors import BadInput, Indefinite, Refuse, TooLarge
 from comity.handles import Attempt
 from comity.model.codec import to_json
-from comity.model.ids import AgentId, ProcessId, TaskId
+from comity.model.ids import ProcessId, TaskId
 from comity.model.task import LOG_LIMIT, Payload, Stored, TaskFailure
 from comity.model.wire import Began, Declined, Done, Failed, Item, Live, Run, Settled, Slot, Stop
 from comity.node.failing import MESSAGE_LIMIT, failure_of, place
@@ -398,7 +398,3 @@ class Attempts:
         running.awaits += 1 if waits else -1
         if running.awaits == (1 if waits else 0) and self.running.get(running.task) is running:
             self._post(Slot(running.task, running.epoch, held=not waits))
-
-    def count(self, agent: AgentId) -> int:
-        """Attempts that run at ``agent``."""
-        return sum(running.agent == agent for running in self.running.values())
