@@ -50,6 +50,7 @@ class JetStreamWorld:
 
     async def registry(self, process: str = "", role: Role = "controller") -> JetStreamRegistry:
         process = process or f"c{len(self._buses)}"
+        assert process not in self._buses
         options = self.network.mint(role, process).connect_options()
         bus = await NatsBus.connect(self.network.url, process=process, network=self.network.network, options=options)
         self._buses[process] = bus
@@ -77,7 +78,7 @@ class TestJetStreamRegistry(RegistryContract):
             await world.registry("n1", "node")
         await world.registry()
         await world.registry()
-        await world.registry("n1", "node")
+        await world.registry("n2", "node")
 
     async def test_a_node_writes_its_own_records_and_reads_all(self, world: JetStreamWorld) -> None:
         controller = await world.registry()
