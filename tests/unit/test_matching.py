@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comity.core.matching import asked, features, matcher, same_place, signature, unmet
+from comity.core.matching import Matcher, asked, features, same_place, signature, unmet
 from comity.model.capability import AgentRecord, Offer, Requirements, Resources
 from comity.model.ids import AgentId, ProcessId
 
@@ -44,35 +44,38 @@ wishes = st.builds(
 def test_a_matcher_says_what_the_model_says(needs: Requirements, agent: AgentRecord) -> None:
     said = any(needs.met_by(agent, offer) for offer in agent.offers if offer.name == "c")
     named = not needs.agent or needs.agent == agent.id
-    assert (matcher(needs, "c")(agent) and named) == said
+    match = Matcher(needs, "c")
+    assert (match(agent) and named) == said
+    assert (match.meets(agent) and named) == said
+    assert match.asked == 1
     assert (unmet(needs, "c", agent) == "") == said
 
 
 @given(wishes, wishes, agents)
 def test_equal_signatures_match_the_same_agents(one: Requirements, other: Requirements, agent: AgentRecord) -> None:
     if signature(one) == signature(other):
-        assert matcher(one, "c")(agent) == matcher(other, "c")(agent)
+        assert Matcher(one, "c")(agent) == Matcher(other, "c")(agent)
     if not signature(one):
-        assert matcher(one, "c")(agent) == any(offer.name == "c" for offer in agent.offers)
+        assert Matcher(one, "c")(agent) == any(offer.name == "c" for offer in agent.offers)
 
 
 @given(wishes, agents)
 def test_an_agent_that_matches_has_every_feature_asked_for(needs: Requirements, agent: AgentRecord) -> None:
-    if matcher(needs, "c")(agent):
+    if Matcher(needs, "c")(agent):
         assert set(asked(needs)) <= set(features(agent))
 
 
 @given(wishes, agents, agents)
 def test_agents_in_the_same_place_match_alike(needs: Requirements, one: AgentRecord, other: AgentRecord) -> None:
     if same_place(one, other):
-        assert matcher(needs, "c")(one) == matcher(needs, "c")(other)
+        assert Matcher(needs, "c")(one) == Matcher(needs, "c")(other)
         assert features(one) == features(other)
 
 
 def test_an_unreadable_version_is_outside_every_range() -> None:
     agent = AgentRecord(id=AgentId("n/a"), name="a", offers=(Offer("c", "newest", ""),))
-    assert matcher(Requirements(), "c")(agent)
-    assert not matcher(Requirements(version="!=1"), "c")(agent)
+    assert Matcher(Requirements(), "c")(agent)
+    assert not Matcher(Requirements(version="!=1"), "c")(agent)
 
 
 def test_the_order_of_labels_does_not_matter() -> None:

@@ -417,6 +417,18 @@ def test_requirements_met_by_many_need_no_pool_of_their_own() -> None:
     assert not made._selective
 
 
+def test_a_pool_is_made_once_asking_in_vain_has_cost_as_much() -> None:
+    made = scheduling(*(agent(f"a{i}", kind="odd" if i % 2 else "even") for i in range(400)))
+    needs, when = Requirements(kind="odd"), None
+    for i in range(400):
+        assert made.choose(C, needs) is not None
+        if made._selective:
+            when = i
+            break
+    assert when is not None and 50 < when < 250
+    made.check()
+
+
 def test_matchers_do_not_pile_up() -> None:
     made = scheduling(agent("a", resources=Resources(memory_mb=10_000)))
     for i in range(3000):

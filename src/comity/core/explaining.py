@@ -6,8 +6,8 @@ from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
-from comity.core.matching import unmet
-from comity.core.pools import Candidate, Match, Pool
+from comity.core.matching import Matcher, unmet
+from comity.core.pools import Candidate, Pool
 from comity.core.strategies import Fits
 from comity.model.capability import AgentStatus, Requirements, Strategy
 
@@ -31,7 +31,7 @@ class Question:
         capability: str,
         how: Strategy,
         needs: Requirements | None,
-        match: Match | None,
+        match: Matcher | None,
         hidden: Collection[Candidate],
     ) -> None:
         self.capability = capability
@@ -45,7 +45,7 @@ class Question:
             return False
         if self.needs is not None and self.needs.agent and candidate.id != self.needs.agent:
             return False
-        return self.match is None or self.match(candidate.record)
+        return self.match is None or self.match.meets(candidate.record)
 
     def why_not(self, candidate: Candidate) -> str:
         """Why the candidate cannot have it now; "" if it can."""

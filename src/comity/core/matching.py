@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from comity.errors import BadInput
-from comity.model.capability import AgentRecord, Requirements, parse_range, parse_version, version_in_range
+from comity.model.capability import AgentRecord, Requirements, parse_range, version_in_range
 
 Signature = tuple[Any, ...]
 Feature = tuple[str, ...]
@@ -20,47 +19,55 @@ def signature(needs: Requirements) -> Signature:
     return key if any(key) else ()
 
 
-def matcher(needs: Requirements, capability: str) -> Callable[[AgentRecord], bool]:
-    """Whether an agent meets ``needs`` with one of its offers of ``capability``, ``agent`` and ``avoid`` aside. BadInput for a
-    version range that cannot be read; an offer whose version cannot be read is outside every range."""
-    tags, any_tags, labels = frozenset(needs.tags), frozenset(needs.any_tags), tuple(needs.labels.items())
-    kind, version = needs.kind, needs.version
-    cpu, memory_mb, gpu = needs.cpu, needs.memory_mb, needs.gpu
-    if version:
-        parse_range(version)
-    known: dict[str, bool] = {}
+class Matcher:
+    """Whether an agent meets requirements with one of its offers of ``capability``, ``agent`` and ``avoid`` aside. Counts how
+    often it is ``asked``. BadInput for a version range that cannot be read; an offer whose version cannot be read is
+    outside every range."""
 
-    def in_range(offered: str) -> bool:
-        verdict = known.get(offered)
+    __slots__ = ("_capability", "_in_range", "_needs", "_tags", "asked")
+
+    def __init__(self, needs: Requirements, capability: str) -> None:
+        self.asked = 0
+        self._needs = needs
+        self._capability = capability
+        self._tags = frozenset(needs.tags)
+        self._in_range: dict[str, bool] = {}
+        if needs.version:
+            parse_range(needs.version)
+
+    def __call__(self, record: AgentRecord) -> bool:
+        self.asked += 1
+        return self.meets(record)
+
+    def meets(self, record: AgentRecord) -> bool:
+        """The same, not counted."""
+        needs, have = self._needs, record.resources
+        if needs.kind and record.kind != needs.kind:
+            return False
+        if self._tags and not self._tags.issubset(record.tags):
+            return False
+        if needs.any_tags and not any(tag in record.tags for tag in needs.any_tags):
+            return False
+        if needs.labels and any(record.labels.get(key) != value for key, value in needs.labels.items()):
+            return False
+        if needs.cpu > have.cpu - have.cpu_used or needs.gpu > have.gpu - have.gpu_used:
+            return False
+        if needs.memory_mb > have.memory_mb - have.memory_used_mb:
+            return False
+        return any(
+            offer.name == self._capability and (not needs.version or self._readable_and_in_range(offer.version))
+            for offer in record.offers
+        )
+
+    def _readable_and_in_range(self, version: str) -> bool:
+        verdict = self._in_range.get(version)
         if verdict is None:
             try:
-                parse_version(offered)
-                verdict = version_in_range(offered, version)
+                verdict = version_in_range(version, self._needs.version)
             except BadInput:
                 verdict = False
-            known[offered] = verdict
+            self._in_range[version] = verdict
         return verdict
-
-    def match(record: AgentRecord) -> bool:
-        if kind and record.kind != kind:
-            return False
-        if tags and not tags.issubset(record.tags):
-            return False
-        if any_tags and any_tags.isdisjoint(record.tags):
-            return False
-        for key, value in labels:
-            if record.labels.get(key) != value:
-                return False
-        have = record.resources
-        if cpu > have.cpu - have.cpu_used or gpu > have.gpu - have.gpu_used:
-            return False
-        if memory_mb > have.memory_mb - have.memory_used_mb:
-            return False
-        if not version:
-            return any(offer.name == capability for offer in record.offers)
-        return any(offer.name == capability and in_range(offer.version) for offer in record.offers)
-
-    return match
 
 
 def unmet(needs: Requirements, capability: str, record: AgentRecord) -> str:
@@ -83,7 +90,7 @@ def unmet(needs: Requirements, capability: str, record: AgentRecord) -> str:
         lacking.append(f"is not of kind {needs.kind}")
     if needs.agent and record.id != needs.agent:
         lacking.append(f"is not {needs.agent}")
-    if not lacking and not short and not matcher(needs, capability)(record):
+    if not lacking and not short and not Matcher(needs, capability).meets(record):
         lacking.append(f"offers no version {needs.version}")
     return (lacking + short)[0] if lacking or short else ""
 

@@ -2,10 +2,11 @@
 
 Candidates are agents whose own status is active, on eligible nodes, with fewer attempts and calls in flight than their
 concurrency. The cost of a choice does not grow with the number of agents: agents lie in pools (``core.pools``) kept in order
-all the time, one for each capability and strategy in use. Requirements are first asked of the pool's first ``TRIES``
-candidates; if none meets them, those agents that do get a pool of their own, found through the rarest tag, label or kind
-asked for. Such selective pools are dropped again, the longest unused first, when their members become more than
-``SHARE`` times the agents offering anything: so memory, and the cost of ``take`` and ``give``, stay bounded.
+all the time, one for each capability and strategy in use. Requirements are asked of the pool's first candidates; if ``TRIES``
+of them do not meet them, or as many have been asked in vain as it would cost, those agents that do get a pool of their own,
+found through the rarest tag, label or kind asked for (rent or buy: never more than twice the cost of knowing beforehand).
+Such selective pools are dropped again, the longest unused first, when there are more than ``POOLS`` or their members become more
+than ``SHARE`` times the agents: so memory, and the cost of ``take`` and ``give``, stay bounded.
 
 Pure, and not replicated: a new leader fills it anew. Randomness is what it is given.
 """
@@ -17,14 +18,14 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from comity.core.explaining import Question, explain
-from comity.core.matching import Feature, Signature, asked, features, matcher, same_place, signature
-from comity.core.pools import Candidate, Host, Match, Pool, first_of
+from comity.core.matching import Feature, Matcher, Signature, asked, features, same_place, signature
+from comity.core.pools import Candidate, Host, Pool, first_of
 from comity.core.strategies import Fits, free_of, make_pool, weight_of
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.ids import AgentId, ProcessId
 
-TRIES = 16
+TRIES = 32
 SHARE = 4
 FEW = 4096
 """Members that selective pools may have together in a small network."""
@@ -46,7 +47,7 @@ class Offering:
         self.strategy: Strategy | None = None
         self.fits = Fits()
         self.base: dict[Strategy, Pool] = {}
-        self.pools: dict[_PoolKey, tuple[Match, Pool]] = {}
+        self.pools: dict[_PoolKey, tuple[Matcher, Pool]] = {}
 
 
 class Scheduling:
@@ -60,7 +61,7 @@ class Scheduling:
         self._offerings: dict[str, Offering] = {}
         self._chosen_strategies: dict[str, Strategy] = {}
         self._by_feature: dict[Feature, dict[Candidate, None]] = {}
-        self._matchers: dict[tuple[str, Signature], Match] = {}
+        self._matchers: dict[tuple[str, Signature], Matcher] = {}
         self._selective: OrderedDict[_PoolKey, Pool] = OrderedDict()
         self._selective_members = 0
         self._offers = 0
@@ -219,8 +220,11 @@ class Scheduling:
             self._selective.move_to_end(full_key)
             return known[1].pick(hidden)
         match = self._matcher(needs, offering, key)
-        found = pool.pick(hidden, match, TRIES)
-        return found if found is not None else self._selective_pool(offering, needs, match, full_key).pick(hidden)
+        if match.asked + TRIES < len(self._rarest(offering, needs)):
+            found = pool.pick(hidden, match, TRIES)
+            if found is not None:
+                return found
+        return self._selective_pool(offering, needs, match, full_key).pick(hidden)
 
     def _hidden(self, agents: tuple[AgentId, ...]) -> Collection[Candidate]:
         """Those to be avoided, each once, in order."""
@@ -233,14 +237,14 @@ class Scheduling:
         if candidate is None or not candidate.ready or candidate in hidden or candidate not in offering.candidates:
             return None
         match = self._matcher(needs, offering, signature(needs))
-        return candidate if candidate.record is not None and match(candidate.record) else None
+        return candidate if candidate.record is not None and match.meets(candidate.record) else None
 
-    def _matcher(self, needs: Requirements, offering: Offering, key: Signature) -> Match:
+    def _matcher(self, needs: Requirements, offering: Offering, key: Signature) -> Matcher:
         match = self._matchers.get((offering.name, key))
         if match is None:
             if len(self._matchers) >= _MATCHERS:
                 self._matchers.clear()
-            match = self._matchers[offering.name, key] = matcher(needs, offering.name)
+            match = self._matchers[offering.name, key] = Matcher(needs, offering.name)
         return match
 
     def _base_pool(self, offering: Offering, how: Strategy) -> Pool:
@@ -250,10 +254,11 @@ class Scheduling:
             _enter(candidate, pool)
         return pool
 
-    def _selective_pool(self, offering: Offering, needs: Requirements, match: Match, key: _PoolKey) -> Pool:
+    def _selective_pool(self, offering: Offering, needs: Requirements, match: Matcher, key: _PoolKey) -> Pool:
         pool = make_pool(key[2], offering.fits, self._random)
+        match.asked = 0
         for candidate in self._rarest(offering, needs):
-            if candidate in offering.candidates and candidate.record is not None and match(candidate.record):
+            if candidate in offering.candidates and candidate.record is not None and match.meets(candidate.record):
                 _enter(candidate, pool)
         offering.pools[key] = match, pool
         self._selective[key] = pool
@@ -314,7 +319,7 @@ class Scheduling:
         offering: Offering,
         how: Strategy,
         needs: Requirements | None,
-        match: Match | None,
+        match: Matcher | None,
         hidden: Collection[Candidate],
     ) -> Pool:
         """The pool whose first acceptable member ``choose`` would take."""
@@ -327,7 +332,8 @@ class Scheduling:
         key = (offering.name, signature(needs), how)
         if key in offering.pools:
             return offering.pools[key][1]
-        if not offering.candidates or first_of(pool.ranked(), hidden, match, TRIES) is not None:
+        ask = match.asked + TRIES < len(self._rarest(offering, needs))
+        if not offering.candidates or (ask and first_of(pool.ranked(), hidden, match.meets, TRIES) is not None):
             return pool
         return self._selective_pool(offering, needs, match, key)
 
@@ -382,7 +388,9 @@ class Scheduling:
             if offering is None:
                 offering = self._offerings[name] = Offering(name)
             offers = [offer for offer in agent.offers if offer.name == name]
-            offering.strategy = next((offer.strategy for offer in offers if offer.strategy is not None), offering.strategy)
+            offering.strategy = next(
+                (offer.strategy for offer in offers if offer.strategy is not None), offering.strategy
+            )
             declared = next((offer.declared for offer in offers if offer.declared is not None), None)
             offering.fits.declare(candidate, declared, agent.concurrency)
             offering.candidates[candidate] = None
@@ -390,7 +398,7 @@ class Scheduling:
             for pool in offering.base.values():
                 _enter(candidate, pool)
             for match, pool in offering.pools.values():
-                if match(agent):
+                if match.meets(agent):
                     _enter(candidate, pool)
                     self._selective_members += 1
 
@@ -465,7 +473,7 @@ class Scheduling:
                 pool.check()
             for key, (match, pool) in offering.pools.items():
                 assert key[0] == name and self._selective[key] is pool
-                meets = [c for c in offering.candidates if c.record is not None and match(c.record)]
+                meets = [c for c in offering.candidates if c.record is not None and match.meets(c.record)]
                 assert len(meets) == len(pool) and all(candidate in pool for candidate in meets)
                 pool.check()
                 members += len(pool)
