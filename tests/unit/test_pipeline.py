@@ -198,3 +198,15 @@ def test_a_confirmed_jump_goes_to_the_wall_clock_at_once() -> None:
     clock = EntryClock(lambda: clocks.wall, lambda: clocks.monotonic)
     clock.start(1, jump=True)
     assert clock.stamp() == 1_000_000
+
+
+def test_while_the_log_is_ahead_of_the_wall_clock_entry_time_goes_on_at_half_its_pace() -> None:
+    clocks = Clocks()
+    clock = EntryClock(lambda: clocks.wall, lambda: clocks.monotonic)
+    clock.start(2_000_000, jump=False)
+    for step in range(1, 2001):
+        clocks.wall, clocks.monotonic = 1000 + step, 50.0 + step
+        stamped = clock.stamp()
+        assert stamped == max(2_000_000 + step * 500, (1000 + step) * 1000)
+    clocks.wall, clocks.monotonic = 3001.0, 2051.0
+    assert clock.now_ms() == 3_001_000, "caught up"

@@ -27,28 +27,39 @@ COMMANDS_MAX = 2048
 
 class EntryClock:
     """Entry time: the leader's wall clock, but never backwards, and never forward by more than its monotonic clock moved plus
-    one second an entry. A step of the machine's clock so becomes a drift that nobody notices."""
+    one second an entry. A step of the machine's clock so becomes a drift that nobody notices. While the log is ahead of the
+    wall clock, time goes on at half its pace until that has caught up: whatever waits for a moment gets there."""
 
     def __init__(self, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._wall = wall
         self._monotonic = monotonic
         self._last_ms = 0
         self._last_at = monotonic()
+        self._ahead_ms = 0  # when entry time was last the wall clock's, or this clock started
+        self._ahead_at = self._last_at
 
     def start(self, last_ms: int, jump: bool) -> None:
         """Go on from the log's last entry time; ``jump``: an operator confirms whatever the wall clock says now."""
         wall_ms = int(self._wall() * 1000)
-        self._last_ms = max(last_ms, wall_ms) if jump or not last_ms else last_ms
-        self._last_at = self._monotonic()
+        self._last_ms = self._ahead_ms = max(last_ms, wall_ms) if jump or not last_ms else last_ms
+        self._last_at = self._ahead_at = self._monotonic()
 
     def now_ms(self) -> int:
         """Entry time now; reading it moves nothing."""
+        return max(self._slow_ms(), self._fast_ms(), self._last_ms)
+
+    def _slow_ms(self) -> int:
+        return self._ahead_ms + int((self._monotonic() - self._ahead_at) * 500)
+
+    def _fast_ms(self) -> int:
         moved_ms = int((self._monotonic() - self._last_at) * 1000)
-        return max(self._last_ms, min(int(self._wall() * 1000), self._last_ms + moved_ms + 1000))
+        return min(int(self._wall() * 1000), self._last_ms + moved_ms + 1000)
 
     def stamp(self) -> int:
         """Entry time for the next entry."""
-        self._last_ms, self._last_at = self.now_ms(), self._monotonic()
+        slow_ms, self._last_ms, self._last_at = self._slow_ms(), self.now_ms(), self._monotonic()
+        if self._last_ms > slow_ms:
+            self._ahead_ms, self._ahead_at = self._last_ms, self._last_at
         return self._last_ms
 
 
