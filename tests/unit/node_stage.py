@@ -30,32 +30,40 @@ LIMIT_S = 60.0
 """Virtual seconds."""
 
 
-def staged(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test of a ``stage`` on virtual time; a minute takes no time."""
+Test = Callable[..., Coroutine[Any, Any, None]]
 
-    @functools.wraps(test)
-    def run(**given: Any) -> None:
-        async def play() -> None:
-            stage = Stage()
+
+def staged_on(loop_class: type[asyncio.AbstractEventLoop]) -> Callable[[Test], Callable[..., None]]:
+    """A decorator: run an async test of a ``stage`` on such a loop. On a virtual one a minute takes no time."""
+
+    def staged(test: Test) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(**given: Any) -> None:
+            loop = loop_class()
+            faults: list[dict[str, Any]] = []
+            loop.set_exception_handler(lambda _loop, context: faults.append(context))
             try:
-                await test(stage=stage, **given)
+                loop.run_until_complete(_play(test, given))
+                assert not faults
             finally:
-                await stage.stop()
+                if isinstance(loop, VirtualLoop):
+                    loop.bury()
+                loop.close()
 
-        loop = VirtualLoop()
-        faults: list[dict[str, Any]] = []
-        loop.set_exception_handler(lambda _loop, context: faults.append(context))
-        try:
-            loop.run_until_complete(play())
-            assert not faults
-        finally:
-            loop.bury()
-            loop.close()
+        signature = inspect.signature(test)
+        left = [parameter for name, parameter in signature.parameters.items() if name != "stage"]
+        run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+        return run
 
-    signature = inspect.signature(test)
-    left = [parameter for name, parameter in signature.parameters.items() if name != "stage"]
-    run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
-    return run
+    return staged
+
+
+async def _play(test: Test, given: dict[str, Any]) -> None:
+    stage = Stage()
+    try:
+        await test(stage=stage, **given)
+    finally:
+        await stage.stop()
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -63,6 +71,23 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not true():  # noqa: ASYNC110 - what is waited for is not always an event
             await asyncio.sleep(0.002)
+
+
+def worker(name: str = "a", **options: Any) -> Agent:
+    """An agent that does some work."""
+    agent = Agent(name, **options)
+
+    @agent.capability
+    async def work(seconds: float = 0.0) -> str:
+        """Do some work."""
+        await asyncio.sleep(seconds)
+        return "done"
+
+    return agent
+
+
+def settle(item: wire.Done | wire.Failed | wire.Declined) -> wire.Settled:
+    return wire.Settled(((item.task, item.epoch),))
 
 
 class Stage:
@@ -122,6 +147,25 @@ class Stage:
     def record(self, node: str = "n1") -> NodeRecord | None:
         record = self.registry.records.get(f"nodes/{node}")
         return wire.decode_node(record.value) if record is not None else None
+
+
+class Watched(MemoryRegistry):
+    """Notes what is written, and whether the node could be reached at that moment; fails when told."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage.registry)
+        self.stage = stage
+        self.puts: list[str] = []
+        self.unheard: list[str] = []
+        self.failing: Exception | None = None
+
+    async def put(self, key: str, value: bytes, **options: Any) -> int:
+        if self.failing is not None:
+            raise self.failing
+        self.puts.append(key)
+        if not self.stage.network._members(to("n1")):
+            self.unheard.append(key)
+        return await super().put(key, value, **options)
 
 
 class Leader:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from node_stage import Caller, Stage, staged, until
+from node_stage import Caller, Stage, staged_on, until
 
 from comity.agent import Agent
 from comity.bus.base import to
@@ -17,6 +17,9 @@ from comity.handles import Attempt, Message
 from comity.model import wire
 from comity.model.capability import AgentStatus
 from comity.model.envelope import Performative
+from comity.sim.loop import VirtualLoop
+
+staged = staged_on(VirtualLoop)
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from node_stage import Stage, staged, until
+from node_stage import Stage, staged_on, until
 
 from comity.agent import Agent
 from comity.bus.memory import MemoryBus
@@ -21,7 +21,10 @@ from comity.model.ids import ProcessId
 from comity.model.task import LOG_LIMIT
 from comity.node.node import Node
 from comity.registry.memory import MemoryRegistry
+from comity.sim.loop import VirtualLoop
 from comity.store.memory import MemoryStore
+
+staged = staged_on(VirtualLoop)
 
 
 class Net:

@@ -109,6 +109,12 @@ class Node:
         self._ticks = 0
         self._lag = 0.0
         self._thread = threading.get_ident()
+        self._listen_for()
+        for agent in agents:
+            self.add(agent)
+
+    def _listen_for(self) -> None:
+        """What is taken from the leader only, and what from anybody. The client takes the rest."""
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),
@@ -122,8 +128,6 @@ class Node:
             wire.Control: self._control,
             wire.Ping: lambda item, sender: self.outbox.post(to(sender), wire.Pong(item.ref)),
         }
-        for agent in agents:
-            self.add(agent)
 
     # Joining and leaving
 
