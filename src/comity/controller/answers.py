@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import structlog
 
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
@@ -29,7 +30,9 @@ LIST_MAX = 1000
 ANSWER_MAX = BATCH_LIMIT - 1024
 _SHOWN_BYTES = 64 * 1024
 _LISTED_BYTES = 512
+_log = structlog.get_logger("comity.controller")
 
+Slow = Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]
 
 
 def _iso(ms: int) -> str | None:
@@ -101,7 +104,8 @@ def view(task: Task, reason: str = "", limit: int = _SHOWN_BYTES) -> dict[str, A
 
 
 class Answers:
-    """One method for each ``Ask.what``; ``_plain`` ones are answered at once, ``_confirmed`` ones behind a barrier."""
+    """One method for each ``Ask.what``; ``plain`` ones are answered at once, ``slow`` ones when they are done, ``_confirmed``
+    ones (all about tasks) behind a barrier."""
 
     def __init__(
         self,
@@ -112,7 +116,8 @@ class Answers:
         outbox: Outbox,
         *,
         barrier: Callable[[Callable[[], None]], None],
-        network: dict[str, Callable[[dict[str, Any]], Any]],
+        plain: dict[str, Callable[[dict[str, Any]], Any]],
+        slow: dict[str, Slow],
         choice: Callable[[TaskId], dict[str, Any] | None],
     ) -> None:
         self._state = state
@@ -123,8 +128,9 @@ class Answers:
         self._barrier = barrier
         self._choice = choice
         self._work: set[asyncio.Task[None]] = set()
-        self._plain: dict[str, Callable[[dict[str, Any]], Any]] = {**network}
-        self._confirmed: dict[str, Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]] = {
+        self._plain = plain
+        self._slow = slow
+        self._confirmed: dict[str, Slow] = {
             "task": self._task,
             "tasks": self._tasks,
             "why": self._why,
@@ -143,28 +149,28 @@ class Answers:
                 raise BadInput("a question's arguments are a JSON object")
             if item.what in self._plain:
                 self._answer(item.ref, sender, self._plain[item.what](args))
+            elif item.what in self._slow:
+                self._start(self._reply(item.ref, sender, self._slow[item.what], args))
             elif item.what in self._confirmed:
-                self._barrier(lambda: self._start(item.ref, sender, self._confirmed[item.what](args)))
+                answer = self._confirmed[item.what]
+                self._barrier(lambda: self._start(self._reply(item.ref, sender, answer, args)))
             else:
                 raise NotFound(f"no question is called {item.what!r}")
         except ComityError as error:
             self._refuse(item.ref, sender, error)
 
-    def _start(self, ref: int, sender: ProcessId, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.get_running_loop().create_task(self._finish(ref, sender, work))
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    async def _finish(self, ref: int, sender: ProcessId, work: Coroutine[Any, Any, Any]) -> None:
+    async def _reply(self, ref: int, sender: ProcessId, answer: Slow, args: dict[str, Any]) -> None:
         try:
-            self._answer(ref, sender, await work)
+            self._answer(ref, sender, await answer(args))
         except ComityError as error:
             self._refuse(ref, sender, error)
 
     def _answer(self, ref: int, sender: ProcessId, value: Any) -> None:
-        if asyncio.iscoroutine(value):
-            self._start(ref, sender, value)
-            return
         body = to_json(value)
         if len(body) > ANSWER_MAX:
             raise TooLarge(f"the answer would take {len(body)} bytes; ask for less", limit=ANSWER_MAX)
@@ -256,7 +262,7 @@ class Answers:
 
     def follow_missing(self, task_id: TaskId, sender: ProcessId) -> None:
         """Tell ``sender`` how an archived task ended, or that there is none."""
-        self._barrier(lambda: self._start(0, sender, self._end_of(task_id, sender)))
+        self._barrier(lambda: self._start(self._end_of(task_id, sender)))
 
     async def _end_of(self, task_id: TaskId, sender: ProcessId) -> None:
         try:
@@ -264,6 +270,8 @@ class Answers:
         except UnknownTask as error:
             failure = TaskFailure(error.code, error.message, False)
             self._outbox.post(to(sender), Ended(task_id, TaskState.REJECTED, None, failure))
-            return
-        if task.is_terminal:
-            self._outbox.post(to(sender), Ended(task_id, task.state, task.result, task.failure))
+        except ComityError as error:  # not known now: who waits asks again
+            _log.warning("a finished task cannot be read", task=task_id, code=error.code, error=error.message)
+        else:
+            if task.is_terminal:
+                self._outbox.post(to(sender), Ended(task_id, task.state, task.result, task.failure))

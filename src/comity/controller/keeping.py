@@ -34,6 +34,8 @@ LOG_BYTES = 4 * 1024 * 1024 * 1024
 """The log is cut below what events and payloads still need, but never kept longer than this many bytes."""
 RETRY_S = 1.0
 
+Work = Callable[[], Coroutine[Any, Any, None]]
+
 
 class Mark(msgspec.Struct, frozen=True):
     """A snapshot, and how much had been written in this term when it was taken."""
@@ -117,27 +119,27 @@ class Keeping:
         if work is not None:
             self._work = loop.create_task(self._guarded(work))
 
-    def _due(self, bytes_written: int) -> Coroutine[Any, Any, None] | None:
+    def _due(self, bytes_written: int) -> Work | None:
         state = self._state
         last = state.snapshots[-1].index if state.snapshots else 0
         if self._doomed:
-            return self._delete()
+            return self._delete
         if self._may_trim_to() > self._trim_to:
-            return self._trim()
+            return self._trim
         if self._archive_due():
-            return self._archive()
+            return self._archive
         grown = self._ledger.index - last >= self._snapshot_every or bytes_written - self._bytes >= SNAPSHOT_BYTES
         if (grown or self.snapshot_wanted) and self._ledger.index > last:
             self._bytes = bytes_written
             self.snapshot_wanted = False
-            return self._snapshot()
+            return self._snapshot
         if self._stale_chunks():
-            return self._drop()
+            return self._drop
         return None
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Work) -> None:
         try:
-            await work
+            await work()
         except ComityError as error:
             self._retry_at = asyncio.get_running_loop().time() + RETRY_S
             _log.warning("housekeeping will be tried again", code=error.code, error=error.message)

@@ -84,14 +84,13 @@ class Term:
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
             barrier=self.leader.barrier, choice=self._choices.get,
-            network={
+            plain={
                 "hello": self._hello,
                 "stats": lambda _args: self.stats(),
                 "nodes": lambda _args: {"nodes": nodes(self.leader, c.census)},
                 "agents": lambda _args: {"agents": loads(self.leader, c.census)},
-                "shutdown": self._shutdown,
-                "strategy": self._set_strategy,
             },
+            slow={"shutdown": self._shutdown, "strategy": self._set_strategy},
         )  # fmt: skip
         self._join()
 
