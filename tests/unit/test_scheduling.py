@@ -425,7 +425,7 @@ def test_a_pool_is_made_once_asking_in_vain_has_cost_as_much() -> None:
         if made._selective:
             when = i
             break
-    assert when is not None and 50 < when < 250
+    assert when is not None and 5 < when < 250
     made.check()
 
 
