@@ -48,3 +48,7 @@ def report(
 ) -> Coverage:
     """Write the page, and say whether it covers every listed file exactly once."""
     return write_report(Path(out), folder, listed, surveys, references, run)
+
+
+surveyors = [surveyor.twin(f"surveyor-{number}") for number in range(2, 6)]
+"""Four more on the node that hosts this whole module; elsewhere: ``comity run ...:surveyor --replicas 8``."""

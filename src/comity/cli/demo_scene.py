@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +27,26 @@ class Lane:
 class Scene:
     """The run so far. ``tell`` hears each turn of the story, once. Invariant: a task runs in at most one lane."""
 
-    def __init__(self, agents: dict[str, list[str]], tell: Tell) -> None:
-        self.lanes = {node: Lane(names) for node, names in agents.items()}
+    def __init__(self, tell: Tell) -> None:
+        self.lanes: dict[str, Lane] = {}
         self.files = 0
         self.files_done = 0
-        self.seconds = 0.0
         self.victim = ""
         self.killed_at_ms = 0
         self.story: list[str] = []
         self.moves: dict[str, int | None] = {}  # task -> when it ran elsewhere
         self._tell = tell
         self._where: dict[str, str] = {}
+        self._began = time.monotonic()
+
+    def enter(self, agents: dict[str, list[str]]) -> None:
+        """The nodes, and the ids of the agents on each, in the order in which they are shown."""
+        self.lanes = {node: Lane(ids) for node, ids in agents.items()}
+
+    @property
+    def seconds(self) -> float:
+        """Since the scene was set."""
+        return time.monotonic() - self._began
 
     def event(self, event: dict[str, Any]) -> None:
         """Take in one event of the network's stream."""
@@ -71,10 +81,13 @@ class Scene:
         """Of ``nodes``, the one with most work in hand; the last of several."""
         return max(reversed(nodes), key=lambda node: len(self.lanes[node].running))
 
+    def line(self, text: str) -> str:
+        return f"{self.seconds:5.1f} s  {text}"
+
     def say(self, text: str) -> None:
-        line = f"{self.seconds:5.1f} s  {text}"
-        self.story.append(line)
-        self._tell(line)
+        """A turn of the story."""
+        self.story.append(self.line(text))
+        self._tell(self.story[-1])
 
     def moved_within_s(self) -> float | None:
         """From the kill until the last of its tasks ran elsewhere; None if none was lost, or one has not run yet."""
