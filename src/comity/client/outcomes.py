@@ -51,10 +51,10 @@ class Outcomes:
         contact.on_renewed(self._renew)
 
     def of(self, task: TaskId) -> Outcome:
-        """The outcome of ``task``, one object however often it is asked for while the task is open."""
+        """The outcome of ``task``, which exists as far as is known; one object however often it is asked for while it is open."""
         found = self._open.get(task)
         if found is None:
-            found = self._open[task] = Outcome(task)
+            found = self._open[task] = self._submitted.pop(task, None) or Outcome(task)
         return found
 
     def submitting(self, task: TaskId) -> Outcome:
