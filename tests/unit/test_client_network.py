@@ -14,6 +14,7 @@ from comity.client.timers import Timers
 from comity.errors import BadInput, NotFound, PeerLost, UnknownAgent
 from comity.model import wire
 from comity.model.capability import AgentRecord
+from comity.model.ids import ProcessId
 from comity.model.task import TaskState
 
 
@@ -67,6 +68,29 @@ async def test_a_lost_question_is_repeated(monkeypatch: pytest.MonkeyPatch) -> N
         await until(lambda: any(item.what == "stats" for item in leader.all(wire.Ask)))
         leader.questions["stats"] = {"found": True}
         assert await question == {"found": True}
+
+
+async def test_one_who_does_not_lead_any_more_is_no_answer() -> None:
+    async with ground() as g:
+        old, client = await g.leader(), await g.client()
+        await client.ready()
+
+        def stats(item: wire.Ask, sender: ProcessId) -> None:
+            old.say(sender, wire.Answer(item.ref, "not-leader", b'{"message":"not I"}'))
+
+        def submit(item: wire.SubmitTask, sender: ProcessId) -> None:
+            old.say(sender, wire.Refused(item.spec.id, "not-leader", "not I"))
+
+        old.answers = {wire.Ask: stats, wire.SubmitTask: submit}
+        question, task = asyncio.ensure_future(client.stats()), asyncio.ensure_future(client.submit("x"))
+        await until(lambda: not client._exchange.contact.is_up)
+        assert not question.done()
+        assert not task.done()
+        await old.bus.close()
+        new = await g.leader("k2", term=2)
+        new.questions["stats"] = {"term": 2}
+        assert await question == {"term": 2}
+        assert new.all(wire.SubmitTask)[0].spec.id == (await task).id
 
 
 async def test_errors_in_answers_are_typed() -> None:

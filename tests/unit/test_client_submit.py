@@ -166,7 +166,7 @@ async def test_refusals_are_typed() -> None:
         with pytest.raises(Overloaded, match="too many") as caught:
             await client.submit("x")
         assert caught.value.details["retry_after_s"] == 1.5
-        assert client._exchange.outcomes._open == {}
+        assert client._exchange.outcomes._open == client._exchange.outcomes._submitted == {}
 
 
 async def test_a_refused_repetition_is_not_definite() -> None:
@@ -240,7 +240,7 @@ async def test_an_interrupted_submit_is_forgotten() -> None:
         with pytest.raises(asyncio.CancelledError):
             await submit
         assert client._exchange.submissions._open == {}
-        assert client._exchange.outcomes._open == {}
+        assert client._exchange.outcomes._open == client._exchange.outcomes._submitted == {}
 
 
 async def test_a_thousand_callers_make_few_messages() -> None:
