@@ -125,6 +125,7 @@ class Leader:
         self._followers: dict[TaskId, dict[ProcessId, None]] = {}
         self._fetches: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._now_ms = 0  # entry time when the message now being taken in arrived
         self._accepted: dict[ProcessId, list[tuple[TaskId, TaskId]]] = {}
         self._settled: dict[ProcessId, list[tuple[TaskId, int]]] = {}
@@ -229,7 +230,7 @@ class Leader:
             self._follow(FollowTask((self.state.keys[spec.key],)), sender)
         elif spec.key and spec.key in self._keys_under_way:
             self._keys_under_way[spec.key].append((sender, spec.id))
-        elif self.state.archive and spec.id <= self.state.archive[-1].last and self.admission.archived_in(spec.id):
+        elif spec.id <= self.state.archived_last and self.admission.archived_in(spec.id):
             self._accept(sender, spec.id, spec.id)
             self._follow(FollowTask((spec.id,)), sender)
         else:
@@ -500,11 +501,12 @@ class Leader:
             due_at = self._loop.time() + max(0, due_ms - self.clock.now_ms()) / 1000 + 0.001
             at = due_at if at is None else min(at, due_at)
         if self._timer is not None:
-            if at is not None and self._timer.when() <= at and not self._timer.cancelled():
+            if at is not None and self._timer_at <= at:
                 return
             self._timer.cancel()
             self._timer = None
         if at is not None:
+            self._timer_at = at  # uvloop gives what is due already a handle that does not tell when
             self._timer = self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
