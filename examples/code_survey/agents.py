@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 
 from code_survey.analysis import FileSurvey, survey_file
 from code_survey.listing import Listing, list_files
@@ -17,6 +18,9 @@ surveyor = Agent("surveyor", concurrency=1)
 cross_referencer = Agent("cross-referencer")
 reporter = Agent("reporter")
 
+computing = Lock()
+"""Python computes in one thread at a time anyway; taking turns by file leaves the node's own thread in between."""
+
 
 @splitter.capability
 def split(folder: str) -> Listing:
@@ -29,7 +33,8 @@ def survey(attempt: Attempt, folder: str, files: list[str]) -> list[FileSurvey]:
     """Parse each file and note its size, functions, complexity, undocumented names and imports."""
     surveys = []
     for path in files:
-        found = survey_file(Path(folder), path)
+        with computing:
+            found = survey_file(Path(folder), path)
         if found.error:
             attempt.log(f"{path}: {found.error}")
         surveys.append(found)

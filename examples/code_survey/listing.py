@@ -8,8 +8,8 @@ from pathlib import Path
 
 PASSED_OVER = frozenset({"site-packages", "dist-packages", "node_modules", "__pycache__"})
 """Folders that hold other people's code or none; hidden folders and virtual environments are passed over too."""
-FILES_PER_BATCH = 12
-BYTES_PER_BATCH = 200_000
+FILES_PER_BATCH = 8
+BYTES_PER_BATCH = 100_000
 BATCHES = 120
 """A small folder is cut finer, into about so many batches, so that every surveyor gets some."""
 
