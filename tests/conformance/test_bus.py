@@ -305,7 +305,7 @@ class TestNatsBus(BusContract):
             await a.request(to("b"), b"x", 60)
         await a.send(to("b"), b"x")
         a.process = ProcessId("a")
-        await settled(a, b)
+        await settled(a, a)
         assert a.faults["denied"] == 2
 
     async def test_forgeries_are_dropped(self, world: NatsWorld) -> None:
