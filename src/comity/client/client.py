@@ -103,6 +103,10 @@ class Client:
         """The watched copy of the registry. ``discover`` waits until it is there."""
         return self._exchange.directory
 
+    def leader_ms(self) -> int:
+        """What the leader's clock reads now, in milliseconds since 1970, as told when contact was made."""
+        return self._exchange.contact.now_ms()
+
     def set_time(self, now_ms: int) -> None:
         """The leader's clock read ``now_ms`` a moment ago (a node learns it with every beacon)."""
         self._exchange.contact.set_time(now_ms)
@@ -141,6 +145,7 @@ class Client:
     async def _submit(self, agreed: Terms, inputs: list[Any]) -> list[Task]:
         exchange = self._exchange
         exchange.check_open()
+        until = exchange.loop.time() + exchange.settings.submit_timeout_s
         await exchange.look()
         payloads: list[bytes] = []
         for start in range(0, len(inputs), _AT_ONCE):
@@ -148,7 +153,7 @@ class Client:
             if start:
                 await asyncio.sleep(0)  # others have their turn
         if exchange.contact.hello is None:
-            await self.ready(self._left_s(exchange.settings.submit_timeout_s, agreed.deadline))
+            await self.ready(self._left_s(until - exchange.loop.time(), agreed.deadline))
         specs: list[TaskSpec] = []
         for payload in payloads:
             task = exchange.task_ids.next()
@@ -156,7 +161,7 @@ class Client:
             specs.append(agreed.task(task, carried))
         outcomes = await exchange.submissions.send(
             specs, queue=agreed.queue, deadline=agreed.deadline,
-            timeout_s=self._left_s(exchange.settings.submit_timeout_s, agreed.deadline),
+            timeout_s=self._left_s(max(0.0, until - exchange.loop.time()), agreed.deadline),
         )  # fmt: skip
         return [Task(exchange, outcome, self._scope.pausing) for outcome in outcomes]
 

@@ -54,7 +54,8 @@ class Outcomes:
         """The outcome of ``task``, which exists as far as is known; one object however often it is asked for while it is open."""
         found = self._open.get(task)
         if found is None:
-            found = self._open[task] = self._submitted.pop(task, None) or Outcome(task)
+            submitted = self._submitted.pop(task, None)
+            found = self._open[task] = submitted or Outcome(task)
         return found
 
     def submitting(self, task: TaskId) -> Outcome:

@@ -146,6 +146,7 @@ def _restore(head: Head, tasks: list[Task], network: NetworkId, key_window_ms: i
     state.archive, state.snapshots, state.totals = head.archive, head.snapshots, head.totals
     state.strategies = head.strategies
     state.archived = sum(chunk.count for chunk in head.archive)
+    state.archived_last = max((chunk.last for chunk in head.archive), default=state.archived_last)
     state.nodes = {node: NodeLease(incarnation, since) for node, (incarnation, since) in head.nodes.items()}
     for task in sorted(tasks, key=lambda task: task.spec.id):
         task_id = task.spec.id

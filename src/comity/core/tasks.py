@@ -113,6 +113,7 @@ class Tasks:
         self.nodes: dict[ProcessId, NodeLease] = {}
         self.archive: list[Chunk] = []
         self.archived = 0
+        self.archived_last = TaskId("")  # no id in ``archive`` is higher
         self.snapshots: list[SnapshotTaken] = []
         self.strategies: dict[str, Strategy] = {}
         self.totals = Totals()
@@ -397,6 +398,7 @@ class Tasks:
             self.counts[task.state] -= 1
         self.archive.append(chunk(command.key, gone, command.finished_ms))
         self.archived += len(gone)
+        self.archived_last = max(self.archived_last, self.archive[-1].last)
         self.changes.append(Change("archive.grown", reason=command.key))
 
     def _dropped(self, command: Dropped, index: int, _ordinal: int) -> None:
