@@ -30,7 +30,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     probe_s: float = 0.05
     watch_s: float = 0.15
     mass: int = 3
-    mass_window_s: float = 1.0
+    mass_window_s: float = 0.3
     retry_s: float = 1.0
     departures: bool = True
 
@@ -92,7 +92,7 @@ class AppendStalled(msgspec.Struct, frozen=True):
 
 
 class LoopLag(msgspec.Struct, frozen=True):
-    """Worst lag of this controller's loop since the last report."""
+    """Worst lag of this controller's loop since the last report; to be reported regularly."""
 
     seconds: float
 

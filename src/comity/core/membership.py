@@ -11,8 +11,8 @@ A lease is ended by a committed command only; what happens here decides when to 
 close, and probes find nobody listening from then through ``grace_s``; where the bus cannot see departures, probes alone. If
 as many as ``mass`` nodes vanish together, or all of them, a server or a link is gone rather than they: then the lease
 decides. The observer doubts itself first (Lifeguard, arXiv 1707.00788): the time by which a deadline is seen too late is its
-own absence and counts against nobody, nor is anybody judged before what lay unread has been read; reported lag of its loop
-stretches every limit.
+own absence and counts against nobody, nor is anybody judged before what lay unread has been read; every limit is stretched
+by the reported lag of its loop.
 
 Every controller applies the commands; only the leader judges. A wrong verdict costs duplicate work, never a double count.
 """
@@ -168,13 +168,13 @@ class Membership:
         member.busy = event.busy
         if member.proposed is None and not member.leaving:
             member.verdict = ""
-        self._reachable(member)
+        self._reachable(member, "it drains" if event.draining else "heard again")
 
-    def _reachable(self, member: Member) -> None:
+    def _reachable(self, member: Member, reason: str) -> None:
         member.departed = member.unreachable = member.held = False
         self._vanished.pop(member.node, None)
         self._end_search(member)
-        self._update(member, "heard again")
+        self._update(member, reason)
 
     def _joins(self, member: Member | None, event: BeaconSeen) -> None:
         if self._stalled_since is not None:
@@ -215,7 +215,7 @@ class Membership:
     def _answered(self, node: NodeId) -> None:
         member = self._members.get(node)
         if member is not None and self.leading and not member.verdict:
-            self._reachable(member)
+            self._reachable(member, "it answers")
 
     # Searching for a node that seems gone
 
@@ -261,7 +261,7 @@ class Membership:
         return at - self._absent - self._stalled
 
     def _late_at(self, member: Member) -> float:
-        limit = self.timing.late * (self.timing.beacon_s + self._lag)
+        limit = self.timing.late * self.timing.beacon_s + self._lag
         return max(member.heard + self._absent + limit, self._judge_from)
 
     def _lapses_at(self, member: Member) -> float:
@@ -302,8 +302,8 @@ class Membership:
             member.late = True
             self._update(member, f"{self.timing.late} beacons late")
         if self._probed_at(member) <= now:
-            searching = member.searched is not None
-            member.next_probe = self._now + (self.timing.probe_s if searching else self.timing.watch_s)
+            hot = member.searched is not None and self._now - member.searched < self.timing.grace_s - _ROUNDING_S
+            member.next_probe = self._now + (self.timing.probe_s if hot else self.timing.watch_s)
             self._effects.append(Probe(member.node))
         if self._stalled_since is None and self._lapses_at(member) <= now:
             self._end_lease(member, f"no beacon for {self.timing.lease_s:g} s")
