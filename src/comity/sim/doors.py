@@ -98,6 +98,8 @@ class Tail:
         self._times.append(self._links.loop.time())
         self._links.trace(writer, "append", f"{index}, {len(data)} bytes")
         self._appended(index, data, writer)
+        for wrote in list(self._links.on_append):
+            wrote(writer)
 
     def seen(self) -> int:
         """The last index that a reader sees now."""

@@ -78,12 +78,13 @@ class Faults:
             "bad writes": self._bad_writes,
             "slow server": self._slow_server,
             "stale reads": self._stale_reads,
+            "stall": self._stall,
             "clock": self._clock,
             "lag": self._lag,
             "outage": self._outage,
         }
         self.weights = {kind: random.random() ** 2 for kind in kinds if random.random() < 0.5}
-        self.every_s = random.choice([0.4, 1.0, 2.0, 4.0])
+        self.every_s = random.choice([0.15, 0.4, 1.0, 3.0])
         self.lasting_s = random.choice([0.3, 1.0, 3.0])
         self._kinds = kinds
         self._undo: dict[int, Undo] = {}
@@ -97,7 +98,8 @@ class Faults:
             if loop.time() >= until:
                 return
             kind = self.random.choices(list(self.weights), list(self.weights.values()))[0]
-            self.strike(kind, min(self.random.expovariate(1 / self.lasting_s), 15.0))
+            least_s = 3.0 if kind == "stall" else 0.0
+            self.strike(kind, least_s + min(self.random.expovariate(1 / self.lasting_s), 15.0))
 
     def strike(self, kind: str, lasts_s: float) -> None:
         """Do ``kind`` now, and undo it after ``lasts_s``."""
@@ -272,6 +274,31 @@ class Faults:
 
     def _slow_server(self, lasts_s: float) -> Undo:
         return self._change(self.random.choice(SERVERS[1:]), slow_s=self.random.choice([0.02, 0.3, 2.5]))
+
+    def _stall(self, lasts_s: float) -> Undo:
+        """What a controller writes is held up, several entries together, until a rival has written a few."""
+        controllers = self.links.callers("log") or [self.hosts[0].name]
+        name = self.random.choice(controllers)
+        rivals = [rival for rival in controllers if rival != name] if self.random.random() < 0.7 else ["bus"]
+        left = self.random.randrange(1, 5)
+        self._tell("stall", f"{name}, cut off from {rivals}, until others wrote {left} entries")
+        self.links.hold(name, "log")
+        mend = self._cut_all([pair for rival in rivals for pair in ((name, rival), (rival, name))])
+
+        def wrote(writer: str) -> None:
+            nonlocal left
+            left -= writer != name
+            if left == 0:
+                self.links.release(name, "log")
+
+        self.links.on_append.append(wrote)
+
+        def end() -> None:
+            self.links.on_append.remove(wrote)
+            self.links.release(name, "log")
+            mend()
+
+        return end
 
     def _stale_reads(self, lasts_s: float) -> Undo:
         return self._change("log", stale_s=self.random.choice([0.05, 0.5, 3.0]))

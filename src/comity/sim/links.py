@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import enum
 from collections.abc import Awaitable, Callable
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,9 +79,14 @@ class Links:
         self.odds: dict[str, Odds] = {}
         self.processes: dict[str, Process] = {}
         """The newest process of each name."""
+        self.late = 0
+        """Writes that their callers have given up, and that will be done."""
         self.healed = asyncio.Event()
         self._cuts: dict[tuple[str, str], int] = {}
         self._lanes: dict[tuple[str, str, str], float] = {}
+        self._held: dict[tuple[str, str], list[Callable[[], None]]] = {}
+        self.on_append: list[Callable[[str], None]] = []
+        """Told of the writer of each entry."""
         self._nobody = contextvars.Context()
 
     # What is cut
@@ -119,10 +125,17 @@ class Links:
         self._lanes[key] = when
         return when
 
-    def stall(self, source: str, target: str, lane: str, until: float) -> None:
-        """What is sent in this lane from now on arrives no sooner than ``until``."""
-        key = (source, target, lane)
-        self._lanes[key] = max(until, self._lanes.get(key, 0.0))
+    def hold(self, source: str, place: str) -> None:
+        """Keep what ``source`` asks of the server from now on, until ``release``."""
+        self._held.setdefault((source, place), [])
+
+    def release(self, source: str, place: str) -> None:
+        for start in self._held.pop((source, place), []):
+            self.loop.call_at(self.arrival(source, place, "call", 0.0), start, context=self._nobody.copy())
+
+    def callers(self, place: str) -> list[str]:
+        """Who called the server there so far."""
+        return [source for source, target, _ in self._lanes if target == place]
 
     # Messages
 
@@ -156,10 +169,15 @@ class Links:
         if fate is not Fate.NEVER and self.is_open(process.name, place):
             if fate is Fate.LATE:  # it comes by a connection that broke: past all that went by the next one
                 when = loop.time() + self.random.uniform(0.0, 3 * CALL_TIMEOUT_S)
+                self.late += 1
             else:
                 slow = self.random.uniform(0.0, odds.slow_s) if odds.slow_s else 0.0
                 when = self.arrival(process.name, place, "call", self.delay(process.name, place) + slow)
-            loop.call_at(when, self._start, process.name, place, action, answer, fate, context=self._nobody.copy())
+            start = partial(self._start, process.name, place, action, answer, fate)
+            if (process.name, place) in self._held:
+                self._held[process.name, place].append(start)
+            else:
+                loop.call_at(when, start, context=self._nobody.copy())
         error: ComityError = TimedOut(f"{place} did not answer")
         patience_s = CALL_TIMEOUT_S
         if fate is not Fate.DONE and self.random.random() < 0.5:
@@ -184,6 +202,7 @@ class Links:
     def _start(
         self, source: str, place: str, action: Callable[[], Awaitable[T]], answer: asyncio.Future[T], fate: Fate
     ) -> None:
+        self.late -= fate is Fate.LATE
         task = self.loop.create_task(self._serve(source, place, action, answer, fate))
         task.set_name(f"{place} serves {source}")
 

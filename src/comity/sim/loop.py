@@ -71,8 +71,7 @@ class Process:
 
     def spawn(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run ``coro`` as a task of this process."""
-        title = f"{self.name}: {getattr(coro, '__name__', 'task')}"
-        return self.loop.create_task(coro, name=title, context=self.context.copy())
+        return self.loop.create_task(coro, context=self.context.copy())
 
     def call(self, callback: Callable[..., object], *args: Any) -> None:
         """Call ``callback`` soon, in this process."""
@@ -104,12 +103,24 @@ def current_process() -> Process | None:
 
 class _Handle(asyncio.Handle):
     __slots__ = ("process",)
-    process: Process | None
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: VirtualLoop,
+        context: contextvars.Context | None,
+    ) -> None:  # fmt: skip
+        super().__init__(callback, args, loop, context)
+        self.process: Process | None = self._context.get(_process)  # type: ignore[attr-defined]
 
 
 class _Timer(asyncio.TimerHandle):
     __slots__ = ("process",)
-    process: Process | None
+
+    def __init__(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: VirtualLoop,
+        context: contextvars.Context | None,
+    ) -> None:  # fmt: skip
+        super().__init__(when, callback, args, loop, context)
+        self.process: Process | None = self._context.get(_process)  # type: ignore[attr-defined]
 
 
 class _Task(asyncio.Task[T]):
@@ -169,7 +180,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = _Handle(callback, args, self, context)
-        handle.process = handle._context.get(_process)  # type: ignore[attr-defined]
         self._queue.append(handle)
         return handle
 
@@ -192,7 +202,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if math.isnan(when):
             raise ValueError("a timer needs a time, not NaN")
         timer = _Timer(when, callback, args, self, context)
-        timer.process = timer._context.get(_process)  # type: ignore[attr-defined]
         heapq.heappush(self._timers, (when, next(self._timer_order), timer))
         return timer
 
@@ -242,7 +251,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def waiting(self) -> list[str]:
         """One line for each unfinished task: its name and where it waits."""
         tasks = sorted(asyncio.all_tasks(self), key=hash)
-        return [f"  {task.get_name()}: {_place(task)}" for task in tasks if not task.done()]
+        return [f"  {_owner(task)} {task.get_name()}: {_place(task)}" for task in tasks if not task.done()]
 
     # Processes
 
@@ -262,7 +271,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._queue.clear()
         self._timers.clear()
 
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
+    def call_exception_handler(self, context: dict[str, Any]) -> None:  # asyncio's name
         """A task of a dead process may be gone without having ended."""
         if not _is_dead(getattr(context.get("task"), "process", None)):
             super().call_exception_handler(context)
@@ -296,6 +305,11 @@ def _is_dead(process: Process | None) -> bool:
 
 def _task(loop: VirtualLoop, coro: Generator[Any, None, T] | Coroutine[Any, Any, T], **kwargs: Any) -> asyncio.Task[T]:
     return _Task(coro, loop=loop, **kwargs)
+
+
+def _owner(task: asyncio.Task[Any]) -> str:
+    process = task.process if isinstance(task, _Task) else None
+    return process.name if process is not None else "world"
 
 
 def _close(coro: Any) -> None:

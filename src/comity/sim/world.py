@@ -50,7 +50,8 @@ from comity.sim.workload import Caller, Workload
 SETTLE_S = 120.0
 """How soon after healing everything must have ended."""
 STOP_S = 30.0
-JOBS = 45
+LOOK_S = 0.1
+JOBS = 35
 """Of each client: about a hundred tasks in all."""
 
 Work = Callable[[Client], Awaitable[None]]
@@ -96,10 +97,9 @@ class World:
         self.auditor = Auditor(NetworkId(programs.NETWORK), self.truth, int(self.settings.key_window_s * 1000))
         self.history = History()
         self.servers = Servers(self.links, Tail(self.links, self._appended))
-        self.torture_s = self.random.choice([8.0, 15.0, 25.0]) if torture_s is None else torture_s
+        self.torture_s = self.random.choice([5.0, 10.0, 18.0]) if torture_s is None else torture_s
         self.known: list[str] = []
         self._work: Work | None = None
-        self._changed = asyncio.Event()
         self._unfinished: dict[str, None] = {}  # clients at work
         self._until = self.loop.time() + self.torture_s
         node = programs.node(agents, self.truth)
@@ -119,8 +119,8 @@ class World:
             network=programs.NETWORK, beacon_s=0.5, lease_s=choose([2.0, 3.0]), orphan_s=choose([4.0, 20.0]),
             drain_timeout_s=5.0, cancel_grace_s=choose([0.5, 2.0]), start_timeout_s=choose([2.0, 10.0]),
             attempt_timeout_s=choose([5.0, 20.0]), retries=choose([0, 1, 3]), request_timeout_s=6.0, submit_timeout_s=8.0,
-            max_waiting=choose([5, 1000]), snapshot_every=choose([20, 100, 100_000]),
-            keep_finished=choose([1000, 1_000_000]),
+            max_waiting=choose([5, 1000, 1000, 1000]), snapshot_every=choose([20, 100, 100_000]),
+            keep_finished=choose([20, 1_000_000]),
         )  # fmt: skip
 
     # Running it
@@ -168,9 +168,14 @@ class World:
             raise Violation("\n".join(lines)) from None
 
     async def _settled(self) -> None:
-        while self._unfinished or self.auditor.open_tasks():
-            self._changed.clear()
-            await self._changed.wait()
+        """Everybody is back, the clients have done their work, every task has ended, and nothing is on its way to the log."""
+        while (
+            not all(host.running for host in self.hosts)
+            or self._unfinished
+            or self.auditor.open_tasks()
+            or self.links.late
+        ):
+            await asyncio.sleep(LOOK_S)
 
     async def _stop(self) -> None:
         """Clients leave, nodes drain, everybody has read the whole log, controllers stop."""
@@ -204,7 +209,6 @@ class World:
             jobs = max(1, round(JOBS * (self._until - self.loop.time()) / max(self.torture_s, 1.0)))
             await Workload(caller, jobs, self._until, self.settings.submit_timeout_s).run()
         self._unfinished.pop(host.name, None)
-        self._changed.set()
 
     def _appended(self, index: int, data: bytes, writer: ProcessId) -> None:
         try:
@@ -212,7 +216,6 @@ class World:
         except (SimulationError, AssertionError) as error:
             self.loop.abort(error if isinstance(error, SimulationError) else Violation(str(error)))
             raise
-        self._changed.set()
 
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that nobody caught: a fault of the program, whatever the world did to it."""
