@@ -281,6 +281,12 @@ class Agent(Speaker):
             status=self.status, registered_at=self._registered_at, offers=tuple(o.offer for o in self._offered.values()),
         )  # fmt: skip
 
+    def twin(self, name: str) -> Agent:
+        """Another agent with the same functions and properties, called ``name``, on no node yet. Raises BadInput."""
+        twin = Agent(name, **{field: getattr(self, field) for field in _FIELDS if field != "status"})
+        twin._offered, twin._listeners = dict(self._offered), dict(self._listeners)
+        return twin
+
     def move_in(self, home: Home, at_ms: int) -> None:
         """A node hosts it from now on. Raises Conflict if another one does."""
         if self._home is not None and self._home is not home:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from comity.errors import BadSettings, NotFound, Unreachable
 
 if TYPE_CHECKING:
     import os
 
+    from comity.bus.nats import NatsBus
     from comity.client import Client
     from comity.config import Loaded, Settings
     from comity.contexts import Context
-    from comity.credentials import Credentials
+    from comity.credentials import Credentials, Role
+    from comity.registry.jetstream import JetStreamRegistry
+    from comity.store.jetstream import JetStreamStore
 
 __all__ = ["connect"]
 
@@ -48,42 +51,46 @@ async def connect(
         yield await _open(stack, resolve(loaded), loaded.settings)
 
 
-def identity(context: Context) -> tuple[str, Credentials | None]:
-    """Who this process is by a context, and by what it proves it: credentials of its own, minted with the keys of a
-    network on this machine; else those of the context's file; else none. Raises NotFound, Corrupt, BadInput,
-    BadSettings."""
+def identity(context: Context, role: Role = "client", process: str = "") -> tuple[str, Credentials | None]:
+    """Who this process is by a context, and by what it proves it: credentials of its own for ``process`` (default: a new
+    name), minted with the keys of a network on this machine; else those of the context's file, which name the process;
+    else none. Raises NotFound, Corrupt, BadInput, BadSettings."""
     import secrets
     from dataclasses import replace
     from pathlib import Path
 
     from comity.credentials import Authority, Credentials
 
-    process = f"client-{secrets.token_hex(6)}"
+    name = process or f"{role}-{secrets.token_hex(6)}"
     if context.authority:
         authority = replace(Authority.load(Path(context.authority)), network=context.network)
-        return process, authority.mint("client", process)
+        return name, authority.mint(role, name)
     if not context.credentials:
-        return process, None
+        return name, None
     credentials = Credentials.load(Path(context.credentials))
     if credentials.network not in ("", context.network):
         raise BadSettings(
             f"{context.credentials} is for network {credentials.network!r}, not {context.network!r}", setting="network"
         )
+    if process not in ("", credentials.process):
+        raise BadSettings(f"{context.credentials} is for process {credentials.process!r}, not {process!r}", setting="name")
     return credentials.process, credentials
 
 
-async def _open(stack: AsyncExitStack, context: Context, settings: Settings) -> Client:
-    import random
-    import time
+class Doors(NamedTuple):
+    """A process's way to the network: connected, and closed by whoever opened them."""
 
-    import msgspec
+    bus: NatsBus
+    registry: JetStreamRegistry
+    store: JetStreamStore
 
+
+async def doors(stack: AsyncExitStack, context: Context, process: str, known: Credentials | None) -> Doors:
+    """Connect ``process``; ``stack`` closes the doors. Raises Unreachable, AccessDenied, BadSettings."""
     from comity.bus.nats import NatsBus
-    from comity.client import Client
     from comity.registry.jetstream import JetStreamRegistry
     from comity.store.jetstream import JetStreamStore
 
-    process, known = identity(context)
     options = known.connect_options() if known is not None else {}
     bus = await NatsBus.connect(context.urls, process=process, network=context.network, options=options)
     stack.push_async_callback(bus.close)
@@ -94,9 +101,20 @@ async def _open(stack: AsyncExitStack, context: Context, settings: Settings) -> 
         stack.push_async_callback(store.close)
     except NotFound as error:
         where = ", ".join(context.urls)
-        raise Unreachable(
-            f"{where} answers, but holds no network {context.network!r}: is its controller up?"
-        ) from error
+        message = f"{where} answers, but holds no network {context.network!r}: is its controller up?"
+        raise Unreachable(message) from error
+    return Doors(bus, registry, store)
+
+
+async def _open(stack: AsyncExitStack, context: Context, settings: Settings) -> Client:
+    import random
+    import time
+
+    import msgspec
+
+    from comity.client import Client
+
+    bus, registry, store = await doors(stack, context, *identity(context))
     settings = msgspec.structs.replace(settings, network=context.network)
     client = Client(bus, registry, store, settings, wall=time.time, rng=random.SystemRandom())
     stack.push_async_callback(client.close)

@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comity.cli.command import Cli, command
+from comity.cli.command import Cli, command, commands
+from comity.cli.looks import bold, dim, paint, plain
+from comity.cli.nodes import state_of
 
-app = typer.Typer(help="Agents: list, show, pause, resume, remove.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(help="The agent: its id (node/name), or its name if only one has it.")]
+if TYPE_CHECKING:
+    from comity import Client
+    from comity.model.capability import AgentRecord
+
+app = commands("Agents: who is here and what they can do.")
+Name = Annotated[str, typer.Argument(metavar="AGENT", help="Its id (node/name), or its name if only one has it.")]
+
+_STATUS = {"active": "green", "paused": "yellow", "unhealthy": "red", "draining": "cyan"}
 
 
 @command(app, "list")
 async def list_(
     cli: Cli,
-    capability: Annotated[str | None, typer.Option("--capability", help="Only those that offer this.")] = None,
-    tag: Annotated[list[str], typer.Option("--tag", help="Only those with this tag.")] = [],  # noqa: B006
-    status: Annotated[str | None, typer.Option("--status", help="Only those with this status.")] = None,
+    capability: Annotated[str, typer.Option("--capability", metavar="NAME", help="Only those that offer it.")] = "",
+    tag: Annotated[list[str], typer.Option("--tag", metavar="TAG", help="Only those with this tag.")] = [],  # noqa: B006
+    status: Annotated[str | None, typer.Option("--status", metavar="STATUS", help="Only those with this status.")] = None,
 ) -> None:
     """All agents, with what is in flight at each."""
     async with cli.net() as net:
-        options: dict[str, Any] = {"tags": tuple(tag), "status": status}
-        records = await net.discover(capability, **{key: value for key, value in options.items() if value})
+        records = await net.discover(capability, tags=tag, status=status)
         loads = {row["id"]: row for row in await net.agents()}
     rows = [_row(record, loads.get(record.id, {})) for record in records]
     if cli.output.as_json:
         cli.output.show(rows)
         return
     cells = [
-        (r["id"], r["status"], r["node_state"], f"{r['load']}/{r['concurrency']}", ", ".join(r["capabilities"]), ", ".join(r["tags"]))
+        (
+            r["id"], paint(_STATUS.get(r["status"], ""), r["status"]), state_of(r["node_state"]),
+            f"{r['load']}/{r['concurrency']}", " ".join(r["tags"]), " ".join(r["capabilities"]),
+        )
         for r in rows
-    ]
-    cli.output.table(("AGENT", "STATUS", "NODE", "LOAD", "CAPABILITIES", "TAGS"), cells, "no agents; start some with: comity run")
+    ]  # fmt: skip
+    columns = ("AGENT", "STATUS", "NODE", "LOAD", "TAGS", "CAPABILITIES")
+    cli.output.table(columns, cells, "no agents; start some with: comity run MODULE_OR_FILE")
 
 
-def _row(record: Any, load: dict[str, Any]) -> dict[str, Any]:
+def _row(record: AgentRecord, load: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": record.id,
         "name": record.name,
@@ -52,16 +64,28 @@ def _row(record: Any, load: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+async def _find(net: Client, agent: str) -> AgentRecord:
+    """The agent of that id or name. Raises UnknownAgent, BadInput (several have the name)."""
+    from comity.errors import BadInput, UnknownAgent
+
+    found = [record for record in await net.discover() if agent in (record.id, record.name)]
+    if not found:
+        raise UnknownAgent(f"no agent is called {agent!r}", agent=agent)
+    if len(found) > 1:
+        raise BadInput(f"{len(found)} agents are called {agent!r}, such as {found[0].id}: name one by its id", name=agent)
+    return found[0]
+
+
 @command(app)
 async def show(cli: Cli, agent: Name) -> None:
     """One agent: its record, and its capabilities with their schemas."""
     import msgspec
 
     async with cli.net() as net:
-        record = await net.agent(agent)
-        capabilities = net.directory.capabilities_of(record.id)
-        loads = {row["id"]: row for row in await net.agents()}
-    load = loads.get(record.id, {})
+        record = await _find(net, agent)
+        offered = [net.directory.capability(offer.name, offer.schema) for offer in record.offers]
+        load = next((row for row in await net.agents() if row["id"] == record.id), {})
+    capabilities = [msgspec.to_builtins(capability) for capability in offered if capability is not None]
     value = {
         **_row(record, load),
         "region": record.region,
@@ -71,34 +95,60 @@ async def show(cli: Cli, agent: Name) -> None:
         "endpoints": record.endpoints,
         "registered_at": record.registered_at,
         "last_seen_ago_s": load.get("last_seen_ago_s"),
-        "capabilities": [msgspec.to_builtins(capability) for capability in capabilities],
+        "capabilities": capabilities,
     }
     if cli.output.as_json:
         cli.output.show(value)
         return
-    say = cli.output.console.print
-    say(f"[bold]{record.id}[/]  {record.status}, node {value['node_state']}")
-    say(f"  in flight   {value['load']} of {record.concurrency}")
-    for name in ("kind", "version", "region", "zone"):
-        if value[name]:
-            say(f"  {name:<11} {value[name]}")
-    if record.tags:
-        say(f"  tags        {', '.join(record.tags)}")
+    print(f"{bold(record.id)}  {paint(_STATUS.get(record.status, ''), record.status)}")
+    known = [
+        ("node", f"{record.node}  {state_of(value['node_state'])}"),
+        ("in flight", f"{value['load']} of {record.concurrency}"),
+        ("tags", " ".join(record.tags)),
+        ("labels", " ".join(f"{key}={text}" for key, text in record.labels.items())),
+        ("endpoints", " ".join(f"{key}={text}" for key, text in record.endpoints.items())),
+        *((name, value[name]) for name in ("kind", "version", "region", "zone")),
+    ]
+    cli.output.facts(known)
     for capability in capabilities:
-        say(f"\n  [bold]{capability.name}[/] {capability.version}  [dim]{capability.description}[/]")
-        for title, schema in (("input", capability.input_schema), ("output", capability.output_schema)):
-            say(f"    {title:<7}", end="")
-            say(msgspec.json.encode(schema).decode(), markup=False)
+        print(f"\n{bold(capability['name'])} {capability['version']}  {dim(plain(capability['description']))}")
+        schemas = [(what, plain(_brief(capability[f"{what}_schema"]))) for what in ("input", "output")]
+        cli.output.facts(schemas)
+
+
+def _brief(schema: Any) -> str:
+    """A JSON Schema as one would say it: names and types; as JSON if it is not that simple."""
+    if not isinstance(schema, dict) or not schema:
+        return "anything"
+    properties = schema.get("properties")
+    if schema.get("type") == "object" and isinstance(properties, dict):
+        required = schema.get("required", ())
+        parts = [f"{name}{'' if name in required else '?'}: {_kind(part)}" for name, part in properties.items()]
+        return "{" + ", ".join(parts) + "}"
+    return _kind(schema)
+
+
+def _kind(schema: Any) -> str:
+    if not isinstance(schema, dict):
+        return "anything"
+    if schema.get("type") == "array" and "items" in schema:
+        return f"[{_kind(schema['items'])}]"
+    if isinstance(schema.get("type"), str):
+        return str(schema["type"])
+    if "anyOf" in schema:
+        return " | ".join(_kind(part) for part in schema["anyOf"])
+    return json.dumps(schema) if schema else "anything"
 
 
 def _verb(name: str, help_: str, said: str) -> None:
     async def work(cli: Cli, agent: Name) -> None:
         async with cli.net() as net:
-            await getattr(net, f"{name}_agent")(agent)
+            found = await _find(net, agent)
+            await getattr(net, name)(found.id)
         if cli.output.as_json:
-            cli.output.show({"agent": agent, "done": name})
+            cli.output.show({"agent": found.id, "done": name})
         else:
-            cli.output.say(f"{agent} {said}")
+            cli.output.say(f"{bold(found.id)} {said}")
 
     work.__doc__ = help_
     command(app, name)(work)

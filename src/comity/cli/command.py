@@ -12,28 +12,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comity.cli.looks import Command, Group
 from comity.cli.output import Output, run
 
 if TYPE_CHECKING:
     from comity import Client
     from comity.config import Loaded, Settings
 
-Form = Annotated[str | None, typer.Option("--output", "-o", metavar="table|json", help="json is the default in a pipe.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-ContextName = Annotated[str | None, typer.Option("--context", help="A named connection (see: comity context).")]
-Connect = Annotated[str | None, typer.Option("--connect", metavar="URL", help="The server's address.")]
-Network = Annotated[str | None, typer.Option("--network", help="The network's name.")]
-Creds = Annotated[Path | None, typer.Option("--credentials", help="A credentials file.")]
-Data = Annotated[Path | None, typer.Option("--data", help="An embedded network's data directory.")]
+_HERE: dict[str, Any] = {"rich_help_panel": "Which network"}
+_OUT: dict[str, Any] = {"rich_help_panel": "Output"}
 
-_ALWAYS: dict[str, Any] = {"output": Form, "debug": Debug}
+Connect = Annotated[str | None, typer.Option("--connect", metavar="URL", help="The server's address.", **_HERE)]
+ContextName = Annotated[str | None, typer.Option("--context", metavar="NAME", help="A saved one: comity context.", **_HERE)]
+Network = Annotated[str | None, typer.Option("--network", metavar="NAME", help="The network's name.", **_HERE)]
+Creds = Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose credentials to use.", **_HERE)]
+Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="A local network's data.", **_HERE)]
+Form = Annotated[str | None, typer.Option("--output", "-o", metavar="table|json", help="In a pipe it is json.", **_OUT)]
+Debug = Annotated[bool, typer.Option("--debug", envvar="COMITY_DEBUG", show_envvar=False, help="Show tracebacks.", **_OUT)]
+
 _CONNECTING: dict[str, Any] = {
-    "context": ContextName,
-    "connect": Connect,
-    "network": Network,
-    "credentials": Creds,
-    "data": Data,
-}
+    "connect": Connect, "context": ContextName, "network": Network, "credentials": Creds, "data": Data,
+}  # fmt: skip
+_ALWAYS: dict[str, Any] = {"output": Form, "debug": Debug}
+_SETTINGS = {"connect": "urls", "context": "context", "network": "network", "credentials": "credentials", "data": "data_dir"}
 
 
 class Cli:
@@ -41,19 +42,13 @@ class Cli:
 
     def __init__(self, output: Output, flags: dict[str, Any]) -> None:
         self.output = output
-        self._flags = {key: value for key, value in flags.items() if value is not None}
+        self._flags = {_SETTINGS[key]: value for key, value in flags.items() if value is not None}
 
     def loaded(self, **more: Any) -> Loaded:
         """The settings, with flags on top. Raises BadSettings."""
         from comity.config import Settings
 
-        flags = {key: value for key, value in more.items() if value is not None}
-        names = {"connect": "urls", "data": "data_dir", "context": "context", "network": "network", "credentials": "credentials"}
-        for flag, setting in names.items():
-            if flag in self._flags:
-                value = self._flags[flag]
-                flags[setting] = tuple(value.split(",")) if flag == "connect" else value
-        return Settings.load(flags)
+        return Settings.load(self._flags | {key: value for key, value in more.items() if value is not None})
 
     def settings(self, **more: Any) -> Settings:
         return self.loaded(**more).settings
@@ -70,41 +65,46 @@ class Cli:
 Work = Callable[..., Coroutine[Any, Any, None]]
 
 
-def command(app: typer.Typer, name: str | None = None, *, connects: bool = True, **options: Any) -> Callable[[Work], Work]:
+def commands(help_: str = "") -> typer.Typer:
+    """A place to put commands in."""
+    settings = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(
+        cls=Group, help=help_, no_args_is_help=True, subcommand_metavar="COMMAND", options_metavar="", add_completion=False,
+        pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=settings,
+    )  # fmt: skip
+
+
+def command(app: typer.Typer, name: str | None = None, *, connects: bool = True) -> Callable[[Work], Work]:
     """Make a coroutine function a command of ``app``. Its first parameter gets the ``Cli``; the shared options are added."""
+    shared = {**(_CONNECTING if connects else {}), **_ALWAYS}
 
     def register(work: Work) -> Work:
-        shared = {**(_CONNECTING if connects else {}), **_ALWAYS}
-
         @wraps(work)
         def invoke(*args: Any, **kwargs: Any) -> None:
             given = {key: kwargs.pop(key) for key in shared}
-            form = given.pop("output")
+            form, debug = given.pop("output"), given.pop("debug")
             if form not in (None, "table", "json"):
-                raise typer.BadParameter("table or json", param_hint="--output")
-            output = Output(form, debug=given.pop("debug"))
+                raise typer.BadParameter("it is table or json", param_hint="--output")
+            output = Output(form, debug=debug)
             run(work(Cli(output, given), *args, **kwargs), output)
 
         signature = inspect.signature(work, eval_str=True)
-        own = [parameter for parameter in signature.parameters.values()][1:]
-        extra = [
-            inspect.Parameter(
-                key, inspect.Parameter.KEYWORD_ONLY, default=False if key == "debug" else None, annotation=annotation
-            )
-            for key, annotation in shared.items()
-        ]
-        invoke.__signature__ = signature.replace(parameters=[*own, *extra])  # type: ignore[attr-defined]
-        invoke.__annotations__ = {p.name: p.annotation for p in [*own, *extra]}
+        parameters = list(signature.parameters.values())[1:]
+        for key, annotation in shared.items():
+            default = False if key == "debug" else None
+            parameters.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        invoke.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        invoke.__annotations__ = {p.name: p.annotation for p in parameters}
         del invoke.__wrapped__
-        app.command(name, **options)(invoke)
+        settings = {"help_option_names": ["-h", "--help"]}
+        app.command(name, cls=Command, options_metavar="", context_settings=settings)(invoke)
         return work
 
     return register
 
 
 def read_json(text: str) -> Any:
-    """JSON given on the command line: itself, ``@file``, or ``-`` for standard input; a plain word is a string.
-    Raises InvalidInput."""
+    """JSON given on the command line: itself, ``@file``, or ``-`` for standard input. Raises InvalidInput."""
     from comity.errors import InvalidInput
     from comity.model.codec import from_json
 
@@ -114,9 +114,10 @@ def read_json(text: str) -> Any:
     elif text.startswith("@"):
         try:
             text, source = Path(text[1:]).read_text(), f"{text[1:]}: "
-        except OSError as error:
-            raise InvalidInput(f"cannot read {text[1:]}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"cannot read {text[1:]}: {getattr(error, 'strerror', None) or error}") from error
     try:
         return from_json(text.encode())
     except InvalidInput as error:
-        raise InvalidInput(f"{source}{error.message}") from error
+        hint = "" if source or text[:1] in ("{", "[", '"') else f"; a text is written with quotes: '\"{text}\"'"
+        raise InvalidInput(f"{source}{error.message}{hint}") from error

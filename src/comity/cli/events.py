@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from comity.cli.command import Cli, command
+from comity.cli.command import Cli, command, commands
+from comity.cli.looks import dim, paint, plain
 
-_COLOURS = {
+app = commands()
+
+_STYLES = {
     "completed": "green", "failed": "red", "evicted": "red", "rejected": "red", "refused": "red", "canceled": "yellow",
-    "retrying": "yellow", "requeued": "yellow", "suspect": "yellow", "gap": "yellow", "joined": "green", "elected": "magenta",
+    "retrying": "yellow", "requeued": "yellow", "suspect": "yellow", "gap": "yellow", "interrupted": "yellow", "joined": "green",
+    "elected": "magenta", "progress": "dim", "log": "dim", "submitted": "", "started": "cyan", "assigned": "cyan",
 }  # fmt: skip
+_TOLD = ("type", "at", "task", "agent", "node", "capability", "reason", "epoch", "index")
 
 
 def show_event(cli: Cli, event: dict[str, Any]) -> None:
@@ -20,35 +26,45 @@ def show_event(cli: Cli, event: dict[str, Any]) -> None:
     if cli.output.as_json:
         cli.output.line(event)
         return
-    from rich.markup import escape
-
-    when = datetime.fromtimestamp(event.get("at", 0) / 1000).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    when = datetime.fromtimestamp(event["at"] / 1000).astimezone().strftime("%H:%M:%S.%f")[:-3]
     kind = event["type"]
-    colour = _COLOURS.get(kind.rpartition(".")[2], "cyan")
-    about = " ".join(str(event[key]) for key in ("task", "capability", "agent") if key in event)
-    if "node" in event and "agent" not in event:
-        about += f" {event['node']}"
-    shown = ("type", "at", "task", "agent", "node", "capability", "reason", "epoch")
-    rest = "  ".join(f"{key}={value}" for key, value in event.items() if key not in shown)
-    reason = f"  {event['reason']}" if event.get("reason") else ""
-    cli.output.console.print(f"[dim]{when}[/] [{colour}]{kind:<15}[/] {escape(about.strip())}[dim]{escape(reason)}  {escape(rest)}[/]")
+    about = [event[key] for key in ("task", "capability", "agent") if event.get(key)]
+    if event.get("node") and "agent" not in event:
+        about.append(event["node"])
+    about += [f"{key}={value}" for key, value in event.items() if key not in _TOLD and value not in (None, "")]
+    style = _STYLES.get(kind.rpartition(".")[2], "")
+    reason = dim(plain(f"  {event['reason']}")) if event.get("reason") else ""
+    print(f"{dim(when)}  {paint(style, f'{kind:<15}')}  {plain('  '.join(map(str, about)))}{reason}", flush=True)
 
 
-def register(app: typer.Typer) -> None:
-    @command(app)
-    async def events(
-        cli: Cli,
-        follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens from now.")] = False,
-        after: Annotated[int | None, typer.Option("--after", help="Begin after this log index (0: from the start).")] = None,
-        task: Annotated[str | None, typer.Option("--task", help="Only events of this task.")] = None,
-    ) -> None:
-        """The event stream: the log, projected. Without -f: what is kept of the past."""
-        async with cli.net() as net:
-            upto = 0 if follow else (await net.stats())["log_head"]
-            start = after if after is not None else (None if follow else 0)
-            async for event in net.events(after=start, task=task):
-                if not follow and event.get("index", 0) > upto:
-                    return
-                show_event(cli, event)
-                if not follow and event.get("index", 0) >= upto:
-                    return
+@command(app)
+async def events(
+    cli: Cli,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens from now.")] = False,
+    after: Annotated[
+        int | None, typer.Option("--after", metavar="INDEX", min=0, help="Begin after this log index (0: from the start).")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="ID", help="Only what happens to this task.")] = None,
+) -> None:
+    """What happened: the log, told as events. With -f: what happens from now on."""
+    async with cli.net() as net:
+        wanted = await find_task(net, task) if task else None
+        async with aclosing(net.events(after, follow=follow)) as stream:
+            async for event in stream:
+                if wanted is None or event.get("task") == wanted:
+                    show_event(cli, event)
+
+
+async def find_task(net: Any, id_: str) -> str:
+    """The id that begins with ``id_`` if it is not one already. Raises BadInput, UnknownTask."""
+    from comity.errors import BadInput, UnknownTask
+    from comity.model.ids import TASK_ID_LENGTH
+
+    if len(id_) >= TASK_ID_LENGTH:
+        return id_
+    found = [task["id"] for task in await net.tasks(limit=1000) if task["id"].startswith(id_)]
+    if len(found) > 1:
+        raise BadInput(f"{len(found)} tasks begin with {id_!r}, such as {found[0]} and {found[1]}", id=id_)
+    if not found:
+        raise UnknownTask(f"none of the last 1,000 tasks begins with {id_!r}", id=id_)
+    return str(found[0])

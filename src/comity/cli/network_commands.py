@@ -3,82 +3,141 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comity.cli.command import Cli, command
+from comity.cli.command import Cli, command, commands
+from comity.cli.looks import bold, dim, paint
+
+if TYPE_CHECKING:
+    import psutil
+
+    from comity.config import Loaded
+
+STOP_S = 15.0
+app = commands()
 
 
-def register(app: typer.Typer) -> None:
-    @command(app, connects=False)
-    async def up(
-        cli: Cli,
-        data: Annotated[Path | None, typer.Option("--data", help="Where the network keeps its data.")] = None,
-        network: Annotated[str | None, typer.Option("--network", help="Its name.")] = None,
-        port: Annotated[int | None, typer.Option("--port", help="Where it listens (0: any free port).")] = None,
-        http_port: Annotated[int | None, typer.Option("--http-port", help="Where /metrics is served (0: any).")] = None,
-        nats_server: Annotated[Path | None, typer.Option("--nats-server", help="The nats-server to run.")] = None,
-    ) -> None:
-        """Start a network in the foreground: a server and a controller, on this machine."""
-        from comity.cli.up import up as run_up
+@command(app, connects=False)
+async def up(
+    cli: Cli,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Where it keeps its data.")] = None,
+    network: Annotated[str | None, typer.Option("--network", metavar="NAME", help="What it is called.")] = None,
+    port: Annotated[int | None, typer.Option("--port", metavar="N", help="Where it listens (0: any free port).")] = None,
+    http_port: Annotated[int | None, typer.Option("--http-port", metavar="N", help="Where /metrics is (0: any).")] = None,
+    nats_server: Annotated[Path | None, typer.Option("--nats-server", metavar="FILE", help="The server program.")] = None,
+) -> None:
+    """Start a network in the foreground: a server and a controller, on this machine.
 
-        settings = cli.settings(
-            data_dir=data, network=network, port=port, http_port=http_port, nats_server=nats_server
-        )
-        await run_up(settings, cli.output)
+    Ctrl-C stops it. Started again on the same data it carries on where it was.
+    """
+    from comity.cli.up import up as run_up
+    from comity.cli.up import with_last_port
 
-    @command(app)
-    async def down(
-        cli: Cli,
-        timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds to wait for running tasks.")] = None,
-    ) -> None:
-        """Shut the network down: tell every agent, refuse submits, let running tasks end, stop."""
-        async with cli.net() as net:
-            left = await net.shutdown(timeout)
-        if cli.output.as_json:
-            cli.output.show(left)
-            return
-        running, waiting = left.get("running", 0), left.get("waiting", 0)
-        cli.output.say("the network is down")
-        if running or waiting:
-            cli.output.say(f"  {running} tasks still ran and {waiting} wait: they go on after the next [bold]comity up[/]")
+    loaded = cli.loaded(data_dir=data, network=network, port=port, http_port=http_port, nats_server=nats_server)
+    is_free = loaded.settings.port == 0 or loaded.sources["port"] == "default"
+    await run_up(with_last_port(loaded.settings) if is_free else loaded.settings, cli.output)
 
-    @command(app)
-    async def stats(
-        cli: Cli,
-        watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second.")] = False,
-    ) -> None:
-        """What the network is doing, in numbers."""
-        async with cli.net() as net:
-            while True:
-                numbers = await net.stats()
-                if cli.output.as_json:
-                    cli.output.line(numbers) if watch else cli.output.show(numbers)
-                else:
-                    if watch:
-                        cli.output.console.clear()
-                    _stats(cli, numbers)
-                if not watch:
-                    return
-                await asyncio.sleep(1)
+
+@command(app)
+async def down(
+    cli: Cli,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0.0, help="How long running tasks may go on.")
+    ] = None,
+) -> None:
+    """Shut the network down: tell every agent, refuse submits, let running tasks end, stop.
+
+    Tasks that wait, or still run when the time is over, go on after the next comity up.
+    """
+    process = _process_of(cli.loaded())
+    async with cli.net() as net:
+        if not cli.output.as_json:
+            cli.output.note("announced; waiting for running tasks to end")
+        left = await net.shutdown(timeout)
+    if process is not None:
+        await asyncio.to_thread(process.wait, STOP_S)
+    if cli.output.as_json:
+        cli.output.show(left)
+        return
+    cli.output.say(f"{paint('green', '●')} the network is down")
+    for count, what in ((left["running"], "still ran"), (left["waiting"], "wait")):
+        if count:
+            cli.output.say(f"  {bold(str(count))} {'task' if count == 1 else 'tasks'} {what}: comity up goes on with them")
+
+
+def _process_of(loaded: Loaded) -> psutil.Process | None:
+    """The process that runs the network, if it is on this machine: once it has ended, the next command finds it gone."""
+    import psutil
+
+    from comity.contexts import resolve
+
+    context = resolve(loaded)
+    try:
+        return psutil.Process(int((Path(context.authority) / "lock").read_text())) if context.authority else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+@command(app)
+async def stats(
+    cli: Cli,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second, until Ctrl-C.")] = False,
+) -> None:
+    """What the network is doing, in numbers."""
+    async with cli.net() as net:
+        while True:
+            numbers = await net.stats()
+            if not cli.output.as_json:
+                if watch and sys.stdout.isatty():
+                    print("\x1b[H\x1b[J", end="")
+                _stats(cli, numbers)
+            elif watch:
+                cli.output.line(numbers)
+            else:
+                cli.output.show(numbers)
+            if not watch:
+                return
+            await asyncio.sleep(1)
 
 
 def _stats(cli: Cli, numbers: dict[str, Any]) -> None:
-    say = cli.output.console.print
-    tasks, rates = numbers["tasks"], numbers["rates"]
-    open_ = {state: count for state, count in tasks.items() if count and state not in ("archived",)}
-    say(f"[bold]network[/]   led by {numbers['leader']}, term {numbers['term']}, log at {numbers['log_head']:,}", end="")
-    say(f", durability [bold]{numbers['log_durability']}[/]")
-    say("[bold]tasks[/]     " + (", ".join(f"{count:,} {state}" for state, count in open_.items()) or "none at hand"))
-    totals = numbers["totals"]
-    say(
-        f"[bold]ever[/]      {totals['submitted']:,} submitted, {totals['completed']:,} completed, {totals['failed']:,} failed,"
-        f" {totals['canceled']:,} canceled, {totals['retries']:,} retries, {numbers['refused_submits']:,} refused"
+    totals, rates, durability = numbers["totals"], numbers["rates"], numbers["log_durability"]
+    safe = paint("green" if durability == "verified" else "yellow", durability)
+    rate = f"{rates['submitted_per_s']:,.0f} submitted, {rates['completed_per_s']:,.0f} completed a second"
+    ever = ", ".join(f"{totals[what]:,} {what}" for what in ("submitted", "completed", "failed", "canceled", "retries"))
+    cli.output.facts(
+        [
+            ("leader", f"{numbers['leader']} {dim('term')} {numbers['term']} {dim('log at')} {numbers['log_head']:,}"),
+            ("durability", safe),
+            ("tasks", _counts(numbers["tasks"])),
+            ("oldest", f"waits {numbers['oldest_waiting_s']:.1f} s" if numbers["oldest_waiting_s"] else ""),
+            ("ever", ever + (f", {numbers['refused_submits']:,} refused" if numbers["refused_submits"] else "")),
+            ("now", rate),
+            ("nodes", _counts(numbers["nodes"])),
+            ("agents", _counts(numbers["agents"])),
+        ],
+        indent="",
     )
-    say(f"[bold]rate[/]      {rates['submitted_per_s']:,.0f} submitted/s, {rates['completed_per_s']:,.0f} completed/s", end="")
-    say(f", oldest waiting {numbers['oldest_waiting_s']:.1f} s")
-    nodes, agents = numbers["nodes"], numbers["agents"]
-    say("[bold]nodes[/]     " + (", ".join(f"{count} {state}" for state, count in nodes.items() if count) or "none"))
-    say("[bold]agents[/]    " + (", ".join(f"{count:,} {status}" for status, count in agents.items()) or "none"))
+    rows = [
+        (node["id"], node["state"], node["agents"], node["attempts"], share(node["cpu"]), megabytes(node["memory_mb"]))
+        for node in numbers["per_node"]
+    ]
+    if rows:
+        print()
+        cli.output.table(("NODE", "STATE", "AGENTS", "RUNNING", "CPU", "MEMORY"), rows, "")
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def megabytes(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} MB"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or dim("none")

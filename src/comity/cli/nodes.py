@@ -6,9 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from comity.cli.command import Cli, command
+from comity.cli.command import Cli, command, commands
+from comity.cli.looks import bold, paint
+from comity.cli.network_commands import megabytes, share
 
-app = typer.Typer(help="Nodes: list, show.", no_args_is_help=True)
+app = commands("Nodes, the processes that host agents.")
+
+_STATES = {"alive": "green", "suspect": "yellow", "draining": "cyan", "dead": "red", "unknown": "yellow"}
+
+
+def state_of(state: str) -> str:
+    return paint(_STATES.get(state, ""), state)
 
 
 @command(app, "list")
@@ -21,21 +29,21 @@ async def list_(cli: Cli) -> None:
         return
     cells = [
         (
-            r["id"], r["state"], r["agents"], r["attempts"], _unit(r["cpu"], "{:.0%}"), _unit(r["memory_mb"], "{:.0f} MB"),
-            _unit(r["lag_s"], "{:.3f}s"), _unit(r["seen_ago_s"], "{:.1f}s"), r["host"], r["pid"],
+            r["id"], state_of(r["state"]), r["agents"], r["attempts"], share(r["cpu"]), megabytes(r["memory_mb"]),
+            seconds(r["lag_s"], 3), seconds(r["seen_ago_s"], 1), r["host"], r["pid"],
         )
         for r in rows
     ]  # fmt: skip
     columns = ("NODE", "STATE", "AGENTS", "RUNNING", "CPU", "MEMORY", "LAG", "SEEN", "HOST", "PID")
-    cli.output.table(columns, cells, "no nodes; start one with: comity run")
+    cli.output.table(columns, cells, "no nodes; start one with: comity run MODULE_OR_FILE")
 
 
-def _unit(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
+def seconds(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}s"
 
 
 @command(app)
-async def show(cli: Cli, node: Annotated[str, typer.Argument(help="The node's id.")]) -> None:
+async def show(cli: Cli, node: Annotated[str, typer.Argument(help="The node's id.", metavar="NODE")]) -> None:
     """One node, and its agents."""
     from comity.errors import UnknownNode
 
@@ -43,14 +51,12 @@ async def show(cli: Cli, node: Annotated[str, typer.Argument(help="The node's id
         found: dict[str, Any] | None = next((row for row in await net.nodes() if row["id"] == node), None)
         agents = [row for row in await net.agents() if row["node"] == node]
     if found is None:
-        raise UnknownNode(f"no node {node!r} has a lease")
+        raise UnknownNode(f"no node {node!r} has a lease", node=node)
     if cli.output.as_json:
         cli.output.show({**found, "agents": agents})
         return
-    say = cli.output.console.print
-    say(f"[bold]{node}[/]  {found['state']}" + (f" ({found['reason']})" if found["reason"] else ""))
-    for name in ("host", "pid", "region", "zone", "version", "incarnation", "attempts"):
-        if found[name] not in (None, ""):
-            say(f"  {name:<12} {found[name]}")
+    print(f"{bold(node)}  {state_of(found['state'])}" + (f"  {found['reason']}" if found["reason"] else ""))
+    cli.output.facts((name, found[name]) for name in ("host", "pid", "region", "zone", "version", "incarnation", "attempts"))
+    print()
     cells = [(row["name"], row["status"], f"{row['load']}/{row['concurrency']}") for row in agents]
-    cli.output.table(("  AGENT", "STATUS", "LOAD"), cells, "  no agents")
+    cli.output.table(("AGENT", "STATUS", "LOAD"), cells, "no agents", indent="  ")

@@ -6,17 +6,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import sys
+import traceback
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from comity import errors
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from comity.cli.looks import paint, table
 
 T = TypeVar("T")
 
@@ -33,83 +30,75 @@ _EXITS: list[tuple[type[errors.ComityError], int]] = [
 
 
 class Output:
-    """Where and how to write. ``as_json``: one JSON value on stdout, nothing else there."""
+    """Where and how to write. ``as_json``: JSON on stdout, and nothing else there; notes and errors go to stderr."""
 
     def __init__(self, form: str | None = None, *, debug: bool = False) -> None:
         self.as_json = form == "json" if form is not None else not sys.stdout.isatty()
         self.debug = debug
-        self._console: Console | None = None
-
-    @property
-    def console(self) -> Console:
-        """For people: colours only on a terminal, and not with NO_COLOR."""
-        if self._console is None:
-            from rich.console import Console
-
-            self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-        return self._console
 
     def show(self, value: Any) -> None:
-        """One JSON value."""
-        print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, default=str), flush=True)
+        """The one JSON value that is the answer."""
+        print(_json(value, indent=2 if sys.stdout.isatty() else None), flush=True)
 
     def line(self, value: Any) -> None:
         """One JSON value on one line, of a stream of them."""
-        print(json.dumps(value, default=str), flush=True)
+        print(_json(value), flush=True)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str = "") -> None:
         """A line for a person; not part of a JSON answer."""
-        if self.as_json:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self.console.print(text)
+        print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def note(self, text: str) -> None:
         """An aside, on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        print(paint("dim", text, sys.stderr), file=sys.stderr, flush=True)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str, *, indent: str = "") -> None:
         """A table for a person, or ``empty`` if there are no rows."""
-        from rich.table import Table
-
         listed = list(rows)
-        if not listed:
-            self.console.print(empty)
-            return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in listed:
-            table.add_row(*("" if cell is None else str(cell) for cell in row))
-        self.console.print(table)
+        for line in table(columns, listed, indent=indent) if listed else [indent + paint("dim", empty)]:
+            print(line)
+
+    def facts(self, facts: Iterable[tuple[str, Any]], *, indent: str = "  ") -> None:
+        """Names and values, one a line; those without a value are left out."""
+        known = [(name, str(value)) for name, value in facts if value not in (None, "")]
+        width = max((len(name) for name, _ in known), default=0)
+        for name, value in known:
+            print(f"{indent}{paint('dim', f'{name:<{width}}')}  {value}")
 
 
-def exit_code(error: errors.ComityError) -> int:
-    return next((code for kind, code in _EXITS if isinstance(error, kind)), 1)
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, default=str, ensure_ascii=False)
+
+
+def exit_code(kind: type[errors.ComityError]) -> int:
+    return next((code for parent, code in _EXITS if issubclass(kind, parent)), 1)
+
+
+def tell(error: errors.ComityError, output: Output) -> None:
+    """Say what went wrong and what to do."""
+    if output.debug:
+        traceback.print_exception(error)
+    if output.as_json:
+        body = {"code": error.code, "message": error.message, "advice": error.advice, "definite": error.definite}
+        print(_json({"error": {**body, "details": error.details}}), file=sys.stderr)
+    else:
+        err = sys.stderr
+        print(f"{paint('bold red', f'error[{error.code}]', err)} {paint('bold', error.message, err)}", file=err)
+        if error.advice != error.message:
+            print(f"  {error.advice}", file=err)
+        print(paint("dim", f"  comity explain {error.code}", err), file=err)
 
 
 def fail(error: errors.ComityError, output: Output) -> NoReturn:
-    """Say what went wrong and what to do, and exit."""
-    if output.debug:
-        raise error
-    if output.as_json:
-        body = {"code": error.code, "message": error.message, "advice": error.advice, "definite": error.definite}
-        print(json.dumps({"error": {**body, "details": error.details}}, default=str), file=sys.stderr)
-    else:
-        red, bold, off = ("\033[31m", "\033[1m", "\033[0m") if _coloured() else ("", "", "")
-        print(f"{red}error[{error.code}]{off} {bold}{error.message}{off}", file=sys.stderr)
-        if error.advice != error.message:
-            print(f"  {error.advice}", file=sys.stderr)
-        print(f"  More: comity explain {error.code}", file=sys.stderr)
-    raise SystemExit(exit_code(error))
-
-
-def _coloured() -> bool:
-    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    """Tell of it, and exit."""
+    tell(error, output)
+    raise SystemExit(exit_code(type(error)))
 
 
 def run(work: Coroutine[Any, Any, T], output: Output) -> T:
-    """Run a command's coroutine on uvloop; errors of ours become exits, Ctrl-C 130."""
+    """Run a command's coroutine on uvloop; errors become exits: ours as they say, others 1, Ctrl-C 130."""
+    import asyncio
+
     import uvloop
 
     try:
@@ -119,3 +108,9 @@ def run(work: Coroutine[Any, Any, T], output: Output) -> T:
         fail(error, output)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise  # whoever read our output has gone; typer ends quietly
+    except Exception as error:
+        unexpected = errors.ComityError(f"unexpected {type(error).__name__}: {error}")
+        unexpected.__cause__ = error
+        fail(unexpected, output)

@@ -1,94 +1,126 @@
-"""``comity submit``."""
+"""``comity submit``: give the network a task."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comity.cli.command import Cli, command, read_json
+from comity.cli.command import Cli, command, commands, read_json
+from comity.cli.looks import plain
+
+if TYPE_CHECKING:
+    from comity import Requirements, Task
+
+app = commands()
+
+LOOK_S = 1.0
+_LISTS = {"tag": "tags", "any-tag": "any_tags", "avoid": "avoid"}
+_NUMBERS = ("cpu", "memory_mb", "gpu")
+_WORDS = ("version", "kind", "agent")
 
 
-def requirements(needs: list[str], tags: list[str]) -> dict[str, Any]:
-    """``--require`` words (tag=, any-tag=, label=KEY:VALUE, cpu=, memory_mb=, gpu=, version=, kind=, agent=, avoid=) and
-    ``--tag`` words as a task's requirements. Raises BadInput."""
+def requirements(needs: list[str], tags: list[str]) -> Requirements | None:
+    """``--require KEY=VALUE`` and ``--tag`` words as a task's requirements. Raises BadInput."""
+    from comity import Requirements
     from comity.errors import BadInput
 
-    found: dict[str, Any] = {"tags": list(tags), "any_tags": [], "labels": {}, "avoid": []}
+    found: dict[str, Any] = {"tags": list(tags), "labels": {}}
     for need in needs:
-        key, equals, value = need.partition("=")
-        if not equals or not value:
+        key, _, value = need.partition("=")
+        if not value:
             raise BadInput(f"--require {need!r} must be KEY=VALUE")
-        if key == "tag":
-            found["tags"].append(value)
-        elif key == "any-tag":
-            found["any_tags"].append(value)
+        if key in _LISTS:
+            found.setdefault(_LISTS[key], []).append(value)
         elif key == "label":
-            name, _, wanted = value.partition(":")
+            name, colon, wanted = value.partition(":")
+            if not colon:
+                raise BadInput(f"--require {need!r} must be label=NAME:VALUE")
             found["labels"][name] = wanted
-        elif key == "avoid":
-            found["avoid"].append(value)
-        elif key in ("cpu", "memory_mb", "gpu"):
+        elif key in _NUMBERS:
             try:
                 found[key] = float(value)
             except ValueError:
                 raise BadInput(f"--require {key} must be a number, not {value!r}") from None
-        elif key in ("version", "kind", "agent"):
+        elif key in _WORDS:
             found[key] = value
         else:
-            raise BadInput(f"--require {key!r} is not known; one of tag, any-tag, label, cpu, memory_mb, gpu, version, kind, agent, avoid")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if value}
+            raise BadInput(f"--require {key!r} is not known; one of: {', '.join((*_LISTS, 'label', *_NUMBERS, *_WORDS))}")
+    needed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items() if value}
+    return Requirements(**needed) if needed else None
 
 
-def register(app: typer.Typer) -> None:
-    @command(app)
-    async def submit(
-        cli: Cli,
-        capability: Annotated[str, typer.Argument(help="What is to be done, e.g. greet or review>=1.2.")],
-        input_: Annotated[str, typer.Argument(metavar="[JSON | @file | -]", help="Its input.")] = "{}",
-        wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result.")] = True,
-        timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds to wait; the task goes on after.")] = None,
-        priority: Annotated[int, typer.Option("--priority", min=0, max=9, help="Higher first.")] = 5,
-        deadline: Annotated[float | None, typer.Option("--deadline", help="Seconds until it is too late.")] = None,
-        key: Annotated[str | None, typer.Option("--key", help="The same key is the same task.")] = None,
-        tag: Annotated[list[str], typer.Option("--tag", help="Only agents with this tag.")] = [],  # noqa: B006
-        require: Annotated[list[str], typer.Option("--require", metavar="KEY=VALUE", help="What its agent must have.")] = [],  # noqa: B006
-        strategy: Annotated[str | None, typer.Option("--strategy", help="How its agent is chosen.")] = None,
-        retries: Annotated[int | None, typer.Option("--retries", min=0)] = None,
-        queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Wait for an agent if none is there.")] = True,
-    ) -> None:
-        """Give the network a task, and print its result."""
-        options: dict[str, Any] = {"priority": priority, "queue": queue}
-        optional = {"deadline_s": deadline, "key": key, "strategy": strategy, "retries": retries}
-        options |= {name: value for name, value in optional.items() if value is not None}
-        value = read_json(input_)
-        async with cli.net() as net:
-            from comity import Requirements
+@command(app)
+async def submit(
+    cli: Cli,
+    capability: Annotated[str, typer.Argument(metavar="CAPABILITY", help="What is to be done: greet, or review>=1.2.")],
+    input_: Annotated[str, typer.Argument(metavar="[JSON|@FILE|-]", help="Its input.", show_default=False)] = "{}",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result, and print it.")] = True,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", help="How long to wait; the task goes on after.")
+    ] = None,
+    priority: Annotated[int, typer.Option("--priority", metavar="0..9", help="Higher first.")] = 5,
+    deadline: Annotated[float | None, typer.Option("--deadline", metavar="SECONDS", help="When it is too late.")] = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="KEY", help="The same key is the same task.")] = None,
+    tag: Annotated[list[str], typer.Option("--tag", metavar="TAG", help="Only agents with this tag.")] = [],  # noqa: B006
+    require: Annotated[
+        list[str], typer.Option("--require", metavar="KEY=VALUE", help="What its agent must have: label=zone:a, gpu=1 ...")
+    ] = [],  # noqa: B006
+    strategy: Annotated[str | None, typer.Option("--strategy", metavar="NAME", help="How its agent is chosen.")] = None,
+    retries: Annotated[int | None, typer.Option("--retries", metavar="N", help="How often after a failure.")] = None,
+    queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Wait for an agent if none is there.")] = True,
+) -> None:
+    """Give the network a task, and print its result.
 
-            needs = requirements(require, tag)
-            if needs:
-                options["requirements"] = Requirements(**needs)
-            if not await net.discover(capability) and queue:
-                cli.output.note(f"nobody offers {capability} yet; the task waits (Ctrl-C leaves it waiting)")
-            task = await net.submit(capability, value, **options)
-            if not wait:
-                cli.output.show({"id": task.id}) if cli.output.as_json else cli.output.say(task.id)
-                return
-            followed = asyncio.create_task(_tell(cli, task)) if not cli.output.as_json else None
-            try:
-                cli.output.show(await task.result(timeout))
-            finally:
-                if followed is not None:
-                    followed.cancel()
+    It is durable once it is accepted: Ctrl-C stops the waiting, not the task.
+    """
+    value = read_json(input_)
+    needed = requirements(require, tag)
+    given = {"deadline_s": deadline, "strategy": strategy, "retries": retries, "requirements": needed}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    async with cli.net() as net:
+        task = await net.submit(capability, value, key=key, priority=priority, queue=queue, **options)
+        if not wait:
+            cli.output.show({"id": task.id}) if cli.output.as_json else cli.output.say(task.id)
+            return
+        telling = asyncio.create_task(_tell(cli, task))
+        try:
+            cli.output.show(await task.result(timeout))
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
 
-async def _tell(cli: Cli, task: Any) -> None:
-    """Progress and log lines of the task, on stderr."""
-    async for event in task.events():
-        if event["type"] == "task.progress":
-            cli.output.note(f"  {event.get('value', '')} {event.get('message', '')}".rstrip())
-        elif event["type"] == "task.log":
-            cli.output.note(f"  {event.get('message', '')}")
-        elif event["type"] in ("task.retrying", "task.requeued"):
-            cli.output.note(f"  {event['type'].removeprefix('task.')}: {event.get('reason', '')}")
+async def _tell(cli: Cli, task: Task) -> None:
+    """On stderr: why it waits if it does, its progress and log lines. Nothing in a pipe."""
+    if cli.output.as_json:
+        return
+    looking = asyncio.create_task(_why_waiting(cli, task))
+    try:
+        async with contextlib.aclosing(task.events()) as events:
+            async for event in events:
+                kind = event["type"].removeprefix("task.")
+                if kind == "progress":
+                    cli.output.note(plain(_progress(event)))
+                elif kind == "log":
+                    cli.output.note(plain(str(event.get("message", ""))))
+                elif kind in ("retrying", "requeued"):
+                    cli.output.note(plain(f"{kind}: {event.get('reason', '')}"))
+    finally:
+        looking.cancel()
+
+
+def _progress(event: dict[str, Any]) -> str:
+    value = event.get("value")
+    told = [f"{value:.0%}" if isinstance(value, float) and 0 <= value <= 1 else str(value)] if value is not None else []
+    known = ("type", "at", "task", "agent", "node", "index", "value")
+    return "  ".join([*told, *(str(more) for name, more in event.items() if name not in known)])
+
+
+async def _why_waiting(cli: Cli, task: Task) -> None:
+    await asyncio.sleep(LOOK_S)  # most tasks have ended by then
+    found = await task.status()
+    if found["reason"]:
+        cli.output.note(f"{task.id} waits: {plain(found['reason'])} (Ctrl-C leaves it waiting)")

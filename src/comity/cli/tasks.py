@@ -2,48 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from comity.cli.command import Cli, command
+from comity.cli.command import Cli, command, commands
+from comity.cli.events import find_task, show_event
+from comity.cli.looks import bold, dim, paint, plain
 
-app = typer.Typer(help="Tasks: list, show, watch, cancel.", no_args_is_help=True)
+app = commands("Tasks: what was asked for, and what became of it.")
+TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Its id, or the beginning of it.")]
 
-_COLOURS = {"completed": "green", "failed": "red", "canceled": "yellow", "rejected": "red", "working": "cyan", "assigned": "cyan"}
+ENDS = ("completed", "failed", "canceled", "rejected")
+_STATES = {
+    "completed": "green", "failed": "red", "rejected": "red", "canceled": "yellow", "working": "cyan", "assigned": "cyan",
+    "input-required": "magenta",
+}  # fmt: skip
 
 
-def coloured(state: str) -> str:
-    colour = _COLOURS.get(state)
-    return f"[{colour}]{state}[/]" if colour else state
+def state_of(state: str) -> str:
+    return paint(_STATES.get(state, ""), state)
 
 
-def age(when: str | None) -> str:
+def age(when: str | None, now: datetime) -> str:
     """How long ago an ISO time was, in a few characters."""
     if when is None:
         return ""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(when)).total_seconds()
+    seconds = max(0, round((now - datetime.fromisoformat(when)).total_seconds()))
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
         if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(0.0, seconds):.0f}s"
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
 
 
-def took(task: dict[str, Any]) -> str:
-    if task["started"] is None or task["finished"] is None:
+def took(start: str | None, end: str | None) -> str:
+    if start is None or end is None:
         return ""
-    span = datetime.fromisoformat(task["finished"]) - datetime.fromisoformat(task["started"])
-    return f"{span.total_seconds():.3f}s"
+    seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def error_of(item: dict[str, Any]) -> str:
+    error = item["error"]
+    return plain(f"{error['code']}: {error['message']}") if error else ""
 
 
 @command(app, "list")
 async def list_(
     cli: Cli,
-    state: Annotated[str | None, typer.Option("--state", help="Only tasks in this state.")] = None,
-    capability: Annotated[str | None, typer.Option("--capability", help="Only tasks of this capability.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 20,
-    before: Annotated[str | None, typer.Option("--before", help="Older than this task: for the next page.")] = None,
+    state: Annotated[str | None, typer.Option("--state", metavar="STATE", help="Only tasks in this state.")] = None,
+    capability: Annotated[str | None, typer.Option("--capability", metavar="NAME", help="Only tasks of this kind.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=1000, help="How many at most.")] = 20,
+    before: Annotated[str | None, typer.Option("--before", metavar="TASK", help="The page after this task.")] = None,
 ) -> None:
     """The newest tasks first."""
     async with cli.net() as net:
@@ -51,28 +63,30 @@ async def list_(
     if cli.output.as_json:
         cli.output.show(found)
         return
+    now = datetime.now(UTC)
     rows = [
-        (t["id"], coloured(t["state"]), t["capability"], t["agent"], age(t["created"]), took(t), t["reason"] or _error(t))
+        (
+            t["id"], state_of(t["state"]), t["capability"], t["agent"], age(t["created"], now),
+            took(t["started"], t["finished"]), plain(t["reason"]) or error_of(t),
+        )
         for t in found
-    ]
-    cli.output.table(("TASK", "STATE", "CAPABILITY", "AGENT", "AGE", "TOOK", ""), rows, "no tasks")
-
-
-def _error(task: dict[str, Any]) -> str:
-    error = task["error"]
-    return f"{error['code']}: {error['message']}" if error else ""
+    ]  # fmt: skip
+    cli.output.table(("TASK", "STATE", "CAPABILITY", "AGENT", "AGE", "TOOK", "WHY"), rows, "no tasks")
+    if len(found) == limit:
+        cli.output.note(f"more: comity tasks list --before {found[-1]['id']}")
 
 
 @command(app)
 async def show(
     cli: Cli,
-    task: Annotated[str, typer.Argument(help="The task's id.")],
+    task: TaskId,
     why: Annotated[bool, typer.Option("--why", help="Why this agent: candidates, scores, choice.")] = False,
 ) -> None:
     """One task: where it is, its attempts, its result."""
     async with cli.net() as net:
-        found = await net.task(task).status()
-        reasons = await net.why(task) if why else None
+        handle = net.task(await find_task(net, task))
+        found = await handle.status()
+        reasons = await handle.why() if why else None
     if cli.output.as_json:
         cli.output.show({**found, "why": reasons} if why else found)
         return
@@ -82,79 +96,94 @@ async def show(
 
 
 def _show(cli: Cli, task: dict[str, Any]) -> None:
-    import json
+    print(f"{bold(task['id'])}  {state_of(task['state'])}")
+    times = ((name, _local(task[name])) for name in ("created", "assigned", "started", "finished", "deadline"))
+    result = json.dumps(task["result"], ensure_ascii=False) if task["state"] == "completed" else None
+    cli.output.facts(
+        [
+            ("capability", task["capability"]),
+            ("input", plain(json.dumps(task["input"], ensure_ascii=False))),
+            ("result", plain(result) if result else None),
+            ("error", error_of(task)),
+            ("waits", plain(task["reason"])),
+            ("agent", task["agent"]),
+            ("priority", task["priority"]),
+            ("retries", f"{task['retries_used']} of {task['retries']} used"),
+            *times,
+            ("took", took(task["created"], task["finished"])),
+            ("parent", task["parent"]),
+            ("key", task["key"]),
+        ]
+    )
+    attempts = [
+        (
+            number, a["agent"], a["epoch"] & 0xFFFFFFFF, _local(a["assigned"], short=True), took(a["started"], a["ended"]),
+            paint(_ENDINGS.get(a["ending"] or "", ""), a["ending"] or "running"), error_of(a),
+        )
+        for number, a in enumerate(task["attempts"], 1)
+    ]  # fmt: skip
+    if attempts:
+        print()
+        columns = ("ATTEMPT", "AGENT", "EPOCH", "ASSIGNED", "TOOK", "ENDED", "WHY")
+        cli.output.table(columns, attempts, "", indent="  ")
 
-    say = cli.output.console.print
-    say(f"[bold]{task['id']}[/]  {coloured(task['state'])}")
-    rows: list[tuple[str, Any]] = [
-        ("capability", task["capability"]),
-        ("agent", task["agent"]),
-        ("epoch", task["epoch"] or None),
-        ("priority", task["priority"]),
-        ("retries", f"{task['retries_used']} of {task['retries']} used"),
-        *((name, task[name]) for name in ("created", "assigned", "started", "finished", "deadline", "parent", "key")),
-        ("waits", task["reason"] or None),
-        ("input", json.dumps(task["input"])),
-        ("result", json.dumps(task["result"]) if task["state"] == "completed" else None),
-        ("error", _error(task) or None),
-    ]
-    for name, value in rows:
-        if value is not None:
-            say(f"  {name:<11}", end="")
-            say(str(value), markup=False)
-    if task["attempts"]:
-        say("  attempts")
-        for number, attempt in enumerate(task["attempts"], 1):
-            error = attempt["error"]
-            said = f"  {error['code']}: {error['message']}" if error else ""
-            say(f"    {number}  {attempt['agent']}  epoch {attempt['epoch']}  {attempt['ending'] or 'running'}", end="")
-            say(said, markup=False)
+
+_ENDINGS = {"completed": "green", "failed": "red", "canceled": "yellow"}
+
+
+def _local(when: str | None, *, short: bool = False) -> str:
+    if when is None:
+        return ""
+    local = datetime.fromisoformat(when).astimezone()
+    return local.strftime("%H:%M:%S.%f" if short else "%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def _why(cli: Cli, why: dict[str, Any]) -> None:
-    say = cli.output.console.print
-    made = why.get("assignment")
+    print()
+    made = why["assignment"]
     if made is None:
-        say("  [bold]why[/]        not assigned by this leader" + (f"; {why['reason']}" if why.get("reason") else ""))
+        print(f"  {bold('now')}  {dim('(not assigned by the present leader; this is how it would choose)')}")
         made = why["now"]
-    say(f"  [bold]why[/]        strategy {made.get('strategy')}, choice {made.get('choice')}: {made.get('reason', '')}")
+    else:
+        print(f"  {bold('why')}  {made.get('reason', '')}")
+    cli.output.facts([("strategy", made.get("strategy")), ("choice", made.get("choice"))])
     rows = [
-        (c["agent"], f"{c['load']}/{c['limit']}", _score(c.get("score")), "yes" if c["eligible"] else "no", c.get("why_not"))
+        (c["agent"], f"{c['load']}/{c['limit']}", _score(c.get("score")), "yes" if c["eligible"] else c.get("why_not") or "no")
         for c in made.get("candidates", [])
     ]
-    cli.output.table(("  CANDIDATE", "LOAD", "SCORE", "ELIGIBLE", "WHY NOT"), rows, "  no candidates")
+    print()
+    cli.output.table(("CANDIDATE", "LOAD", "SCORE", "ELIGIBLE"), rows, "no candidates", indent="  ")
 
 
 def _score(score: float | None) -> str:
-    return "" if score is None else f"{score:.3f}"
+    return "" if score is None else f"{score:.3g}"
 
 
 @command(app)
-async def watch(cli: Cli, task: Annotated[str, typer.Argument(help="The task's id.")]) -> None:
+async def watch(cli: Cli, task: TaskId) -> None:
     """Follow a task until it ends."""
-    from comity.cli.events import show_event
-
     async with cli.net() as net:
-        handle = net.task(task)
-        async for event in handle.events():
+        handle = net.task(await find_task(net, task))
+        async for event in handle.events(after=0):
             show_event(cli, event)
         found = await handle.status()
     if not cli.output.as_json:
+        print()
         _show(cli, found)
 
 
 @command(app)
 async def cancel(
     cli: Cli,
-    task: Annotated[str, typer.Argument(help="The task's id.")],
-    reason: Annotated[str, typer.Option("--reason")] = "",
+    task: TaskId,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; its attempt is told.")] = "",
 ) -> None:
-    """Ask for a task's end. A running attempt is told and has a grace time."""
+    """Ask for a task's end. A running attempt is told, and has a grace time."""
     async with cli.net() as net:
-        found = await net.cancel(task, reason)
+        found = await net.cancel(await find_task(net, task), reason)
     if cli.output.as_json:
         cli.output.show(found)
-    elif found["state"] in ("canceled", "completed", "failed", "rejected"):
-        cli.output.say(f"{task} is {coloured(found['state'])}")
+    elif found["state"] in ENDS:
+        cli.output.say(f"{found['id']} is {state_of(found['state'])}")
     else:
-        cli.output.say(f"{task} was asked to stop")
+        cli.output.say(f"{found['id']} was asked to stop")

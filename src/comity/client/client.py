@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from functools import partial
 from random import Random
 from typing import Any, TypeVar, Unpack
@@ -368,7 +368,7 @@ class Client:
             region=region, name=name,
         )  # fmt: skip
 
-    async def watch(self) -> AsyncIterator[Seen]:
+    async def watch(self) -> AsyncGenerator[Seen, None]:
         """Agents and nodes that join, change or leave, from now on."""
         await self.directory.ready(self._exchange.settings.request_timeout_s)
         queue: asyncio.Queue[Seen] = asyncio.Queue()
@@ -386,7 +386,7 @@ class Client:
 
     # The network
 
-    async def events(self, after: int | None = None, *, follow: bool = True) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, after: int | None = None, *, follow: bool = True) -> AsyncGenerator[dict[str, Any], None]:
         """What happens in the network, without end: dicts with ``type``, ``at`` (UTC ms) and ``index``. From now on, or
         what follows log index ``after`` first; ``events.gap`` tells of a part that the leader no longer has. Without
         ``follow`` only what has happened (``after`` 0 unless given)."""

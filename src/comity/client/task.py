@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import msgspec
@@ -154,7 +154,7 @@ class Task:
             raise BadInput(f"a rating is 0 to 1, not {score}", score=score)
         await self._exchange.rate(self.id, score, timeout)
 
-    async def events(self, after: int = -1) -> AsyncIterator[dict[str, Any]]:
+    async def events(self, after: int = -1) -> AsyncGenerator[dict[str, Any], None]:
         """What happens to it, live: changes of state, progress, log lines; ends with its last one. Each is a dict with
         ``type`` and ``at`` (UTC ms). From now on, or from log index ``after`` as far as the leader still has it (0:
         from the beginning)."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 
 from comity.agent import Agent
-from comity.errors import ComityError
+from comity.errors import ComityError, Disconnected
 from comity.model.capability import NodeRecord
 from comity.model.ids import ProcessId
 from comity.model.wire import encode_agents, encode_node
@@ -123,7 +123,8 @@ class Announcer:
             except ComityError as error:
                 self.failure = error
                 pause_s = RETRY_S
-                _log.warning("cannot announce", node=self._node, code=error.code, error=error.message)
+                say = _log.debug if isinstance(error, Disconnected) else _log.warning  # of a lost link others tell
+                say("cannot announce", node=self._node, code=error.code, error=error.message)
             await asyncio.sleep(pause_s)
             timer = self._loop.call_at(self._next_renewal(), self._wake.set)
             if not self._dirty:

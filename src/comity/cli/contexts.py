@@ -1,0 +1,123 @@
+"""``comity context``: named connections."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comity.cli.command import Cli, command, commands
+from comity.cli.looks import bold, dim, paint
+
+if TYPE_CHECKING:
+    from comity.contexts import Context, Contexts
+
+app = commands("Named connections: which servers, which network, whose credentials.")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The context's name.")]
+
+
+def _saved() -> Contexts:
+    from comity.contexts import Contexts, config_home
+
+    return Contexts(config_home(os.environ))
+
+
+def _row(name: str, context: Context, current: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "current": name == current,
+        "urls": list(context.urls),
+        "network": context.network,
+        "credentials": context.credentials or None,
+        "authority": context.authority or None,
+    }
+
+
+@command(app, "list", connects=False)
+async def list_(cli: Cli) -> None:
+    """All saved contexts, and the network of this machine's default data directory."""
+    from comity.contexts import LOCAL, Context
+
+    saved = _saved()
+    rows = [_row(name, saved.get(name), saved.current) for name in saved.names()]
+    local = Context.read_local(cli.settings().data_dir)
+    if local is not None and LOCAL not in saved.names():
+        rows.append(_row(LOCAL, local, saved.current or LOCAL))
+    if cli.output.as_json:
+        cli.output.show(rows)
+        return
+    here = paint("green", "●")
+    cells = [(here if r["current"] else " ", r["name"], " ".join(r["urls"]), r["network"], r["credentials"]) for r in rows]
+    cli.output.table(("", "CONTEXT", "ADDRESS", "NETWORK", "CREDENTIALS"), cells, "no contexts; start a network with: comity up")
+
+
+@command(app)
+async def show(
+    cli: Cli, name: Annotated[str, typer.Argument(metavar="[NAME]", help="Which; else the one that commands use now.")] = ""
+) -> None:
+    """One context, or the connection that commands would use now."""
+    from comity.contexts import resolve
+
+    loaded = cli.loaded(context=name or None)
+    context = resolve(loaded)
+    if cli.output.as_json:
+        cli.output.show(_row(name or loaded.settings.context or _saved().current or "", context, _saved().current))
+        return
+    cli.output.facts(
+        [
+            ("address", " ".join(context.urls)),
+            ("network", context.network),
+            ("credentials", context.credentials or dim("none")),
+            ("data", context.authority),
+            *(("from", f"{field}: {source}") for field, source in loaded.sources.items() if source != "default"),
+        ],
+        indent="",
+    )
+
+
+@command(app, connects=False)
+async def use(cli: Cli, name: Name) -> None:
+    """Make a context the one that commands use. "local" is the network of this machine's data directory."""
+    from comity.contexts import LOCAL
+
+    saved = _saved()
+    saved.use("" if name == LOCAL and LOCAL not in saved.names() else name)
+    _done(cli, f"commands now use {bold(name)}", {"current": name})
+
+
+@command(app, connects=False)
+async def add(
+    cli: Cli,
+    name: Name,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The servers' address, or several with commas.")],
+    network: Annotated[str, typer.Option("--network", metavar="NAME", help="The network's name.")] = "main",
+    credentials: Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose credentials.")] = None,
+) -> None:
+    """Save a connection, or replace the one of that name. The first one becomes the current one."""
+    from comity.contexts import Context
+    from comity.credentials import Credentials
+    from comity.model.ids import check_token
+
+    if credentials is not None:
+        Credentials.load(credentials)
+    urls = tuple(part.strip() for part in url.split(",") if part.strip())
+    saved = _saved()
+    path = str(credentials.expanduser().absolute()) if credentials is not None else ""
+    saved.put(name, Context(urls=urls, network=check_token(network, "network"), credentials=path))
+    _done(cli, f"saved {bold(name)}", _row(name, saved.get(name), saved.current))
+
+
+@command(app, connects=False)
+async def remove(cli: Cli, name: Name) -> None:
+    """Forget a connection. Its credentials file stays."""
+    _saved().remove(name)
+    _done(cli, f"removed {bold(name)}", {"removed": name})
+
+
+def _done(cli: Cli, said: str, value: dict[str, Any]) -> None:
+    if cli.output.as_json:
+        cli.output.show(value)
+    else:
+        cli.output.say(said)

