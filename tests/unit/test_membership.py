@@ -229,6 +229,45 @@ def test_an_evict_is_proposed_until_effective(apply: bool) -> None:
         assert [at for at, _ in until(machine, 6.5)] == [4.0, 5.0, 6.0]
 
 
+def test_absence_while_stalled_is_left_out_once() -> None:
+    machine = leading(A)
+    machine.step(m.AppendStalled(True), 1.0)
+    machine.step(m.Tick(), 3.5)  # due at 1.5: 2 s of absence
+    machine.step(m.AppendStalled(False), 4.0)
+    lapses = [at for at, effect in until(machine, 9.0) if isinstance(effect, m.Propose)]
+    assert lapses[0] == 6.0, "3 s of lease, 2 s of absence, 1 s stalled and awake"
+
+
+def test_the_log_may_admit_a_lower_incarnation() -> None:
+    """A leader that has forgotten the higher one; the log is right."""
+    machine = leading()
+    machine.step(m.Applied(NodeUp(A, 5)), 0.0)
+    machine.step(m.Applied(NodeLeft(A, 5)), 0.0)
+    machine.step(m.Applied(NodeUp(A, 2)), 0.0)
+    assert machine.step(m.BeaconSeen(A, 2), 1.0) == []
+    assert machine.state_of(A) is MemberState.ALIVE
+    machine.check()
+
+
+def test_the_old_twin_does_not_refute_a_restart() -> None:
+    machine = leading(A)
+    assert proposed(machine.step(m.BeaconSeen(A, 2), 1.0)) == [Evict(A, 1, "restarted"), NodeUp(A, 2)]
+    assert machine.step(m.BeaconSeen(A, 1), 1.5) == []
+    assert until(machine, 2.0) == [(2.0, m.Propose(Evict(A, 1, "restarted")))]
+
+
+@pytest.mark.parametrize(
+    "interruption", [[m.AppendStalled(True), m.AppendStalled(False)], [m.Leadership(False), m.Leadership(True)]]
+)
+def test_after_an_interruption_a_node_need_not_wait_to_be_proposed_again(interruption: list[m.Event]) -> None:
+    machine = leading()
+    assert proposed(machine.step(m.BeaconSeen(A, 1), 1.0)) == [NodeUp(A, 1)]
+    assert proposed(machine.step(m.BeaconSeen(A, 1), 1.1)) == []
+    for event in interruption:
+        machine.step(event, 1.2)
+    assert proposed(machine.step(m.BeaconSeen(A, 1), 1.3)) == [NodeUp(A, 1)]
+
+
 NODES = [A, B, D]
 
 
