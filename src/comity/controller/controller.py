@@ -142,9 +142,26 @@ class Controller:
 
     async def _catch_up(self) -> None:
         """Read and apply to the log's tail, as far as can be seen from here."""
-        while items := await self.log.read(self.ledger.index):
+        while True:
+            try:
+                items = await self.log.read(self.ledger.index)
+            except Corrupt:
+                if not await self._overtaken():
+                    raise
+                continue
+            if not items:
+                return
             for index, data in items:
                 self._offer(index, data)
+
+    async def _overtaken(self) -> bool:
+        """Whether the log was trimmed beyond what had been read here, rather than damaged. Then go on from a snapshot."""
+        first, _ = await self.log.bounds()
+        if self.ledger.index + 1 >= first:
+            return False
+        _log.info("overtaken by a trim; going on from a snapshot", read=self.ledger.index, first=first)
+        await self._load()
+        return self.ledger.index + 1 >= first
 
     async def changes(self, after: int, upto: int) -> AsyncIterator[tuple[int, int, list[Change]]]:
         """What the entries after ``after``, to ``upto``, changed: the log read again from the nearest snapshot before."""
@@ -203,10 +220,17 @@ class Controller:
 
     async def _follow_log(self) -> None:
         loop = asyncio.get_running_loop()
-        async for items in self.log.follow(self.ledger.index):
-            for index, data in items:
-                self._offer(index, data)
-            self._leader_seen = loop.time()
+        while True:
+            try:
+                async for items in self.log.follow(self.ledger.index):
+                    for index, data in items:
+                        self._offer(index, data)
+                    self._leader_seen = loop.time()
+            except Corrupt as error:  # damaged, or trimmed while we were away? To read it again tells
+                _log.warning("the log cannot be followed", error=error.message)
+                with contextlib.suppress(Indefinite):
+                    await self._catch_up()
+            await asyncio.sleep(RETRY_S)
 
     async def _stillness(self, following: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
