@@ -175,6 +175,15 @@ def test_handles_lead_and_are_no_input() -> None:
     assert list(signature.input_schema["properties"]) == ["n"]
     assert signature.decode(b"4").positional == (4,)
 
+    async def maybe(handle: Handle | None = None, n: int = 0) -> None: ...
+    async def late(n: int, handle: Handle) -> None: ...
+    async def by_name(*, handle: Handle) -> None: ...
+
+    assert Signature(maybe, handles={"handle": Handle}).handles == (Handle,)
+    for function in (late, by_name):
+        with pytest.raises(BadInput, match=f"{function.__name__}: make 'handle' its first parameter"):
+            Signature(function, handles={"handle": Handle})
+
 
 def test_a_whole_body_may_be_an_object() -> None:
     def note(point: Point) -> None: ...

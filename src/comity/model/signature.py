@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from comity.model.codec import to_json
 _ROOT = "Parameters__"
 _Parameter = inspect.Parameter
 _EMPTY = inspect.Parameter.empty
+_UNIONS = (types.UnionType, typing.Union)
 
 
 class Arguments(NamedTuple):
@@ -63,19 +65,19 @@ class Signature:
             raise BadInput(f"{self.name}: a generator has no single result; return it, and tell of parts by progress()")
         hints = _hints(target, namespace, self.name)
         parameters = list(inspect.signature(function).parameters.values())
-        self.handles = _leading(parameters, hints, handles or {})
+        self.handles = _leading(parameters, hints, handles or {}, self.name)
         parameters = parameters[len(self.handles) :]
         self.takes_input = bool(parameters)
         self.description, notes = docstring.parse(inspect.getdoc(function) if target is function else target.__doc__)
         for parameter in parameters:
             self._check(parameter, hints)
-        types = {p.name: _hint(p, hints) for p in parameters}
+        kinds = {p.name: _hint(p, hints) for p in parameters}
         self._named = tuple(p.name for p in parameters if p.kind is _Parameter.KEYWORD_ONLY)
         self._optional = all(p.default is not _EMPTY for p in parameters)
-        only = types[parameters[0].name] if len(parameters) == 1 else None
+        only = kinds[parameters[0].name] if len(parameters) == 1 else None
         self._single = _decoder(only) if len(parameters) == 1 else None
         self._whole = whole and self._single is not None
-        self.input_schema, self._input = self._arguments(parameters, types, notes)
+        self.input_schema, self._input = self._arguments(parameters, kinds, notes)
         if self._whole:
             self.input_schema = _schema(only)
         output = hints.get("return", Any)
@@ -95,10 +97,10 @@ class Signature:
             raise BadInput(f"{message}; use JSON types, a dataclass, a msgspec Struct or a pydantic model") from error
 
     def _arguments(
-        self, parameters: list[inspect.Parameter], types: Mapping[str, Any], notes: Mapping[str, str]
+        self, parameters: list[inspect.Parameter], kinds: Mapping[str, Any], notes: Mapping[str, str]
     ) -> tuple[dict[str, Any], msgspec.json.Decoder[Any]]:
         fields = [
-            (p.name, types[p.name]) if p.default is _EMPTY else (p.name, types[p.name], _default(p.default))
+            (p.name, kinds[p.name]) if p.default is _EMPTY else (p.name, kinds[p.name], _default(p.default))
             for p in parameters
         ]
         struct = msgspec.defstruct(_ROOT, fields, forbid_unknown_fields=True, kw_only=True)
@@ -164,16 +166,21 @@ def _hints(target: Any, namespace: Mapping[str, Any] | None, name: str) -> dict[
 
 
 def _leading(
-    parameters: list[inspect.Parameter], hints: Mapping[str, Any], offered: Mapping[str, type]
+    parameters: list[inspect.Parameter], hints: Mapping[str, Any], offered: Mapping[str, type], name: str
 ) -> tuple[type, ...]:
-    wanted: list[type] = []
-    for parameter in parameters:
-        hint = hints.get(parameter.name, offered.get(parameter.name))
-        handle = next((handle for handle in offered.values() if hint is handle), None)
-        if handle is None or parameter.kind is _Parameter.KEYWORD_ONLY:
-            break
-        wanted.append(handle)
-    return tuple(wanted)
+    """The handles that the first parameters want. Raises BadInput for one that comes later."""
+    wanted = [_handle(hints.get(p.name, offered.get(p.name)), offered) for p in parameters]
+    count = next((number for number, handle in enumerate(wanted) if handle is None), len(wanted))
+    for parameter, handle in zip(parameters, wanted, strict=True):
+        if handle is not None and (parameter.kind is _Parameter.KEYWORD_ONLY or handle in wanted[count:]):
+            raise BadInput(f"{name}: make {parameter.name!r} its first parameter", parameter=parameter.name)
+    return tuple(handle for handle in wanted[:count] if handle is not None)
+
+
+def _handle(hint: Any, offered: Mapping[str, type]) -> type | None:
+    """The handle that ``hint`` means, optional or not."""
+    plain = [part for part in typing.get_args(hint) if part is not type(None)] if typing.get_origin(hint) in _UNIONS else [hint]
+    return next((handle for handle in offered.values() if plain == [handle]), None)
 
 
 def _hint(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
