@@ -1,6 +1,6 @@
 """Every error Comity raises, in one tree.
 
-    ComityError
+    ComityError                       by itself: a fault nobody thought of
     ├── Definite                      it did not happen, and will not
     │   ├── BadInput                  the caller's value cannot be used
     │   │   ├── InvalidInput          breaks the capability's input schema
@@ -8,10 +8,10 @@
     │   │   ├── TooLarge              above a stated limit
     │   │   └── BadSettings           a setting is missing, unknown or contradicts another
     │   ├── NotFound                  no such task, agent, node or key
-    │   │   ├── UnknownTask
-    │   │   ├── UnknownAgent
-    │   │   ├── UnknownNode
-    │   │   └── UnknownCapability
+    │   │   ├── UnknownTask           no task has this id, or it finished too long ago
+    │   │   ├── UnknownAgent          no agent has this name or id
+    │   │   ├── UnknownNode           no node of this id has a lease
+    │   │   └── UnknownCapability     nobody offers it
     │   ├── NoAgent                   nobody alive offers it now, and queueing was not wanted
     │   ├── Overloaded                refused by admission control; carries retry_after_s
     │   ├── ShuttingDown              the network or node refuses new work
@@ -26,8 +26,8 @@
     │   ├── InvalidOutput             an agent's function returned what its annotation does not allow
     │   └── TaskError                 the task ended, and not with a result
     │       ├── TaskFailed            its attempts are used up, or the error forbids a retry
-    │       ├── TaskCanceled
-    │       ├── TaskRejected
+    │       ├── TaskCanceled          somebody asked for its end, or its parent ended
+    │       ├── TaskRejected          the network does not permit what it asks for
     │       └── DeadlineExceeded      its deadline passed first
     └── Indefinite                    it may have happened
         ├── Unreachable               no server, leader or peer answered in time

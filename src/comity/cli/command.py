@@ -35,6 +35,7 @@ _CONNECTING: dict[str, Any] = {
 }  # fmt: skip
 _ALWAYS: dict[str, Any] = {"output": Form, "debug": Debug}
 _SETTINGS = {"connect": "urls", "context": "context", "network": "network", "credentials": "credentials", "data": "data_dir"}
+_FLAGS = {f"--{setting.replace('_', '-')}": f"--{flag}" for flag, setting in _SETTINGS.items()}
 
 
 class Cli:
@@ -46,9 +47,10 @@ class Cli:
 
     def loaded(self, **more: Any) -> Loaded:
         """The settings, with flags on top. Raises BadSettings."""
-        from comity.config import Settings
+        from comity.config import Loaded, Settings
 
-        return Settings.load(self._flags | {key: value for key, value in more.items() if value is not None})
+        settings, sources = Settings.load(self._flags | {key: value for key, value in more.items() if value is not None})
+        return Loaded(settings, {name: _FLAGS.get(source, source) for name, source in sources.items()})
 
     def settings(self, **more: Any) -> Settings:
         return self.loaded(**more).settings

@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import typer
-
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import dim, paint
 
@@ -64,7 +62,7 @@ async def doctor(cli: Cli) -> None:
             if finding.advice:
                 print(f"  {'':<{width}}  {dim(finding.advice)}")
     if wrong:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def server_version() -> str:

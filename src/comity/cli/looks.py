@@ -67,6 +67,22 @@ def cut(text: str, width: int) -> str:
     return kept.rstrip() + "…"
 
 
+def span(seconds: float) -> str:
+    """A length of time in a few characters."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def megabytes(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} MB"
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, indent: str = "") -> list[str]:
     """Lines of a table with its columns aligned: numbers to the right. Empty columns are left out, and the last one is cut at
     the terminal's edge."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comity.cli.command import Cli, command, commands
-from comity.cli.looks import bold, dim, paint
+from comity.cli.looks import bold, dim, megabytes, paint, share, span
 
 if TYPE_CHECKING:
     import psutil
@@ -114,7 +114,7 @@ def _stats(cli: Cli, numbers: dict[str, Any]) -> None:
             ("leader", f"{numbers['leader']} {dim('term')} {numbers['term']} {dim('log at')} {numbers['log_head']:,}"),
             ("durability", safe),
             ("tasks", _counts(numbers["tasks"])),
-            ("oldest", f"waits {numbers['oldest_waiting_s']:.1f} s" if numbers["oldest_waiting_s"] else ""),
+            ("oldest", f"has waited for {span(numbers['oldest_waiting_s'])}" if numbers["oldest_waiting_s"] else ""),
             ("ever", ever + (f", {numbers['refused_submits']:,} refused" if numbers["refused_submits"] else "")),
             ("now", rate),
             ("nodes", _counts(numbers["nodes"])),
@@ -129,14 +129,6 @@ def _stats(cli: Cli, numbers: dict[str, Any]) -> None:
     if rows:
         print()
         cli.output.table(("NODE", "STATE", "AGENTS", "RUNNING", "CPU", "MEMORY"), rows, "")
-
-
-def share(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
-
-
-def megabytes(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f} MB"
 
 
 def _counts(counts: dict[str, int]) -> str:

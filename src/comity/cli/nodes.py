@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from comity.cli.command import Cli, command, commands
-from comity.cli.looks import bold, paint
-from comity.cli.network_commands import megabytes, share
+from comity.cli.looks import bold, megabytes, paint, share
 
 app = commands("Nodes, the processes that host agents.")
 

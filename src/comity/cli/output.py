@@ -35,6 +35,8 @@ class Output:
     def __init__(self, form: str | None = None, *, debug: bool = False) -> None:
         self.as_json = form == "json" if form is not None else not sys.stdout.isatty()
         self.debug = debug
+        self.over_ctrl_c = "\r" if sys.stderr.isatty() else ""
+        """Begins a line where the terminal has shown ``^C``."""
 
     def show(self, value: Any) -> None:
         """The one JSON value that is the answer."""

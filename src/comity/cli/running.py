@@ -50,6 +50,7 @@ async def run(
     from comity.cli.logs import configure
     from comity.errors import ModuleFailed
 
+    sys.dont_write_bytecode = sys.dont_write_bytecode or reload  # compiled code is told from new code by whole seconds only
     configure(logging.DEBUG if cli.output.debug else logging.WARNING, as_json=cli.output.as_json)
     signals, before = Signals(), list(sys.modules)
     try:
@@ -226,6 +227,6 @@ async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, file
     running = len(node.attempts.running)
     if not output.as_json:
         why = "stopping" if ended == 0 else "the code changed; starting again"
-        output.note(why + (f" once {running} running {'attempt ends' if running == 1 else 'attempts end'}" if running else ""))
+        output.note(output.over_ctrl_c + why + (f" once {running} running {'attempt ends' if running == 1 else 'attempts end'}" if running else ""))
     if bus.link is Link.UP:
         await _first(node.drain(), signals.hurried.wait())

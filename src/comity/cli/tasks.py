@@ -10,7 +10,7 @@ import typer
 
 from comity.cli.command import Cli, command, commands
 from comity.cli.events import find_task, show_event
-from comity.cli.looks import bold, dim, paint, plain
+from comity.cli.looks import bold, dim, paint, plain, span
 
 app = commands("Tasks: what was asked for, and what became of it.")
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Its id, or the beginning of it.")]
@@ -30,11 +30,7 @@ def age(when: str | None, now: datetime) -> str:
     """How long ago an ISO time was, in a few characters."""
     if when is None:
         return ""
-    seconds = max(0, round((now - datetime.fromisoformat(when)).total_seconds()))
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
+    return span((now - datetime.fromisoformat(when)).total_seconds())
 
 
 def took(start: str | None, end: str | None) -> str:

@@ -18,7 +18,7 @@ from comity.cli.output import exit_code
 
 app = commands()
 
-_BRANCH = re.compile(r"^[\s│├└─]*(\w+)\s{2,}(\S.*)$", re.MULTILINE)
+_BRANCH = re.compile(r"^[ │├└─]*(\w+) {2,}(\S.*)$", re.MULTILINE)
 
 
 def meanings() -> dict[str, str]:
@@ -32,7 +32,7 @@ async def explain(
 ) -> None:
     """What an error code means, and what to do about it. Without a code: all of them."""
     known = meanings()
-    classes = {kind.code: kind for kind in errors.by_code().values() if kind.__name__ in known}
+    classes = {**errors.by_code(), errors.ComityError.code: errors.ComityError}
     if code and code not in classes:
         raise errors.NotFound(f"no error has the code {code!r}; comity explain lists them", code=code)
     rows = [

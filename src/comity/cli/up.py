@@ -62,7 +62,7 @@ async def up(settings: Settings, output: Output) -> None:
         await asyncio.gather(*pending, return_exceptions=True)
         if ended in done:
             ended.result()
-        output.note("stopping" if stopped in done else "shut down by comity down; stopping")
+        output.note(output.over_ctrl_c + "stopping" if stopped in done else "shut down by comity down; stopping")
     finally:
         await network.stop()
 
