@@ -93,8 +93,8 @@ def _run(
     for history, count in zip(histories, files, strict=True):
         tries = []
         for attempt in history["attempts"]:
-            if not attempt["started"] and attempt["ending"] != "completed":
-                continue
+            if not attempt["started"] and attempt["node"] not in lost:
+                continue  # it never got there
             started = datetime.fromisoformat(attempt["started"] or attempt["assigned"])
             ended = datetime.fromisoformat(attempt["ended"]) if attempt["ended"] else ends
             if attempt["ending"] != "completed":

@@ -46,11 +46,10 @@ def test_the_story_of_a_killed_node() -> None:
     seen.event({"type": "node.evicted", "node": "node-2", "at": 10_090})
     for task in ("t1", "t2"):
         seen.event(on("task.requeued", task, "node-2", 10_090))
-    assert seen.moved_within_s() is None
+    assert seen.noticed_after_s == 0.09
     seen.event(on("task.started", "t1", "node-3", 10_200))
-    assert seen.moved_within_s() is None
     seen.event(on("task.started", "t2", "node-3", 10_340))
-    assert seen.moved_within_s() == 0.34
+    assert seen.moves == {"t1": 10_200, "t2": 10_340}
     assert [line.partition(" s  ")[2] for line in seen.story] == told
     assert told == [
         "node-2 killed (SIGKILL), with 2 tasks in its hands",
@@ -65,7 +64,7 @@ def test_an_idle_node_may_die_without_a_move() -> None:
     seen, told = scene()
     seen.kill("node-2", 5)
     seen.event({"type": "node.evicted", "node": "node-2", "at": 9})
-    assert seen.moved_within_s() is None
+    assert seen.moves == {}
     assert "with 0 tasks" in told[0]
 
 

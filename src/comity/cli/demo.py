@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comity.cli.demo_scene import Scene
-from comity.errors import BadInput, ModuleFailed, TaskFailed, TimedOut
+from comity.errors import BadInput, ModuleFailed, ServerFailed, TaskFailed, TimedOut
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,12 +58,13 @@ def examples_folder() -> Path:
 async def run_demo(folder: Path, *, progress: bool, out: Path, console: Console) -> dict[str, Any]:
     """Run it all and say how it went: files, seconds, what was killed, how fast its work ran elsewhere, where the report is.
 
-    ``progress``: draw lanes that change in place; else print a line for each turn. Raises BadInput (no such folder, or no
-    Python in it), TimedOut (the nodes do not come up), TaskFailed (a task failed, or the report does not cover every file
-    exactly once).
+    ``progress``: draw lanes that change in place; else print a line for each turn. Raises BadInput (no such folder, no place
+    for the report), ServerFailed or TimedOut (a node does not come up), TaskFailed (a task failed, or the report does not
+    cover every file exactly once).
     """
     folder, out = _checked(folder, out)
     examples = examples_folder()
+    console.print(f"Starting a network of {len(NODES)} nodes, to survey the Python code in {folder}", soft_wrap=True)
     sys.path.append(str(examples))
     try:
         job = importlib.import_module("code_survey.job")
@@ -81,8 +82,8 @@ def _checked(folder: Path, out: Path) -> tuple[Path, Path]:
     folder, out = folder.absolute(), out.absolute()
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder", folder=str(folder))
-    if not out.parent.is_dir():
-        raise BadInput(f"{out.parent}, where the report should go, is not a folder", folder=str(out.parent))
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise BadInput(f"{out.parent}, where the report should go, is no folder to write to", folder=str(out.parent))
     return folder, out
 
 
@@ -124,32 +125,44 @@ class _Stage:
         env = {name: value for name, value in os.environ.items() if not name.startswith("COMITY_")}
         paths = [str(self.examples), env.get("PYTHONPATH", "")]
         env |= {"COMITY_DATA_DIR": str(data), "COMITY_NETWORK": "demo", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        with self.log(node).open("wb") as log:
+        with self._log(node).open("wb") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "comity", "run", *target, "--name", node, "-o", "json",
                 env=env, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.scratch,
             )  # fmt: skip
 
-    def log(self, node: str) -> Path:
+    def _log(self, node: str) -> Path:
         return self.scratch / f"{node}.log"
 
     async def agents(self) -> dict[str, list[str]]:
-        """Wait until all agents are there; their ids by node. Raises TimedOut with the last words of a node that is not."""
+        """Wait until all agents are there; their ids by node. Raises ServerFailed (a node ended) or TimedOut."""
         found: dict[str, list[str]] = {}
-        with contextlib.suppress(TimeoutError):
+        exits = {asyncio.create_task(process.wait()): node for node, process in self.nodes.items()}
+        changes = aiter(self.net.watch())
+        waits: set[asyncio.Future[Any]] = set(exits)
+        try:
             async with asyncio.timeout(READY_S):
-                changes = aiter(self.net.watch())
-                change = asyncio.ensure_future(anext(changes))
-                while len(records := await self.net.discover()) < AGENTS:
-                    found = _by_node(records)
-                    await change
+                while True:
                     change = asyncio.ensure_future(anext(changes))
-                change.cancel()
-                return _by_node(records)
-        silent = next(node for node in NODES if len(found.get(node, ())) < AGENTS // len(NODES))
-        words = self.log(silent).read_text(errors="replace")[-600:].strip()
-        missing = AGENTS - sum(map(len, found.values()))
-        raise TimedOut(f"{missing} of {AGENTS} agents did not come up; {silent} said: {words or 'nothing'}", node=silent)
+                    waits.add(change)
+                    found = _by_node(await self.net.discover())
+                    if sum(map(len, found.values())) == AGENTS:
+                        return found
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                    waits.discard(change)
+                    for ended, node in exits.items():
+                        if ended.done():
+                            raise ServerFailed(f"{node} ended at once; it said: {self._last_words(node)}", node=node)
+        except TimeoutError:
+            silent = next(node for node in NODES if len(found.get(node, ())) < AGENTS // len(NODES))
+            said = f"{silent} did not bring up its agents within {READY_S:g} s; it said: {self._last_words(silent)}"
+            raise TimedOut(said, node=silent) from None
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _last_words(self, node: str) -> str:
+        return self._log(node).read_text(errors="replace")[-600:].strip() or "nothing"
 
     async def _stop_nodes(self) -> None:
         running = [process for process in self.nodes.values() if process.returncode is None]
@@ -251,6 +264,7 @@ class _Play:
             "twice": 0,
             "survey_s": round(run.seconds, 2),
             "killed": scene.victim,
+            "noticed_after_s": scene.noticed_after_s,
             "moved_tasks": len(run.moved()),
             "moved_within_s": run.gap(),
             "nodes": lanes,
@@ -259,23 +273,24 @@ class _Play:
 
 
 def _show(facts: dict[str, Any], console: Console) -> None:
-    """The closing table."""
+    """The closing table, and what it comes to."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
     for title in ("node", "agents", "tasks done", "taken over", ""):
         table.add_column(title, justify="right" if title.startswith(("ag", "ta")) else "left")
     for node, lane in facts["nodes"].items():
-        fate = f"[red]killed, {facts['moved_tasks']} tasks moved[/]" if lane["killed"] else ""
+        fate = "[red]killed[/]" if lane["killed"] else ""
         table.add_row(node, str(lane["agents"]), str(lane["tasks"]), str(lane["taken_over"] or ""), fate)
     console.print()
     console.print(table)
-    console.print()
-    console.print(f"[bold green]Every file once:[/] {facts['files']:,} listed, {facts['files']:,} surveyed, 0 missing, 0 twice")
+    files = f"{facts['files']:,}"
+    console.print(f"\n[bold green]Every file once:[/] {files} listed, {files} surveyed, 0 missing, 0 twice")
     if facts["moved_within_s"] is not None:
-        within = facts["moved_within_s"]
-        console.print(f"[bold]{facts['killed']}[/] was killed; all it held ran elsewhere within [bold]{within:.2f} s[/]")
-    console.print(f"[bold]{facts['report']}[/] shows it", soft_wrap=True)
+        moved = f"the {facts['moved_tasks']} tasks" if facts["moved_tasks"] > 1 else "the one task"
+        within = f"[bold]{facts['moved_within_s']:.2f} s[/]"
+        console.print(f"[bold]{facts['killed']}[/] was killed; {moved} it was at ran elsewhere within {within}")
+    console.print(f"The report: [bold]{facts['report']}[/]", soft_wrap=True)
 
 
 def _by_node(records: Sequence[AgentRecord]) -> dict[str, list[str]]:

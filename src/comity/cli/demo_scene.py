@@ -33,6 +33,7 @@ class Scene:
         self.files_done = 0
         self.victim = ""
         self.killed_at_ms = 0
+        self.noticed_after_s: float | None = None
         self.story: list[str] = []
         self.moves: dict[str, int | None] = {}  # task -> when it ran elsewhere
         self._tell = tell
@@ -68,6 +69,7 @@ class Scene:
                 self.lanes[node].lost += 1
         elif kind == "node.evicted" and node == self.victim:
             self.lanes[node].running.clear()
+            self.noticed_after_s = max(event["at"] - self.killed_at_ms, 0) / 1000
             self.say(f"{self._after(event['at'])} s later the network gave {node} up and put its work back")
 
     def kill(self, node: str, at_ms: int) -> None:
@@ -88,13 +90,6 @@ class Scene:
         """A turn of the story."""
         self.story.append(self.line(text))
         self._tell(self.story[-1])
-
-    def moved_within_s(self) -> float | None:
-        """From the kill until the last of its tasks ran elsewhere; None if none was lost, or one has not run yet."""
-        times = list(self.moves.values())
-        if not times or None in times:
-            return None
-        return (max(at for at in times if at is not None) - self.killed_at_ms) / 1000
 
     def _leave(self, task: str) -> None:
         node = self._where.pop(task, None)
