@@ -85,6 +85,23 @@ def test_a_beacon_renews_from_when_it_is_seen() -> None:
     assert [at for at, _ in until(machine, 9.0)][:2] == [2.7, 4.2]
 
 
+def test_what_is_said_twice_changes_nothing() -> None:
+    machine = leading(A)
+    machine.step(m.AppendStalled(True), 0.5)
+    for event in (m.AppendStalled(True), m.BusState(True)):
+        assert machine.step(event, 1.0) == []
+    machine.step(m.AppendStalled(False), 1.0)
+    assert machine.step(m.AppendStalled(False), 1.2) == []
+    assert [at for at, effect in until(machine, 3.9) if isinstance(effect, m.Propose)] == [3.5]
+
+
+def test_a_controller_that_does_not_lead_may_come_and_go() -> None:
+    machine = Membership()
+    machine.step(m.Applied(NodeUp(A, 1)), 0.0)
+    assert machine.step(m.BusState(False), 1.0) == machine.step(m.BusState(True), 2.0) == []
+    assert machine.next_deadline() is None
+
+
 def test_other_limits_hold_as_well() -> None:
     machine = leading(A, timing=Timing(lease_s=1.0, beacon_s=0.1, late=2, retry_s=5.0))
     assert [(at, type(effect)) for at, effect in until(machine, 5.0)] == [(0.2, m.Became), (1.0, m.Propose)]

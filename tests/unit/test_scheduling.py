@@ -399,6 +399,18 @@ def test_the_pool_longest_unused_is_dropped(monkeypatch: pytest.MonkeyPatch) -> 
     assert [key[1][-1] for key in made._selective] == ["k0", "k2"]
 
 
+def test_pools_end_with_their_capability() -> None:
+    made = scheduling(*several(50), agent("r", tags=("rare",)))
+    assert made.choose(C, Requirements(tags=("rare",))) == "n1/r"
+    for record in list(made.agents()):
+        made.remove_agent(record.id)
+    made.check()
+    assert not made._selective and made.choose(C, Requirements(tags=("rare",))) is None
+    made.put_agent(agent("r", tags=("rare",)))
+    assert made.choose(C, Requirements(tags=("rare",))) == "n1/r"
+    made.check()
+
+
 def test_selective_pools_are_dropped_when_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEW", 0)
     monkeypatch.setattr(module, "SHARE", 1)

@@ -375,6 +375,15 @@ def test_no_figure_breaks_a_score(samples: list[tuple[float, bool, int, float | 
         assert 0.0 <= row["score"] <= 1.0
 
 
+def test_what_is_not_a_number_is_not_believed() -> None:
+    nan = float("nan")
+    fit = Fit(Performance(latency_ms=nan, throughput=nan, success=nan, accuracy=nan), 1)
+    assert fit.figures() == Fit(None, 1).figures()
+    fit.rate(nan)
+    fit.measure(nan, True, 1, Reference())
+    assert fit.weigh() == fit.weigh() and fit.figures()["accuracy"] == 0.5
+
+
 def test_scores_are_free_of_units() -> None:
     """The order of agents does not depend on what unit latency is measured in."""
     rng = random.Random(4)

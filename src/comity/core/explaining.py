@@ -43,15 +43,12 @@ class Question:
     def accepts(self, candidate: Candidate) -> bool:
         if candidate in self.hidden or candidate.record is None:
             return False
-        if self.needs is not None and self.needs.agent and candidate.id != self.needs.agent:
-            return False
         return self.match is None or self.match.meets(candidate.record)
 
     def why_not(self, candidate: Candidate) -> str:
         """Why the candidate cannot have it now; "" if it can."""
         record = candidate.record
-        if record is None:
-            return "it is gone"
+        assert record is not None, "who offers something is known"
         lacking = unmet(self.needs, self.capability, record) if self.needs is not None else ""
         if lacking:
             return lacking

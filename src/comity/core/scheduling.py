@@ -435,8 +435,7 @@ class Scheduling:
     def _review(self, candidate: Candidate) -> None:
         """The agent's status, concurrency or node changed."""
         record, host = candidate.record, candidate.host
-        if record is None or host is None:
-            return
+        assert record is not None and host is not None
         live = host.eligible and record.status is AgentStatus.ACTIVE
         if live is not candidate.live:
             candidate.live = live

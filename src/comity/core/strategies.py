@@ -17,7 +17,7 @@ nothing is known stands where the others' mean stands, so it is tried before tho
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from math import inf, log2
+from math import inf, isnan, log2
 from operator import attrgetter
 
 from comity.core.pools import HEAVIEST, LIGHTEST, OUT, Candidate, Match, Pool, Queues, Urn, first_of
@@ -51,6 +51,11 @@ def weight_of(candidate: Candidate) -> float:
 def _bounded(value: float, otherwise: float) -> float:
     """A figure from outside within reason; ``otherwise`` if it is not a positive number."""
     return min(max(value, _LEAST), _MOST) if value > 0.0 else otherwise
+
+
+def _share(value: float, otherwise: float) -> float:
+    """A share from outside, held between 0 and 1; ``otherwise`` if it is not a number."""
+    return min(max(value, 0.0), 1.0) if not isnan(value) else otherwise
 
 
 class Reference:
@@ -100,7 +105,7 @@ class Fit:
             self.samples = PRIOR
             self.latency = log2(_bounded(latency, 1.0))
             self.throughput = log2(_bounded(throughput, 1.0))
-        self.success = min(max(declared.success, 0.0), 1.0)
+        self.success = _share(declared.success, 1.0)
         if 0.0 < declared.accuracy <= 1.0:
             self.accuracy = declared.accuracy
 
@@ -128,7 +133,7 @@ class Fit:
 
     def rate(self, accuracy: float) -> None:
         self.ratings = min(self.ratings + 1.0, WINDOW)
-        self.accuracy += (min(max(accuracy, 0.0), 1.0) - self.accuracy) / self.ratings
+        self.accuracy += (_share(accuracy, self.accuracy) - self.accuracy) / self.ratings
         self.quality = None
 
     def weigh(self) -> float:
