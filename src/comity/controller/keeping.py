@@ -19,7 +19,7 @@ from comity.core.ledger import Ledger
 from comity.core.tasks import Change, Tasks
 from comity.errors import ComityError, Corrupt
 from comity.log.base import Log
-from comity.model.ids import TaskId
+from comity.model.ids import TaskId, task_time_ms
 from comity.model.task import Archived, Command, Dropped, Logged, Moved, SnapshotTaken, Stored, Task
 from comity.store.base import Store
 
@@ -76,6 +76,7 @@ class Keeping:
         snapshot_every: int,
         keep_finished: int,
         keep_finished_ms: int,
+        window_ms: int,
     ) -> None:
         self._state = state
         self._ledger = ledger
@@ -88,6 +89,7 @@ class Keeping:
         self._snapshot_every = snapshot_every
         self._keep = keep_finished
         self._keep_ms = keep_finished_ms
+        self._window_ms = window_ms
         self._work: asyncio.Task[None] | None = None
         self._doomed: deque[str] = deque()
         self._marks: deque[Mark] = deque()
@@ -184,11 +186,14 @@ class Keeping:
         return task
 
     def _stale_chunks(self) -> list[str]:
+        """Chunks too many or too old; never one with a task whose submit, if repeated, would not be refused as too old."""
         over = self._state.archived - self._keep
-        before = self._now_ms() - self._keep_ms
+        now_ms = self._now_ms()
         stale = []
         for chunk in self._state.archive[:16]:
-            if chunk.finished_ms >= before and over < chunk.count:
+            if chunk.finished_ms >= now_ms - self._keep_ms and over < chunk.count:
+                break
+            if task_time_ms(chunk.last) >= now_ms - self._window_ms:
                 break
             stale.append(chunk.key)
             over -= chunk.count

@@ -79,7 +79,7 @@ class Term:
             c.state, c.ledger, c.log, c.store, c.payloads,
             propose=self.leader.propose, barrier=self.leader.barrier, now_ms=clock.now_ms,
             snapshot_every=settings.snapshot_every, keep_finished=settings.keep_finished,
-            keep_finished_ms=int(settings.keep_finished_s * 1000),
+            keep_finished_ms=int(settings.keep_finished_s * 1000), window_ms=window_ms,
         )  # fmt: skip
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
