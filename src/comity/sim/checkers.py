@@ -241,12 +241,19 @@ _OPEN = frozenset({
 })  # fmt: skip
 
 
+FORGETS_BELOW = 10_000
+
+
 class TaskModel:
     """One task, as its clients see it. A state is (phase, end): absent, live, canceling, or ended in exactly one way.
 
     Operations: ``submit`` (answer: anything), ``cancel`` (anything), ``status`` and ``result`` (answer: ``End``). A task
     ends on its own between two operations, so the first that sees its end moves it there. ``canceled`` needs a cancel.
+    Where few finished tasks are kept (``keep``), a task may be unknown again.
     """
+
+    def __init__(self, keep: int = 1_000_000) -> None:
+        self._forgets = keep < FORGETS_BELOW
 
     def start(self) -> Hashable:
         return (ABSENT, None)
@@ -257,7 +264,7 @@ class TaskModel:
         if not operation.is_known:
             return self._unknown(state, operation)
         if operation.error == "unknown-task":
-            return state if phase == ABSENT else None
+            return state if phase == ABSENT or self._forgets else None
         if operation.kind == "submit":
             if operation.error:
                 return state

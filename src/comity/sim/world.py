@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from random import Random
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -31,12 +32,13 @@ import structlog
 from comity.agent import Agent
 from comity.client.client import Client
 from comity.config import Settings
+from comity.controller import keeping
 from comity.controller.controller import Controller
 from comity.model.codec import digest
 from comity.model.ids import NetworkId, ProcessId
 from comity.node.node import Node
 from comity.sim import hosts as programs
-from comity.sim.checkers import Auditor, TaskModel, Truth, Violation
+from comity.sim.checkers import CHECK_EVERY, Auditor, TaskModel, Truth, Violation
 from comity.sim.crew import crew
 from comity.sim.doors import Tail
 from comity.sim.faults import Faults
@@ -44,7 +46,7 @@ from comity.sim.history import History
 from comity.sim.hosts import Host, Servers
 from comity.sim.linear import check
 from comity.sim.links import Event, Links, Trace
-from comity.sim.loop import SimulationError, VirtualLoop, current_process
+from comity.sim.loop import Life, SimulationError, VirtualLoop, current_process
 from comity.sim.workload import Caller, Workload
 
 SETTLE_S = 120.0
@@ -109,6 +111,11 @@ class World:
         self.hosts = [*self.controllers, *self.nodes, *self.clients]
         self.faults = Faults(self.links, self.hosts, Random(f"{seed}/faults"))
 
+        self.constants = {
+            "CHUNK_AGE_MS": self.random.choice([1000, keeping.CHUNK_AGE_MS]),
+            "CHUNK_TASKS": self.random.choice([5, keeping.CHUNK_TASKS]),
+        }
+
     def _host(self, name: str, program: programs.Program) -> Host:
         return Host(name, self.servers, self.settings, str(self.seed), program)
 
@@ -119,8 +126,8 @@ class World:
             network=programs.NETWORK, beacon_s=0.5, lease_s=choose([2.0, 3.0]), orphan_s=choose([4.0, 20.0]),
             drain_timeout_s=5.0, cancel_grace_s=choose([0.5, 2.0]), start_timeout_s=choose([2.0, 10.0]),
             attempt_timeout_s=choose([5.0, 20.0]), retries=choose([0, 1, 3]), request_timeout_s=6.0, submit_timeout_s=8.0,
-            max_waiting=choose([5, 1000, 1000, 1000]), snapshot_every=choose([20, 100, 100_000]),
-            keep_finished=choose([20, 1_000_000]),
+            dedup_window_s=choose([10.0, 600.0]), max_waiting=choose([5, 1000, 1000, 1000]),
+            snapshot_every=choose([20, 100, 100_000]), keep_finished=choose([20, 1_000_000, 1_000_000]),
         )  # fmt: skip
 
     # Running it
@@ -133,7 +140,7 @@ class World:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            with _logs_to(self.trace):
+            with _logs_to(self.trace), _instead(keeping, self.constants):
                 try:
                     self.loop.run_until_complete(self._life())
                     return self.report()
@@ -181,19 +188,30 @@ class World:
         """Clients leave, nodes drain, everybody has read the whole log, controllers stop."""
         for group in (self.clients, self.nodes):
             await asyncio.gather(*[host.process.spawn(_leave(host)) for host in group])
-        self._agreed()
+        while not all(self._has_read(host) for host in self.controllers):
+            await asyncio.sleep(LOOK_S)
         await asyncio.gather(*[host.process.spawn(_leave(host)) for host in self.controllers])
 
-    def _agreed(self) -> None:
+    def _has_read(self, host: Host) -> bool:
+        """Whether a controller has read the whole log; then it must hold the same tasks as the auditor."""
+        made = host.running
+        if not isinstance(made, Controller) or made.ledger.index != self.auditor.ledger.index:
+            return False
+        self.auditor.compare(host.name, made.state)
+        return True
+
+    def _check(self) -> None:
+        """The invariants that the programs themselves state."""
         for host in self.controllers:
-            made = host.running
-            if isinstance(made, Controller) and made.ledger.index == self.auditor.ledger.index:
-                self.auditor.compare(host.name, made.state)
+            leading = host.running.leading if isinstance(host.running, Controller) else None
+            if leading is not None and host.process.life is not Life.DEAD:
+                leading.reconcile.check()
+                leading.liveness.machine.check()
 
     def _judge(self) -> None:
         self.auditor.finish()
         for key, operations in self.history.by_key().items():
-            found = check(operations, TaskModel(), key) if key else None
+            found = check(operations, TaskModel(self.settings.keep_finished), key) if key else None
             if found is not None:
                 raise Violation(str(found))
 
@@ -213,6 +231,8 @@ class World:
     def _appended(self, index: int, data: bytes, writer: ProcessId) -> None:
         try:
             self.auditor.appended(index, data, writer)
+            if index % CHECK_EVERY == 0:
+                self._check()
         except (SimulationError, AssertionError) as error:
             self.loop.abort(error if isinstance(error, SimulationError) else Violation(str(error)))
             raise
@@ -253,6 +273,17 @@ async def _leave(host: Host) -> None:
         await made.stop()
     elif isinstance(made, Controller):
         await made.stop()
+
+
+@contextmanager
+def _instead(module: ModuleType, constants: dict[str, int]) -> Iterator[None]:
+    """Lower limits, so that a short life meets them."""
+    before = {name: getattr(module, name) for name in constants}
+    vars(module).update(constants)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 @contextmanager
