@@ -18,7 +18,7 @@ from code_survey.listing import Listing
 from code_survey.references import CrossReference, Imports
 from code_survey.report import Coverage
 from code_survey.timeline import Loss, Run, Try, Work, lanes
-from comity import Client
+from comity import Client, Task
 
 
 @dataclass(slots=True)
@@ -48,10 +48,13 @@ async def survey_folder(net: Client, folder: Path, out: Path, progress: Progress
 
     surveying = await net.submit_many("survey", [{"folder": where, "files": batch} for batch in listing.batches])
     surveys: list[FileSurvey] = []
-    for result in asyncio.as_completed([task.result(as_type=list[FileSurvey]) for task in surveying]):
-        surveys += await result
+
+    async def collect(task: Task) -> None:
+        surveys.extend(await task.result(as_type=list[FileSurvey]))
         progress.done = len(surveys)
         progress.on_batch()
+
+    await asyncio.gather(*map(collect, surveying))
 
     imports = [Imports(survey.path, survey.imports, survey.deferred) for survey in surveys]
     referencing = await net.submit("cross_reference", {"files": imports})

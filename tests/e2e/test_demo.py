@@ -118,9 +118,9 @@ async def run(*words: str, **options: Any) -> asyncio.subprocess.Process:
 
 
 async def test_the_command_prints_lines_in_a_pipe(folder: Path, tmp_path: Path) -> None:
-    process = await run("-m", "comity", "demo", str(folder), "--no-progress", "-o", "table", cwd=tmp_path)
-    said, _ = await process.communicate()
-    assert process.returncode == 0
+    process = await run("-m", "comity", "demo", str(folder), cwd=tmp_path, stderr=asyncio.subprocess.PIPE)
+    said, noted = await process.communicate()
+    assert (process.returncode, noted) == (0, b"")
     lines = said.decode().splitlines()
     assert "\x1b" not in said.decode()
     assert sum("files" in line and " of " in line for line in lines) >= 10
@@ -128,18 +128,22 @@ async def test_the_command_prints_lines_in_a_pipe(folder: Path, tmp_path: Path) 
     assert (tmp_path / "report.html").is_file()
 
 
-async def test_ctrl_c_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+async def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     process = await run(
-        "-m", "comity", "demo", str(folder), "--no-progress", "-o", "table", cwd=tmp_path, start_new_session=True
+        "-m", "comity", "demo", "-o", "json", cwd=tmp_path, stderr=asyncio.subprocess.PIPE, start_new_session=True
     )
-    assert process.stdout is not None
-    while b"are up" not in await process.stdout.readline():
-        assert process.returncode is None
+    assert process.stderr is not None
+    said = b""
+    while b" files" not in said:
+        said = await process.stderr.readline()
+        assert said
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) >= 5
     os.killpg(process.pid, signal.SIGINT)
-    await process.communicate()
+    answer, rest = await process.communicate()
     assert process.returncode == 130
+    assert answer == b""
+    assert b"Traceback" not in rest
     _, alive = psutil.wait_procs(started, timeout=5)
     assert alive == []
 

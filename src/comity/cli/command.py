@@ -76,18 +76,21 @@ def commands(help_: str = "") -> typer.Typer:
     )  # fmt: skip
 
 
-def command(app: typer.Typer, name: str | None = None, *, connects: bool = True) -> Callable[[Work], Work]:
-    """Make a coroutine function a command of ``app``. Its first parameter gets the ``Cli``; the shared options are added."""
+def command(
+    app: typer.Typer, name: str | None = None, *, connects: bool = True, form: str | None = None
+) -> Callable[[Work], Work]:
+    """Make a coroutine function a command of ``app``. Its first parameter gets the ``Cli``; the shared options are added.
+    ``form``: how it answers unless told, in a pipe too."""
     shared = {**(_CONNECTING if connects else {}), **_ALWAYS}
 
     def register(work: Work) -> Work:
         @wraps(work)
         def invoke(*args: Any, **kwargs: Any) -> None:
             given = {key: kwargs.pop(key) for key in shared}
-            form, debug = given.pop("output"), given.pop("debug")
-            if form not in (None, "table", "json"):
+            asked, debug = given.pop("output"), given.pop("debug")
+            if asked not in (None, "table", "json"):
                 raise typer.BadParameter("it is table or json", param_hint="--output")
-            output = Output(form, debug=debug)
+            output = Output(asked or form, debug=debug)
             run(work(Cli(output, given), *args, **kwargs), output)
 
         signature = inspect.signature(work, eval_str=True)

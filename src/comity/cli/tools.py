@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import platform
 import re
 import sys
@@ -32,7 +33,7 @@ async def explain(
 ) -> None:
     """What an error code means, and what to do about it. Without a code: all of them."""
     known = meanings()
-    classes = {**errors.by_code(), errors.ComityError.code: errors.ComityError}
+    classes: dict[str, type[errors.ComityError]] = {**errors.by_code(), "error": errors.ComityError}
     if code and code not in classes:
         raise errors.NotFound(f"no error has the code {code!r}; comity explain lists them", code=code)
     rows = [
@@ -83,18 +84,23 @@ async def version(cli: Cli) -> None:
         cli.output.facts(facts.items(), indent="")
 
 
-@command(app, connects=False)
+@command(app, connects=False, form="table")
 async def demo(
     cli: Cli,
     folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Python code to survey; else Python's own.")] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the report goes.")] = Path("report.html"),
     progress: Annotated[bool | None, typer.Option("--progress/--no-progress", help="Draw it as it happens.")] = None,
 ) -> None:
-    """Watch 32 agents on four nodes survey a folder of Python code, lose a node half way, and finish anyway."""
+    """Watch 32 agents on four nodes survey a folder of Python code, lose a node half way, and finish anyway.
+
+    In a pipe it prints plain lines; with -o json they go to stderr, and the facts to stdout.
+    """
     from rich.console import Console
 
     from comity.cli.demo import default_folder, run_demo
+    from comity.cli.logs import configure
 
+    configure(logging.DEBUG if cli.output.debug else logging.ERROR, as_json=cli.output.as_json)
     console = Console(highlight=False, stderr=cli.output.as_json)
     shown = sys.stdout.isatty() and not cli.output.as_json if progress is None else progress
     verdict = await run_demo(folder or default_folder(), progress=shown, out=out, console=console)
