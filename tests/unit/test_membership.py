@@ -163,6 +163,17 @@ def test_absence_during_a_search_starts_it_anew() -> None:
     assert proposed(machine.step(m.NoResponder(A), 1.96)) == [Evict(A, 1, "its process is gone")]
 
 
+def test_late_probes_do_not_put_off_the_last_one() -> None:
+    machine = leading(A, B)
+    machine.step(m.Departed(A), 1.0)
+    assert m.Probe(A) in machine.step(m.Tick(), 1.08)
+    assert machine.next_deadline() == pytest.approx(1.13)
+    assert m.Probe(A) in machine.step(m.Tick(), 1.14)
+    assert machine.next_deadline() == pytest.approx(1.15), "the grace is over"
+    assert m.Probe(A) in machine.step(m.Tick(), 1.15)
+    assert machine.next_deadline() == pytest.approx(1.3)
+
+
 def test_a_slightly_late_tick_is_no_absence() -> None:
     machine = leading(A)
     assert machine.step(m.Tick(), 1.5 + m.SLACK_S / 2) == [m.Became(A, MemberState.SUSPECT, "3 beacons late")]

@@ -302,11 +302,18 @@ class Membership:
             member.late = True
             self._update(member, f"{self.timing.late} beacons late")
         if self._probed_at(member) <= now:
-            hot = member.searched is not None and self._now - member.searched < self.timing.grace_s - _ROUNDING_S
-            member.next_probe = self._now + (self.timing.probe_s if hot else self.timing.watch_s)
+            member.next_probe = self._next_probe(member)
             self._effects.append(Probe(member.node))
         if self._stalled_since is None and self._lapses_at(member) <= now:
             self._end_lease(member, f"no beacon for {self.timing.lease_s:g} s")
+
+    def _next_probe(self, member: Member) -> float:
+        """When the probe after the one sent now is due. One is sent just when the grace is over, however late those before
+        were: its answer can be the verdict."""
+        over = member.searched + self.timing.grace_s if member.searched is not None else -inf
+        if self._now < over - _ROUNDING_S:
+            return min(self._now + self.timing.probe_s, over)
+        return self._now + self.timing.watch_s
 
     def _refuted(self, member: Member) -> bool:
         """Whether the node was heard after its end was proposed, and nothing but silence spoke against it."""
