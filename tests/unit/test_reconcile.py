@@ -7,7 +7,7 @@ import pytest
 from comity.core.reconcile import Policy, Reconcile
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
-from comity.model.capability import AgentRecord, Offer, Requirements
+from comity.model.capability import AgentRecord, Offer, Requirements, Strategy
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId
 from comity.model.task import (
     Assign,
@@ -21,6 +21,7 @@ from comity.model.task import (
     Expire,
     Fail,
     NodeUp,
+    Rate,
     Requeue,
     Start,
     Submit,
@@ -329,6 +330,21 @@ def test_nothing_is_given_out_while_paused() -> None:
     net.reconcile.paused = False
     net.reconcile.wake()
     assert net.assigned() == ["t1"]
+
+
+def test_an_attempt_is_measured_once_and_while_it_counts_as_load_and_a_rating_adds_only_accuracy() -> None:
+    net = Leading(("n1/a", 4))
+    net.commit(submit("t1"))
+    net.commit(submit("t2"))
+    net.assigned()
+    net.commit(*(Start(task.spec.id, task.epoch) for task in net.state.tasks.values()))
+    net.now += 100
+    net.commit(Complete(TaskId("t1"), net.state.tasks[TaskId("t1")].epoch, b"1", 100))
+    figures = net.scheduling.explain("echo", strategy=Strategy.BEST_FIT)["candidates"][0]["figures"]
+    assert figures == {"latency_ms": 100.0, "throughput": 20.0, "success": 1.0, "accuracy": 0.5, "samples": 1}
+    net.commit(Rate(TaskId("t1"), 1.0))
+    figures = net.scheduling.explain("echo", strategy=Strategy.BEST_FIT)["candidates"][0]["figures"]
+    assert figures == {"latency_ms": 100.0, "throughput": 20.0, "success": 1.0, "accuracy": 0.6, "samples": 1}
 
 
 def test_timers_of_what_is_over_do_not_pile_up() -> None:

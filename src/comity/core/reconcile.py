@@ -188,18 +188,17 @@ class Reconcile:
         attempt = change.attempt
         if attempt is None:
             return
-        if self.released.pop(task.spec.id, None) is None:
-            self.freed(attempt.agent)
         if attempt.ending in (Ending.COMPLETED, Ending.FAILED, Ending.TIMED_OUT) and attempt.started_at:
             ran_ms = attempt.ended_at - attempt.started_at
             done = attempt.ending is Ending.COMPLETED
             self.scheduling.measured(attempt.agent, task.spec.capability, float(ran_ms), done)
+        if self.released.pop(task.spec.id, None) is None:
+            self.freed(attempt.agent)
 
     def _rated(self, task: Task, change: Change) -> None:
         attempt = change.attempt
         if attempt is not None and attempt.ending is Ending.COMPLETED:
-            ran_ms = float(attempt.ended_at - attempt.started_at)
-            self.scheduling.measured(attempt.agent, task.spec.capability, ran_ms, True, task.score)
+            self.scheduling.rated(attempt.agent, task.spec.capability, task.score)
 
     def _cancel_children(self, parent: TaskId, token: int | None) -> None:
         """Cancel open children; with ``token`` only those of that attempt of the parent, or of earlier ones."""
