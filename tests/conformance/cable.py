@@ -30,6 +30,9 @@ class Cable:
     def clog(self) -> None:
         self._open.clear()
 
+    def clear(self) -> None:
+        self._open.set()
+
     async def cut(self) -> None:
         """Also ends a clog; what was in it is lost."""
         if self._server is not None:

@@ -195,13 +195,13 @@ class RegistryContract:
         await early.when(lambda: bool(early.batches))
         await a.put("nodes/stays", b"x")
         begin = loop.time()
-        await a.put("nodes/goes", b"x", ttl_s=1.0)
+        await a.put("nodes/goes", b"x", ttl_s=1.5)
         late = Watcher(b, "")
         await late.when(lambda: "nodes/goes" in late.state)
         await early.when(lambda: "nodes/goes" in early.state)
         for watcher in (early, late):
             await watcher.when(lambda watcher=watcher: "nodes/goes" not in watcher.state)
-            assert 1.0 <= loop.time() - begin <= 1.0 + a.lease_granularity_s + 1.0
+            assert 1.5 <= loop.time() - begin <= 1.5 + a.lease_granularity_s + 1.0
         assert await a.get("nodes/goes") is None
         assert await contents(b) == early.state == late.state == {"nodes/stays": b"x"}
         await a.put("nodes/goes", b"again", expect=0)
@@ -217,15 +217,19 @@ class RegistryContract:
         await a.put("nodes/forever", b"1", ttl_s=1.0)
         await a.put("nodes/renewed", b"1", ttl_s=1.0)
         await asyncio.sleep(0.7)
-        await a.put("nodes/renewed", b"2", ttl_s=2.0)
+        await a.put("nodes/renewed", b"2", ttl_s=3.0)
         await a.put("nodes/forever", b"2")
-        while loop.time() - begin < 2.2:
+        while loop.time() - begin < 3.2:
             assert await contents(b) == {"nodes/forever": b"2", "nodes/renewed": b"2"}
             await asyncio.sleep(0.1)
-        await watcher.when(lambda: "nodes/renewed" not in watcher.state)
-        assert 2.7 <= loop.time() - begin <= 2.7 + a.lease_granularity_s + 1.0
+        late = Watcher(b, "")
+        await late.when(lambda: "nodes/renewed" in late.state)
+        for each in (watcher, late):
+            await each.when(lambda each=each: "nodes/renewed" not in each.state)
+            assert 3.7 <= loop.time() - begin <= 3.7 + a.lease_granularity_s + 1.0
         assert [change.value for change in watcher.changes if change.key == "nodes/renewed"] == [b"1", b"2", None]
         assert [change.value for change in watcher.changes if change.key == "nodes/forever"] == [b"1", b"2"]
+        await late.stop()
         await watcher.stop()
 
     # Lists

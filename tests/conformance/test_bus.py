@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from comity.bus import nats as nats_bus
-from comity.bus.base import EVERYONE, LEADER, Bus, Link, any_of, to
+from comity.bus.base import EVERYONE, LEADER, Address, Bus, Link, any_of, to
 from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.bus.nats import NatsBus
 from comity.credentials import Authority, Role
@@ -167,10 +167,7 @@ class TestNatsBus(BusContract):
         a, b = await world.bus("a"), await world.bus("b")
         inbox = Inbox()
         await b.subscribe(to("b"), inbox)
-        world.cable(a).clog()
-        while a.connection.pending_data_size == 0:  # what the sockets hold comes first
-            await a.send(to("b"), bytes(256 * 1024))
-            await asyncio.sleep(0)
+        await stuff(world, a, to("b"))
         await a.send(to("b"), b"stale")
         assert a.connection.pending_data_size > 0
         await world.cut(a)
@@ -210,6 +207,17 @@ class TestNatsBus(BusContract):
             await until(a, Link.DOWN)
             await until(a, Link.UP)
             assert time.monotonic() - begin < 0.5
+
+    async def test_a_flush_confirms_what_was_sent_before_it(self, world: NatsWorld) -> None:
+        a = await world.bus("a")
+        echo = await a.connection.subscribe("cy.main.to.a.*")
+        await a.connection.flush()
+        sent = await stuff(world, a, to("a"), 4)
+        flushing = asyncio.create_task(a.connection.flush(60))
+        await asyncio.sleep(0)
+        world.cable(a).clear()
+        await flushing
+        assert echo.delivered == sent
 
     async def test_a_canceled_flush_harms_nothing(self, world: NatsWorld) -> None:
         a = await world.bus("a")
@@ -360,6 +368,18 @@ class TestNatsBus(BusContract):
         with pytest.raises(Disconnected, match="expired"):
             await bus.send(to("b"), b"x")
         await bus.close()
+
+
+async def stuff(world: NatsWorld, bus: NatsBus, address: Address, more: int = 0) -> int:
+    """Clog the cable and send until nothing more fits into the sockets, and ``more``; how many messages that took."""
+    world.cable(bus).clog()
+    sent = 0
+    while bus.connection.pending_data_size == 0 or more > 0:
+        more -= bus.connection.pending_data_size > 0
+        await bus.send(address, bytes(128 * 1024))
+        await asyncio.sleep(0)
+        sent += 1
+    return sent
 
 
 async def ignore(error: Exception) -> None:
