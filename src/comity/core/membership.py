@@ -109,9 +109,7 @@ class Membership:
             case AppendStalled():
                 self._append_stalled(event.stalled)
             case LoopLag():
-                self._lag = min(max(event.seconds, 0.0), self.timing.lease_s)
-                for member in self._members.values():
-                    self._enqueue(member)
+                self._lagging(min(max(event.seconds, 0.0), self.timing.lease_s))
             case Tick():
                 pass
         self._judge_due()
@@ -409,6 +407,13 @@ class Membership:
         self.connected = up
         if up and self.leading:
             self._all_afresh("connected again")
+
+    def _lagging(self, lag: float) -> None:
+        shorter = lag < self._lag
+        self._lag = lag
+        if shorter:
+            for member in self._members.values():
+                self._enqueue(member)
 
     def _leadership(self, on: bool) -> None:
         self.leading = on
