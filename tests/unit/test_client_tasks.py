@@ -219,6 +219,25 @@ async def test_a_stored_result_that_does_not_come_times_out() -> None:
             await task.result(timeout=0.05)
 
 
+async def test_a_reading_of_a_stored_result_that_breaks_is_begun_again() -> None:
+    class Broken(MemoryStore):
+        breaks = 2
+
+        async def read(self, key: str) -> bytes:
+            self.breaks -= 1
+            if self.breaks >= 0:
+                raise Disconnected("the reader was cut off")
+            return await super().read(key)
+
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        task = await client.submit("x")
+        stored = await client._exchange.store.put("n1/results/1", b'"whole"')
+        client._exchange.store = Broken(g.values)
+        leader.say("c1", wire.Ended(task.id, TaskState.COMPLETED, stored))
+        assert await task.result(timeout=5) == "whole"
+
+
 async def test_waits_end_in_time_and_the_task_goes_on() -> None:
     async with ground() as g:
         leader, client = await g.leader(), await g.client()

@@ -40,6 +40,7 @@ _STATE_ERRORS: dict[TaskState, type[TaskError]] = {
     TaskState.CANCELED: TaskCanceled,
     TaskState.REJECTED: TaskRejected,
 }
+FETCH_PAUSE_S = 0.1
 DETAIL_S = 2.0
 """How long an error waits for the list of its attempts."""
 
@@ -109,9 +110,18 @@ class Task:
             self._pausing(False)
 
     async def _fetch(self, payload: Stored, until: float | None) -> bytes:
+        """Read a result from the store; a reading that broke is begun again while there is time."""
+        loop = asyncio.get_running_loop()
+        last = loop.time() + self._exchange.settings.request_timeout_s
         try:
             async with asyncio.timeout_at(until):
-                return await self._exchange.store.read(payload.key)
+                while True:
+                    try:
+                        return await self._exchange.store.read(payload.key)
+                    except Indefinite:
+                        if loop.time() >= last:
+                            raise
+                        await asyncio.sleep(FETCH_PAUSE_S)
         except TimeoutError:
             raise TimedOut(f"the result of task {self.id} could not be fetched in time", task=self.id) from None
 
