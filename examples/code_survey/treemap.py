@@ -179,7 +179,7 @@ def _draw_file(survey: FileSurvey, box: Box, parts: list[str]) -> None:
     if name == "__init__":
         name = PurePosixPath(survey.path).parent.name + "/"
     shown = _fit(name, box.width - 7, 5.9)
-    if box.height >= 17 and (shown == name or len(shown) > 5):
+    if box.height >= 17 and (shown == name or len(shown) > 7):
         at = f'x="{box.x + 4:.1f}" y="{box.y + 12.5:.1f}"'
         parts.append(f'<text class="file on-{colour(survey)}" {at}>{escape(shown)}</text>')
 

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return code
 
 
-def console(live: bool) -> Console:
+def console(live: bool = False) -> Console:
     return Console(file=StringIO(), force_terminal=live, highlight=False, width=120)
 
 
@@ -50,15 +50,15 @@ def text_of(shown: Console) -> str:
     return shown.file.getvalue()
 
 
-@pytest.mark.parametrize("live", [False, True])
-async def test_a_node_is_killed_and_every_file_is_there_once(folder: Path, tmp_path: Path, live: bool) -> None:
-    out, shown = tmp_path / "report.html", console(live)
-    facts = await demo.run_demo(folder, progress=live, out=out, console=shown)
+async def test_a_node_is_killed_and_every_file_is_there_once(folder: Path, tmp_path: Path) -> None:
+    out, shown = tmp_path / "report.html", console(live=True)
+    facts = await demo.run_demo(folder, progress=True, out=out, console=shown)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
     assert facts["files"] == len(files)
     assert facts["killed"] in demo.EXPENDABLE
     assert [node for node, lane in facts["nodes"].items() if lane["killed"]] == [facts["killed"]]
     assert sum(lane["agents"] for lane in facts["nodes"].values()) == demo.AGENTS
+    assert sum(lane["tasks"] for lane in facts["nodes"].values()) == facts["batches"] + demo.SINGLE_TASKS
     page = out.read_text()
     assert f"{len(files)} listed, {len(files)} surveyed, 0 missing, 0 twice" in page
     assert f"{facts['killed']} killed at" in page
@@ -67,25 +67,18 @@ async def test_a_node_is_killed_and_every_file_is_there_once(folder: Path, tmp_p
     assert f"{facts['killed']} killed (SIGKILL)" in said
     assert "Every file once" in said
     assert str(out) in said
-    assert ("\x1b[" in said) is live
+    assert "\x1b[" in said
 
 
-async def test_a_report_that_misses_a_file_is_an_error(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_misses_a_file_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    job = importlib.import_module("code_survey.job")
-    survey_folder = job.survey_folder
-
-    async def lossy(*args: Any) -> Any:
-        covered = await survey_folder(*args)
-        covered.missing.append("gone.py")
-        return covered
-
-    monkeypatch.setattr(job, "survey_folder", lossy)
-    with pytest.raises(TaskFailed, match="does not cover every file once: 1 are missing") as failed:
-        await demo.run_demo(folder, progress=False, out=tmp_path / "report.html", console=console(False))
+    report = importlib.import_module("code_survey.report")
+    demo.check(report.Coverage(3, 3), Path("r.html"))
+    with pytest.raises(TaskFailed, match=r"r.html does not cover every file once: 1 are missing, 0 twice") as failed:
+        demo.check(report.Coverage(3, 2, missing=["gone.py"]), Path("r.html"))
     assert failed.value.details["missing"] == ["gone.py"]
+    with pytest.raises(TaskFailed, match="1 twice"):
+        demo.check(report.Coverage(3, 3, twice=["a.py"]), Path("r.html"))
 
 
 async def test_a_node_that_does_not_come_up_is_told_of(
@@ -95,20 +88,20 @@ async def test_a_node_that_does_not_come_up_is_told_of(
     with monkeypatch.context() as patch:
         patch.setitem(demo.NODES, "node-3", ("no_such_module",))
         with pytest.raises(ServerFailed, match=r"node-3 ended at once; it said: .*no_such_module"):
-            await demo.run_demo(folder, progress=False, out=out, console=console(False))
+            await demo.run_demo(folder, progress=False, out=out, console=console())
     monkeypatch.setattr(demo, "READY_S", 0.05)
     with pytest.raises(TimedOut, match=r"node-\d did not bring up its agents within 0.05 s"):
-        await demo.run_demo(folder, progress=False, out=out, console=console(False))
+        await demo.run_demo(folder, progress=False, out=out, console=console())
 
 
 async def test_what_cannot_be_surveyed_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="is not a folder"):
-        await demo.run_demo(tmp_path / "gone", progress=False, out=tmp_path / "r.html", console=console(False))
+        await demo.run_demo(tmp_path / "gone", progress=False, out=tmp_path / "r.html", console=console())
     with pytest.raises(BadInput, match="no folder to write to"):
-        await demo.run_demo(tmp_path, progress=False, out=tmp_path / "gone" / "r.html", console=console(False))
+        await demo.run_demo(tmp_path, progress=False, out=tmp_path / "gone" / "r.html", console=console())
     monkeypatch.setattr(demo, "__file__", str(tmp_path / "a" / "b" / "c" / "demo.py"))
     with pytest.raises(ModuleFailed, match="neither in this installation nor beside it"):
-        await demo.run_demo(tmp_path, progress=False, out=tmp_path / "r.html", console=console(False))
+        await demo.run_demo(tmp_path, progress=False, out=tmp_path / "r.html", console=console())
 
 
 async def run(*words: str, **options: Any) -> asyncio.subprocess.Process:
@@ -128,7 +121,8 @@ async def test_the_command_prints_lines_in_a_pipe(folder: Path, tmp_path: Path) 
     assert (tmp_path / "report.html").is_file()
 
 
-async def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_a_signal_leaves_nothing_behind(tmp_path: Path, signum: signal.Signals, code: int) -> None:
     process = await run(
         "-m", "comity", "demo", "-o", "json", cwd=tmp_path, stderr=asyncio.subprocess.PIPE, start_new_session=True
     )
@@ -139,10 +133,12 @@ async def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         assert said
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) >= 5
-    os.killpg(process.pid, signal.SIGINT)
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)  # as a terminal does
+    else:
+        process.send_signal(signum)
     answer, rest = await process.communicate()
-    assert process.returncode == 130
-    assert answer == b""
+    assert (process.returncode, answer) == (code, b"")
     assert b"Traceback" not in rest
     _, alive = psutil.wait_procs(started, timeout=5)
     assert alive == []

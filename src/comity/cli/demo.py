@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import sysconfig
 import tempfile
@@ -38,6 +39,9 @@ NODES = {"node-1": CREW, "node-2": SURVEYORS, "node-3": SURVEYORS, "node-4": SUR
 """What each node runs: eight agents each. Splitter, cross-referencer and reporter are only on the first."""
 EXPENDABLE = ["node-2", "node-3", "node-4"]
 AGENTS = 32
+SINGLE_TASKS = 3
+"""Those of the splitter, the cross-referencer and the reporter."""
+LAST_EVENTS_S = 2.0
 FRAMES_PER_S = 8
 
 
@@ -68,13 +72,43 @@ async def run_demo(folder: Path, *, progress: bool, out: Path, console: Console)
     sys.path.append(str(examples))
     try:
         job = importlib.import_module("code_survey.job")
-        with tempfile.TemporaryDirectory(prefix="comity-demo-") as scratch:
+        with _terminable(), tempfile.TemporaryDirectory(prefix="comity-demo-") as scratch:
             async with _Stage(Path(scratch), examples) as stage:
                 facts = await _Play(stage, job, console, progress).run(folder, out)
         _show(facts, console)
         return facts
     finally:
         sys.path.remove(str(examples))
+
+
+def check(covered: Any, out: Path) -> None:
+    """Raises TaskFailed unless the report, going by the crew's ``Coverage``, covers every file once."""
+    if not covered.is_exact:
+        raise TaskFailed(
+            f"{out} does not cover every file once: {len(covered.missing)} are missing, {len(covered.twice)} twice",
+            missing=covered.missing[:20], twice=covered.twice[:20], unasked=covered.unasked[:20],
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends this as Ctrl-C does, so that no node is left running; the exit code is 143."""
+    loop, task, asked = asyncio.get_running_loop(), asyncio.current_task(), asyncio.Event()
+    assert task is not None
+
+    def end() -> None:
+        asked.set()
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if asked.is_set():
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _checked(folder: Path, out: Path) -> tuple[Path, Path]:
@@ -187,6 +221,7 @@ class _Play:
         self.progress = job.Progress(on_batch=self._on_batch)
         self.scene = Scene(self._say)
         self._told_tenths = 0
+        self._all_told = asyncio.Event()
 
     async def run(self, folder: Path, out: Path) -> dict[str, Any]:
         scene = self.scene
@@ -196,17 +231,15 @@ class _Play:
             work = [asyncio.create_task(self._watch()), asyncio.create_task(self._draw(refresh))]
             try:
                 covered = await self.job.survey_folder(self.stage.net, folder, out, self.progress)
+                with contextlib.suppress(TimeoutError):  # events may be late, or lost with a leader
+                    await asyncio.wait_for(self._all_told.wait(), LAST_EVENTS_S)
                 scene.say(f"the report covers {covered.surveyed:,} of {covered.listed:,} files, {len(covered.twice)} twice")
             finally:
                 for task in work:
                     task.cancel()
                 await asyncio.wait(work)
                 refresh()
-        if not covered.is_exact:
-            raise TaskFailed(
-                f"{out} does not cover every file once: {len(covered.missing)} are missing, {len(covered.twice)} twice",
-                missing=covered.missing[:20], twice=covered.twice[:20], unasked=covered.unasked[:20],
-            )  # fmt: skip
+        check(covered, out)
         return self._facts(folder, out)
 
     def _on_batch(self) -> None:
@@ -228,6 +261,8 @@ class _Play:
     async def _watch(self) -> None:
         async for event in self.stage.net.events(after=0):
             self.scene.event(event)
+            if self.scene.done == self.progress.batches + SINGLE_TASKS:
+                self._all_told.set()
 
     async def _draw(self, refresh: Callable[[], None]) -> None:
         while True:

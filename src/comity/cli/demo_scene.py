@@ -49,6 +49,11 @@ class Scene:
         """Since the scene was set."""
         return time.monotonic() - self._began
 
+    @property
+    def done(self) -> int:
+        """Tasks completed."""
+        return sum(lane.done for lane in self.lanes.values())
+
     def event(self, event: dict[str, Any]) -> None:
         """Take in one event of the network's stream."""
         kind, task, node = event["type"], event.get("task", ""), event.get("node", "")
