@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """The ``comity`` program."""
-    from comity.cli.app import app
+    try:
+        from comity.cli.app import app
 
-    app()
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

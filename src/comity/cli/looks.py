@@ -112,7 +112,7 @@ class Command(TyperCommand):
     """Help: what it takes, its own options, then those that all commands share."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [*(piece.strip("{}") for piece in super().collect_usage_pieces(ctx)), "[OPTIONS]"]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -13,8 +13,6 @@ from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, dim, megabytes, paint, share, span
 
 if TYPE_CHECKING:
-    import psutil
-
     from comity.config import Loaded
 
 STOP_S = 15.0
@@ -53,13 +51,13 @@ async def down(
 
     Tasks that wait, or still run when the time is over, go on after the next comity up.
     """
-    process = _process_of(cli.loaded())
+    pid = _process_of(cli.loaded())
     async with cli.net() as net:
         if not cli.output.as_json:
             cli.output.note("announced; waiting for running tasks to end")
         left = await net.shutdown(timeout)
-    if process is not None:
-        await asyncio.to_thread(process.wait, STOP_S)
+    if pid:
+        await _end_of(pid)
     if cli.output.as_json:
         cli.output.show(left)
         return
@@ -69,17 +67,35 @@ async def down(
             cli.output.say(f"  {bold(str(count))} {'task' if count == 1 else 'tasks'} {what}: comity up goes on with them")
 
 
-def _process_of(loaded: Loaded) -> psutil.Process | None:
-    """The process that runs the network, if it is on this machine: once it has ended, the next command finds it gone."""
-    import psutil
-
+def _process_of(loaded: Loaded) -> int:
+    """The process that runs the network, if it is on this machine, else 0."""
     from comity.contexts import resolve
 
     context = resolve(loaded)
     try:
-        return psutil.Process(int((Path(context.authority) / "lock").read_text())) if context.authority else None
-    except (OSError, ValueError, psutil.Error):
-        return None
+        return int((Path(context.authority) / "lock").read_text()) if context.authority else 0
+    except (OSError, ValueError):
+        return 0
+
+
+async def _end_of(pid: int) -> None:
+    """Wait for the end of a process, so that the next command finds it gone. Raises TimedOut."""
+    import psutil
+
+    from comity.errors import TimedOut
+
+    def is_there() -> bool:
+        try:
+            return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    try:
+        async with asyncio.timeout(STOP_S):
+            while is_there():  # noqa: ASYNC110 - the end of another's child cannot be awaited
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise TimedOut(f"the network has drained, but process {pid} has not ended within {STOP_S:.0f} s", pid=pid) from None
 
 
 @command(app)

@@ -227,6 +227,7 @@ async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, file
     running = len(node.attempts.running)
     if not output.as_json:
         why = "stopping" if ended == 0 else "the code changed; starting again"
-        output.note(output.over_ctrl_c + why + (f" once {running} running {'attempt ends' if running == 1 else 'attempts end'}" if running else ""))
+        more = f", once what runs has ended ({running})" if running else ""
+        output.note(f"{output.over_ctrl_c}{why}{more}")
     if bus.link is Link.UP:
         await _first(node.drain(), signals.hurried.wait())

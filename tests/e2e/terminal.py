@@ -1,0 +1,159 @@
+"""Real ``comity`` processes, typed as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LIMIT_S = 40.0
+
+
+class Done(NamedTuple):
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The one typed error, on stderr; nothing is on stdout, and no traceback anywhere."""
+        assert self.out == "", self.out
+        assert "Traceback" not in self.err, self.err
+        (line,) = self.err.splitlines()
+        found: dict[str, Any] = json.loads(line)["error"]
+        assert found["advice"]
+        return found
+
+
+class Running:
+    """A command that goes on. What it writes on stdout is read as it comes; each wait has a limit."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.err: list[str] = []
+        self._lines: queue.Queue[str] = queue.Queue()
+        for stream, take in ((process.stdout, self._lines.put), (process.stderr, self.err.append)):
+            threading.Thread(target=_read, args=(stream, take), daemon=True).start()
+
+    def line(self) -> str:
+        return self._lines.get(timeout=LIMIT_S)
+
+    def json(self) -> Any:
+        return json.loads(self.line())
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first JSON line for which ``wanted`` holds."""
+        until = time.monotonic() + LIMIT_S
+        while time.monotonic() < until:
+            found: dict[str, Any] = self.json()
+            if wanted(found):
+                return found
+        raise AssertionError("what was waited for did not come")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(LIMIT_S)
+
+    def stop(self) -> int:
+        """Ctrl-C; its exit code."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGINT)
+        return self.wait()
+
+
+def _read(stream: Any, take: Callable[[str], Any]) -> None:
+    with stream:
+        for line in stream:
+            take(line)
+
+
+class Terminal:
+    """One user: folders, settings and processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "home" / "data" / "comity" / "main"
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith("COMITY_")}
+        if "COMITY_NATS_SERVER" in os.environ:
+            self.env["COMITY_NATS_SERVER"] = os.environ["COMITY_NATS_SERVER"]
+        self.env |= {"XDG_CONFIG_HOME": str(folder / "home" / "config"), "XDG_DATA_HOME": str(folder / "home" / "data")}
+        self._running: list[Running] = []
+
+    def comity(self, *words: str, env: dict[str, str] | None = None, given: str | None = None) -> Done:
+        """Type a command and wait for its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "comity", *words],
+            env=self.env | (env or {}), cwd=self.folder, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+            input=given, stdin=subprocess.DEVNULL if given is None else None,
+        )  # fmt: skip
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def ok(self, *words: str) -> Done:
+        done = self.comity(*words)
+        assert done.code == 0, done
+        return done
+
+    def each(self, *commands: list[str]) -> list[Done]:
+        """Type several, at the same time."""
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(lambda words: self.comity(*words), commands))
+
+    def start(self, *words: str, timely: bool = False) -> Running:
+        """Type a command that stays. ``timely``: without measuring its coverage, which makes it slow."""
+        env = {name: value for name, value in self.env.items() if not (timely and name.startswith("COVERAGE_"))}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "comity", *words],
+            env=env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        running = Running(process)
+        self._running.append(running)
+        return running
+
+    def up(self, *words: str) -> tuple[Running, dict[str, Any]]:
+        """A network on any free port; the process, and what it says of itself."""
+        running = self.start("up", "--port", "0", "--http-port", "0", *words)
+        return running, running.json()
+
+    def node(self, *words: str) -> Running:
+        """A node that is ready."""
+        running = self.start("run", *words, timely=True)
+        assert "node" in running.json()
+        return running
+
+    def close(self) -> None:
+        for running in reversed(self._running):
+            if running.process.poll() is None:
+                running.process.kill()
+                running.process.wait(LIMIT_S)
+
+
+@contextmanager
+def terminal(folder: Path) -> Iterator[Terminal]:
+    opened = Terminal(folder)
+    try:
+        yield opened
+    finally:
+        opened.close()
