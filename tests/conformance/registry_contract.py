@@ -216,7 +216,9 @@ class RegistryContract:
         begin = loop.time()
         await a.put("nodes/forever", b"1", ttl_s=1.0)
         await a.put("nodes/renewed", b"1", ttl_s=1.0)
-        await asyncio.sleep(0.7)
+        while loop.time() - begin < 0.7:
+            assert len(await contents(b)) == 2
+            await asyncio.sleep(0.05)
         await a.put("nodes/renewed", b"2", ttl_s=3.0)
         await a.put("nodes/forever", b"2")
         while loop.time() - begin < 3.2:
@@ -334,8 +336,9 @@ class RegistryContract:
         writing = [asyncio.create_task(write(owner)) for owner in range(4)]
         watchers = []
         for _ in range(5):
-            watchers.append(Watcher(b, ""))
-            await asyncio.sleep(0.01)
+            watcher = Watcher(b, "")
+            watchers.append(watcher)
+            await watcher.when(lambda watcher=watcher: bool(watcher.batches))
         await asyncio.gather(*writing)
         truth = await contents(a)
         assert len(truth) > 4
