@@ -51,7 +51,7 @@ def cross_reference(files: list[Imports]) -> CrossReference:
 def report(
     folder: str, out: str, listed: list[str], surveys: list[FileSurvey], references: CrossReference, run: Run
 ) -> Coverage:
-    """Write the page, and say whether it covers every listed file exactly once."""
+    """Write the page, and say whether it covers every listed file once."""
     return write_report(Path(out), folder, listed, surveys, references, run)
 
 

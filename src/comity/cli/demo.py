@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 READY_S = 30.0
 """How long the nodes may take to announce all their agents."""
 STOP_S = 10.0
+JOB = "code_survey.job"
+"""The caller's side. It is no part of the package, so it is imported by name."""
 CREW = ("code_survey.agents",)
 SURVEYORS = ("code_survey.agents:surveyor", "--replicas", "8")
 NODES = {"node-1": CREW, "node-2": SURVEYORS, "node-3": SURVEYORS, "node-4": SURVEYORS}
@@ -64,14 +66,14 @@ async def run_demo(folder: Path, *, progress: bool, out: Path, console: Console)
 
     ``progress``: draw lanes that change in place; else print a line for each turn. Raises BadInput (no such folder, no place
     for the report), ServerFailed or TimedOut (a node does not come up), TaskFailed (a task failed, or the report does not
-    cover every file exactly once).
+    cover every file, each once).
     """
     folder, out = _checked(folder, out)
     examples = examples_folder()
     console.print(f"Starting a network of {len(NODES)} nodes, to survey the Python code in {folder}", soft_wrap=True)
     sys.path.append(str(examples))
     try:
-        job = importlib.import_module("code_survey.job")
+        job = importlib.import_module(JOB)
         with _terminable(), tempfile.TemporaryDirectory(prefix="comity-demo-") as scratch:
             async with _Stage(Path(scratch), examples) as stage:
                 facts = await _Play(stage, job, console, progress).run(folder, out)
