@@ -19,14 +19,13 @@ from comity.bus.outbox import Outbox
 from comity.controller.admission import Admission, refusal, stamped
 from comity.controller.events import Events
 from comity.controller.liveness import Liveness
-from comity.controller.payloads import Payloads
 from comity.controller.pipeline import COMMANDS_MAX, EntryClock, Pipeline, weight
+from comity.controller.telling import Telling
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Change, Tasks
 from comity.errors import BadInput, ComityError, InvalidInput
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import (
-    Attempt,
     Barrier,
     Cancel,
     Command,
@@ -46,7 +45,6 @@ from comity.model.task import (
     TaskState,
 )
 from comity.model.wire import (
-    Accepted,
     Ask,
     Beacon,
     Began,
@@ -54,21 +52,16 @@ from comity.model.wire import (
     CancelTask,
     Declined,
     Done,
-    Ended,
     Failed,
     FollowEvents,
     FollowTask,
-    Item,
     Leading,
     Leaving,
     Live,
     Pong,
     RateTask,
     Route,
-    Run,
-    Settled,
     Slot,
-    Stop,
     SubmitTask,
     decode,
 )
@@ -92,20 +85,18 @@ class Leader:
         state: Tasks,
         reconcile: Reconcile,
         admission: Admission,
-        payloads: Payloads,
+        telling: Telling,
         events: Events,
         clock: EntryClock,
-        grace_ms: int,
     ) -> None:
         self.bus = bus
         self.outbox = outbox
         self.state = state
         self.reconcile = reconcile
         self.admission = admission
-        self.payloads = payloads
+        self.telling = telling
         self.events = events
         self.clock = clock
-        self.grace_ms = grace_ms
         self.malformed = 0
         self.pipeline: Pipeline
         self.liveness: Liveness
@@ -113,7 +104,6 @@ class Leader:
         self.route: Callable[[Route, ProcessId], None]
         self.call_ended: Callable[[CallEnded, ProcessId], None]
         self.kept: Callable[[list[Change]], None]
-        self.follow_missing: Callable[[TaskId, ProcessId], None]
         self.once_effective: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Command] = deque()
@@ -122,24 +112,10 @@ class Leader:
         self._reports_under_way: dict[TaskId, int] = {}
         self._barrier_calls: list[Callable[[], None]] = []
         self._barriers: deque[list[Callable[[], None]]] = deque()
-        self._followers: dict[TaskId, dict[ProcessId, None]] = {}
-        self._fetches: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._now_ms = 0  # entry time when the message now being taken in arrived
-        self._accepted: dict[ProcessId, list[tuple[TaskId, TaskId]]] = {}
-        self._settled: dict[ProcessId, list[tuple[TaskId, int]]] = {}
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {}
-        self._react: dict[str, Callable[[Change], None]] = {
-            "task.submitted": self._on_submitted,
-            "task.assigned": self._on_assigned,
-            "task.canceling": self._on_canceling,
-            "task.completed": self._on_ended,
-            "task.failed": self._on_ended,
-            "task.canceled": self._on_ended,
-            "task.retrying": self._on_put_back,
-            "task.requeued": self._on_put_back,
-        }
 
     def begin(self) -> None:
         """Take up the work that the log says is there."""
@@ -147,17 +123,14 @@ class Leader:
         self.reconcile.rebuild()
         term, leader = self.state.term, self.bus.process
         self.outbox.post(EVERYONE, Leading(term, leader, self.clock.now_ms()))
-        for task in list(self.state.tasks.values()):
-            if task.attempt is not None and task.state is TaskState.ASSIGNED:
-                self._send_run(task, task.attempt)  # whether the leader before did is not known; a node runs an epoch once
+        self.telling.resume()
         self.wake()
 
     def end(self) -> None:
         """This term is over for us."""
         if self._timer is not None:
             self._timer.cancel()
-        for fetch in self._fetches:
-            fetch.cancel()
+        self.telling.end()
         self.pipeline.cancel()
 
     # What processes say
@@ -196,7 +169,7 @@ class Leader:
             take = self._on.get(type(item))
             if take is not None:
                 take(item, delivery.sender)
-        self.flush()
+        self.telling.flush()
         self.wake()
 
     def propose(self, command: Command) -> None:
@@ -221,18 +194,18 @@ class Leader:
         spec = item.spec
         known = self.state.tasks.get(spec.id)
         if known is not None:
-            self._accept(sender, spec.id, spec.id)
-            self._follow_one(spec.id, known, sender)
+            self.telling.accept(sender, spec.id, spec.id)
+            self.telling.follow(spec.id, sender)
         elif spec.id in self._submits_under_way:
             return  # answered when it is effective
         elif spec.key and spec.key in self.state.keys:
-            self._accept(sender, spec.id, self.state.keys[spec.key])
-            self._follow(FollowTask((self.state.keys[spec.key],)), sender)
+            self.telling.accept(sender, spec.id, self.state.keys[spec.key])
+            self.telling.follow(self.state.keys[spec.key], sender)
         elif spec.key and spec.key in self._keys_under_way:
             self._keys_under_way[spec.key].append((sender, spec.id))
         elif spec.id <= self.state.archived_last and self.admission.archived_in(spec.id):
-            self._accept(sender, spec.id, spec.id)
-            self._follow(FollowTask((spec.id,)), sender)
+            self.telling.accept(sender, spec.id, spec.id)
+            self.telling.follow(spec.id, sender)
         else:
             self._take_in(item, sender)
 
@@ -251,21 +224,10 @@ class Leader:
             self._keys_under_way[spec.key] = []
         self._pending.append(Submit(spec))
 
-    def _accept(self, sender: ProcessId, asked: TaskId, stands_for: TaskId) -> None:
-        self._accepted.setdefault(sender, []).append((asked, stands_for))
-
     def _follow(self, item: FollowTask, sender: ProcessId) -> None:
         for task_id in item.tasks:
-            self._follow_one(task_id, self.state.tasks.get(task_id), sender)
-
-    def _follow_one(self, task_id: TaskId, task: Task | None, sender: ProcessId) -> None:
-        if task is None:
             if task_id not in self._submits_under_way:
-                self.follow_missing(task_id, sender)
-        elif task.is_terminal:
-            self._send_end(task, {sender: None})
-        elif task.spec.submitter != sender:
-            self._followers.setdefault(task_id, {})[sender] = None
+                self.telling.follow(task_id, sender)
 
     def _cancel(self, item: CancelTask, sender: ProcessId) -> None:
         self._pending.append(Cancel(item.task, item.reason[:REASON_MAX]))
@@ -276,7 +238,7 @@ class Leader:
         task = self.state.current(item.task, item.epoch)
         attempt = task.attempt if task is not None else None
         if task is None or attempt is None or attempt.node != sender:
-            self._settle(sender, item.task, item.epoch)
+            self.telling.settle(sender, item.task, item.epoch)
             self.state.totals.rejected_reports += 1
             self.notice("report.rejected", task=item.task, node=sender, reason=f"{type(item).__name__} with epoch {item.epoch}")
             return
@@ -300,9 +262,6 @@ class Leader:
             return Fail(item.task, item.epoch, failure, not_before, ending)
         reason = item.reason if type(item) is Declined else ""
         return Requeue(item.task, item.epoch, Ending.REFUSED, reason[:REASON_MAX])
-
-    def _settle(self, node: ProcessId, task: TaskId, token: int) -> None:
-        self._settled.setdefault(node, []).append((task, token))
 
     def _live(self, item: Live, sender: ProcessId) -> None:
         task = self.state.current(item.task, item.epoch)
@@ -358,14 +317,10 @@ class Leader:
 
     def effective(self, index: int, entry: Entry) -> None:
         """Entry ``index`` counts: apply it, then act on what changed."""
-        self.payloads.note(index, entry)
+        self.telling.payloads.note(index, entry)
         changes = self.state.apply(entry, index)
         self.reconcile.observe(changes)
-        react = self._react
-        for change in changes:
-            act = react.get(change.kind)
-            if act is not None:
-                act(change)
+        self.telling.react(changes)
         for command in entry.commands:
             kind = type(command)
             if kind is Submit:
@@ -379,7 +334,7 @@ class Leader:
                     call()
         self.events.publish(index, entry.time_ms, changes)
         self.kept(changes)
-        self.flush()
+        self.telling.flush()
         if self.once_effective:
             calls, self.once_effective = self.once_effective, []
             for call in calls:
@@ -392,104 +347,8 @@ class Leader:
         if spec.key:
             stands_for = self.state.keys.get(spec.key, spec.id)
             for sender, asked in self._keys_under_way.pop(spec.key, ()):
-                self._accept(sender, asked, stands_for)
-                self._follow(FollowTask((stands_for,)), sender)
-
-    def flush(self) -> None:
-        """Send what gathered while a message or an entry was acted on."""
-        for process, pairs in self._accepted.items():
-            self.outbox.post(to(process), Accepted(tuple(pairs)))
-        for process, reports in self._settled.items():
-            self.outbox.post(to(process), Settled(tuple(reports)))
-        self._accepted.clear()
-        self._settled.clear()
-
-    def _on_submitted(self, change: Change) -> None:
-        if change.task is not None:
-            task_id = change.task.spec.id
-            self._accept(change.task.spec.submitter, task_id, task_id)
-
-    def _on_assigned(self, change: Change) -> None:
-        if change.task is not None and change.attempt is not None:
-            self._send_run(change.task, change.attempt)
-
-    def _send_run(self, task: Task, attempt: Attempt) -> None:
-        spec = task.spec
-        payload = self.payloads.hot(spec.input)
-        if payload is None:
-            self._fetch(self._run_when_loaded(task, attempt))
-            return
-        remaining_ms = max(1, spec.deadline_ms - self.clock.now_ms()) if spec.deadline_ms else 0
-        run = Run(
-            spec.id, attempt.epoch, self.state.term, attempt.incarnation, attempt.agent, spec.capability, payload,
-            len(task.past) + 1, remaining_ms, spec.attempt_timeout_s, spec.submitter, spec.parent, spec.trace,
-        )  # fmt: skip
-        self.outbox.post(to(attempt.node), run)
-
-    async def _run_when_loaded(self, task: Task, attempt: Attempt) -> None:
-        try:
-            await self.payloads.load(task.spec.input)
-        except ComityError as error:
-            if error.definite and self.state.current(task.spec.id, attempt.epoch) is task:
-                self.propose(Fail(task.spec.id, attempt.epoch, TaskFailure(error.code, error.message, False)))
-            return  # unknown: the start time-out brings it back
-        if self.state.current(task.spec.id, attempt.epoch) is task:
-            self._send_run(task, attempt)
-
-    def _fetch(self, work: Any) -> None:
-        fetch = self._loop.create_task(work)
-        self._fetches.add(fetch)
-        fetch.add_done_callback(self._fetches.discard)
-
-    def _on_canceling(self, change: Change) -> None:
-        if change.task is not None and change.attempt is not None:
-            self._send_stop(change.attempt, change.task.spec.id, change.reason or "canceled", self.grace_ms)
-
-    def _send_stop(self, attempt: Attempt, task: TaskId, reason: str, grace_ms: int = 0) -> None:
-        self.outbox.post(to(attempt.node), Stop(task, attempt.epoch, reason, grace_ms))
-
-    def _on_put_back(self, change: Change) -> None:
-        if change.task is not None and change.attempt is not None:
-            self._attempt_over(change.task, change.attempt)
-
-    def _attempt_over(self, task: Task, attempt: Attempt) -> None:
-        """Settle the node's report, or tell it to stop what it did not report."""
-        if attempt.ending in (Ending.NOT_STARTED, Ending.TIMED_OUT, Ending.CANCELED):
-            self._send_stop(attempt, task.spec.id, attempt.ending)
-        self._settle(attempt.node, task.spec.id, attempt.epoch)
-
-    def _on_ended(self, change: Change) -> None:
-        task = change.task
-        if task is None:
-            return
-        if change.attempt is not None:
-            self._attempt_over(task, change.attempt)
-        who = self._followers.pop(task.spec.id, {})
-        who[task.spec.submitter] = None
-        self._send_end(task, who)
-
-    def _send_end(self, task: Task, who: dict[ProcessId, None]) -> None:
-        result = task.result
-        if result is not None:
-            result = self.payloads.hot(result)
-            if result is None:
-                self._fetch(self._end_when_loaded(task, who))
-                return
-        self.send_end(Ended(task.spec.id, task.state, result, task.failure), who)
-
-    def send_end(self, ended: Item, who: dict[ProcessId, None]) -> None:
-        for process in who:
-            self.outbox.post(to(process), ended)
-
-    async def _end_when_loaded(self, task: Task, who: dict[ProcessId, None]) -> None:
-        try:
-            result = await self.payloads.load(task.result or b"")
-        except ComityError as error:
-            failure = TaskFailure(error.code, error.message, False)
-            if error.definite:
-                self.send_end(Ended(task.spec.id, TaskState.COMPLETED, None, failure), who)
-            return  # unknown: whoever waits asks again
-        self.send_end(Ended(task.spec.id, task.state, result, task.failure), who)
+                self.telling.accept(sender, asked, stands_for)
+                self.telling.follow(stands_for, sender)
 
     # Time
 

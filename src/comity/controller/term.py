@@ -17,6 +17,7 @@ from comity.controller.liveness import Liveness
 from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.routing import Routing
+from comity.controller.telling import Telling
 from comity.core.membership import Leadership, Membership, Timing
 from comity.core.reconcile import Demand, Policy, Reconcile
 from comity.core.tasks import Change
@@ -61,10 +62,8 @@ class Term:
         window_ms = int(settings.dedup_window_s * 1000)
         self.admission = Admission(c.state, c.scheduling, max_waiting=settings.max_waiting, window_ms=window_ms)
         self.events = Events(c.outbox, self._time, c.changes)
-        self.leader = Leader(
-            c.bus, c.outbox, c.state, self.reconcile, self.admission, c.payloads, self.events, clock,
-            policy.cancel_grace_ms,
-        )  # fmt: skip
+        telling = Telling(c.state, c.outbox, c.payloads, clock, grace_ms=policy.cancel_grace_ms)
+        self.leader = Leader(c.bus, c.outbox, c.state, self.reconcile, self.admission, telling, self.events, clock)
         self.pipeline = Pipeline(c.log, c.ledger, clock, self.leader.fill, self.leader.effective, self._broken)
         timing = Timing(lease_s=settings.lease_s, beacon_s=settings.beacon_s, departures=c.sees_departures)
         machine = Membership(timing)
@@ -99,7 +98,8 @@ class Term:
         leader.pipeline = self.pipeline
         leader.liveness = self.liveness
         leader.ask = self.answers.ask
-        leader.follow_missing = self.answers.follow_missing
+        leader.telling.propose = leader.propose
+        leader.telling.follow_missing = self.answers.follow_missing
         leader.route = self.routing.route
         leader.call_ended = self.routing.call_ended
         leader.kept = self._kept
