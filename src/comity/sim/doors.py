@@ -201,8 +201,16 @@ class SimStore:
         self._links = links
 
     async def put(self, key: str, data: bytes | AsyncIterator[bytes], *, ttl_s: float | None = None) -> Stored:
-        whole = data if isinstance(data, bytes) else b"".join([chunk async for chunk in data])
+        whole = data if isinstance(data, bytes) else await self._sent(data)
         return await self._call(lambda: self._inner.put(key, whole, ttl_s=ttl_s), f"put {key}")
+
+    async def _sent(self, data: AsyncIterator[bytes]) -> bytes:
+        """Chunks go one after the other, and each takes its time."""
+        chunks = []
+        async for chunk in data:
+            chunks.append(chunk)
+            await asyncio.sleep(self._links.delay(self._process.name, "store"))
+        return b"".join(chunks)
 
     async def get(self, key: str) -> AsyncIterator[bytes]:
         async def chunks() -> list[bytes]:

@@ -8,7 +8,7 @@ after that everything must come to an end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Protocol
 
@@ -56,21 +56,27 @@ class Host(Protocol):
 
 
 class Faults:
-    """The faults of one life. ``hosts`` are its victims; ``spare`` names some that are never killed or paused (clients whose
-    history would end with them)."""
+    """The faults of one life. ``hosts`` are its victims, ``favourites`` those that are struck most. ``weights`` says how often
+    each kind of fault strikes (default: drawn from the seed)."""
 
     def __init__(
-        self, links: Links, hosts: Sequence[Host], random: Random, spare: Sequence[str] = ()
+        self,
+        links: Links,
+        hosts: Sequence[Host],
+        random: Random,
+        favourites: Sequence[Host] = (),
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self.links = links
         self.hosts = hosts
-        self.victims = [host for host in hosts if host.name not in spare]
+        self.favourites = favourites or hosts
         self.random = random
         kinds: dict[str, Callable[[float], Undo]] = {
             "pause": self._pause,
             "crash": self._crash,
             "partition": self._partition,
             "one-way cut": self._one_way,
+            "deaf": self._deaf,
             "server cut off": self._server_cut,
             "disconnect": self._disconnect,
             "loss": self._loss,
@@ -83,9 +89,10 @@ class Faults:
             "lag": self._lag,
             "outage": self._outage,
         }
-        self.weights = {kind: random.random() ** 2 for kind in kinds if random.random() < 0.5}
+        drawn = {kind: random.random() ** 2 for kind in kinds if random.random() < 0.5}
+        self.weights = drawn if weights is None else dict(weights)
         self.every_s = random.choice([0.15, 0.4, 1.0, 3.0])
-        self.lasting_s = random.choice([0.3, 1.0, 3.0])
+        self.lasting_s = random.choice([0.3, 1.0, 3.0, 6.0])
         self._kinds = kinds
         self._undo: dict[int, Undo] = {}
         self._count = 0
@@ -127,16 +134,19 @@ class Faults:
     def _tell(self, what: str, detail: str = "") -> None:
         self.links.trace("world", f"fault: {what}", detail)
 
+    def _victim(self) -> Host:
+        return self.random.choice(self.favourites if self.random.random() < 0.5 else self.hosts)
+
     # Processes
 
     def _pause(self, lasts_s: float) -> Undo:
-        process = self.random.choice(self.victims).process
+        process = self._victim().process
         self._tell("pause", f"{process.name} for {lasts_s:.3f} s")
         process.pause()
         return process.wake
 
     def _crash(self, lasts_s: float) -> Undo:
-        host = self.random.choice(self.victims)
+        host = self._victim()
         if host.process.life is Life.DEAD:
             return _nothing
         noticed = self.random.random() < 0.7
@@ -146,7 +156,7 @@ class Faults:
 
     def _lag(self, lasts_s: float) -> Undo:
         """Its event loop keeps being late."""
-        process = self.random.choice(self.victims).process
+        process = self._victim().process
         self._tell("lag", f"{process.name} for {lasts_s:.3f} s")
         worst_s = self.random.uniform(0.02, 0.6)
         stumbling = True
@@ -202,15 +212,21 @@ class Faults:
         self._tell("one-way cut", f"{source} to {target}")
         return self._cut_all([(source, target)])
 
+    def _deaf(self, lasts_s: float) -> Undo:
+        """It is heard, and hears nobody."""
+        deaf = self._victim().name
+        self._tell("deaf", deaf)
+        return self._cut_all([(host.name, deaf) for host in self.hosts if host.name != deaf])
+
     def _server_cut(self, lasts_s: float) -> Undo:
-        host, server = self.random.choice(self.hosts).name, self.random.choice(SERVERS)
+        host, server = self._victim().name, self.random.choice(SERVERS)
         ways = self.random.choice([[(host, server)], [(server, host)], [(host, server), (server, host)]])
         self._tell("server cut off", f"{ways}")
         return self._cut_all(ways)
 
     def _disconnect(self, lasts_s: float) -> Undo:
         """Its connection to the bus breaks."""
-        host = self.random.choice(self.hosts)
+        host = self._victim()
         process = host.process
         if process.life is Life.DEAD:
             return _nothing
@@ -245,7 +261,7 @@ class Faults:
         return end
 
     def _slow(self, lasts_s: float) -> Undo:
-        name = self.random.choice(self.hosts).name
+        name = self._victim().name
         extra_s = self.random.choice([0.02, 0.2, 1.0])
         self._tell("slow", f"{name} by {extra_s} s")
         self.links.slow_s[name] = extra_s

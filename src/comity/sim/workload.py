@@ -13,6 +13,7 @@ from comity.errors import (
     ComityError,
     Conflict,
     DeadlineExceeded,
+    Definite,
     Indefinite,
     TaskCanceled,
     TaskError,
@@ -29,6 +30,7 @@ from comity.sim.loop import Process
 T = TypeVar("T")
 
 CALL_S = 5.0
+LOOKED_AT_AGAIN = 10
 SLACK_S = 1.0
 """How much later than its time-out a call may end."""
 
@@ -105,6 +107,10 @@ class Caller:
             end = End(TaskState.COMPLETED, digest(to_json(await task.result(limit_s))))
         except TaskError as error:
             end = End(next(state for kind, state in _ENDS if isinstance(error, kind)))
+        except UnknownTask:
+            raise
+        except Definite as error:
+            raise Violation(f"the result of task {task.id} is lost: {error!r}") from error
         self._auditor.told_end(task.id, end)
         return end
 
@@ -162,6 +168,8 @@ class Workload:
             _, kind = self.random.choices(self._kinds, weights)[0]
             jobs.append(loop.create_task(self._job(kind)))
         await asyncio.gather(*jobs)
+        for task in self.random.sample(self.caller.known, min(LOOKED_AT_AGAIN, len(self.caller.known))):
+            await self.caller.result(self.client.task(task))
 
     async def _job(self, kind: Callable[[], Awaitable[None]]) -> None:
         """A typed error is an answer; anything else is a fault of ours."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from random import Random
 from types import ModuleType
@@ -32,7 +32,7 @@ import structlog
 from comity.agent import Agent
 from comity.client.client import Client
 from comity.config import Settings
-from comity.controller import keeping
+from comity.controller import keeping, snapshot
 from comity.controller.controller import Controller
 from comity.model.codec import digest
 from comity.model.ids import NetworkId, ProcessId
@@ -75,26 +75,33 @@ class Report(NamedTuple):
 
 
 class World:
-    """One life, by its seed. ``agents()`` makes the agents of one node, anew whenever a node starts (default: ``crew.crew``).
-    ``torture_s``: how long faults go on (0: none; default: drawn from the seed). ``settings`` replace those drawn."""
+    """One life, by its seed. How many ``controllers``, ``nodes`` and ``clients`` there are, how long faults go on (``torture_s``;
+    0: none), how much each kind of fault weighs (``faults``; {}: none) and the settings are drawn from the seed, but for what is
+    given. ``agents()`` makes the agents of one node, anew whenever a node starts (default: ``crew.crew``)."""
 
     def __init__(
         self,
         seed: int,
         *,
-        controllers: int = 2,
-        nodes: int = 3,
-        clients: int = 2,
+        controllers: int | None = None,
+        nodes: int | None = None,
+        clients: int | None = None,
         agents: Callable[[], Iterable[Agent]] = crew,
         torture_s: float | None = None,
-        settings: Settings | None = None,
+        faults: Mapping[str, float] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.seed = seed
         self.random = Random(f"{seed}/world")
+        sizes = self.random.choice([1, 2, 2, 2, 3]), self.random.choice([1, 2, 3, 3, 4]), self.random.choice([1, 2, 2])
+        controllers, nodes, clients = [
+            drawn if given is None else given
+            for drawn, given in zip(sizes, (controllers, nodes, clients), strict=True)
+        ]
         self.loop = VirtualLoop()
         self.trace = Trace(self.loop)
         self.links = Links(self.loop, Random(f"{seed}/links"), self.trace)
-        self.settings = settings or self._settings()
+        self.settings = msgspec.structs.replace(self._settings(), **(settings or {}))
         self.truth = Truth()
         self.auditor = Auditor(NetworkId(programs.NETWORK), self.truth, int(self.settings.key_window_s * 1000))
         self.history = History()
@@ -109,11 +116,14 @@ class World:
         self.nodes = [self._host(f"n{n}", node) for n in range(1, nodes + 1)]
         self.clients = [self._host(f"u{n}", programs.client(self._client)) for n in range(1, clients + 1)]
         self.hosts = [*self.controllers, *self.nodes, *self.clients]
-        self.faults = Faults(self.links, self.hosts, Random(f"{seed}/faults"))
+        self.faults = Faults(self.links, self.hosts, Random(f"{seed}/faults"), self.controllers, faults)
 
-        self.constants = {
-            "CHUNK_AGE_MS": self.random.choice([1000, keeping.CHUNK_AGE_MS]),
-            "CHUNK_TASKS": self.random.choice([5, keeping.CHUNK_TASKS]),
+        self.limits = {
+            keeping: {
+                "CHUNK_AGE_MS": self.random.choice([500, 500, keeping.CHUNK_AGE_MS]),
+                "CHUNK_TASKS": self.random.choice([5, keeping.CHUNK_TASKS]),
+            },
+            snapshot: {"SLICE": self.random.choice([3, snapshot.SLICE])},
         }
 
     def _host(self, name: str, program: programs.Program) -> Host:
@@ -127,7 +137,7 @@ class World:
             drain_timeout_s=5.0, cancel_grace_s=choose([0.5, 2.0]), start_timeout_s=choose([2.0, 10.0]),
             attempt_timeout_s=choose([5.0, 20.0]), retries=choose([0, 1, 3]), request_timeout_s=6.0, submit_timeout_s=8.0,
             dedup_window_s=choose([10.0, 600.0]), max_waiting=choose([5, 1000, 1000, 1000]),
-            snapshot_every=choose([20, 100, 100_000]), keep_finished=choose([20, 1_000_000, 1_000_000]),
+            snapshot_every=choose([10, 30, 100_000]), keep_finished=choose([20, 1_000_000, 1_000_000]),
         )  # fmt: skip
 
     # Running it
@@ -140,7 +150,7 @@ class World:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            with _logs_to(self.trace), _instead(keeping, self.constants):
+            with _logs_to(self.trace), _instead(self.limits):
                 try:
                     self.loop.run_until_complete(self._life())
                     return self.report()
@@ -276,14 +286,16 @@ async def _leave(host: Host) -> None:
 
 
 @contextmanager
-def _instead(module: ModuleType, constants: dict[str, int]) -> Iterator[None]:
+def _instead(limits: dict[ModuleType, dict[str, int]]) -> Iterator[None]:
     """Lower limits, so that a short life meets them."""
-    before = {name: getattr(module, name) for name in constants}
-    vars(module).update(constants)
+    before = {module: {name: getattr(module, name) for name in names} for module, names in limits.items()}
+    for module, names in limits.items():
+        vars(module).update(names)
     try:
         yield
     finally:
-        vars(module).update(before)
+        for module, names in before.items():
+            vars(module).update(names)
 
 
 @contextmanager
