@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comity.cli.looks import Command, Group
-from comity.cli.output import Output, run
+from comity.cli.output import Output, run, started
 
 if TYPE_CHECKING:
     from comity import Client
@@ -61,6 +61,7 @@ class Cli:
         import comity
 
         async with comity.connect(settings=self.loaded()) as net:
+            started()
             yield net
 
 

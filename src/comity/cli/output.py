@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import traceback
@@ -66,6 +67,12 @@ class Output:
         width = max((len(name) for name, _ in known), default=0)
         for name, value in known:
             print(f"{indent}{paint('dim', f'{name:<{width}}')}  {value}")
+
+
+def started() -> None:
+    """What was made until now lives as long as the process: look for garbage only in what comes."""
+    gc.freeze()
+    gc.enable()
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -16,7 +16,7 @@ import typer
 
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, dim, paint
-from comity.cli.output import Output, tell
+from comity.cli.output import Output, started, tell
 
 if TYPE_CHECKING:
     from comity.agent import Agent
@@ -152,7 +152,7 @@ async def _hosted(
         await node.start()
         await node.ready()
         gc.collect()
-        gc.freeze()  # what start-up made lives as long as we do
+        started()
         yield node, bus, context
 
 

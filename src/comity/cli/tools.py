@@ -15,7 +15,7 @@ import typer
 from comity import errors
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, paint
-from comity.cli.output import exit_code
+from comity.cli.output import exit_code, started
 
 app = commands()
 
@@ -101,6 +101,7 @@ async def demo(
     from comity.cli.logs import configure
 
     configure(logging.DEBUG if cli.output.debug else logging.ERROR, as_json=cli.output.as_json)
+    started()
     console = Console(highlight=False, stderr=cli.output.as_json)
     shown = sys.stdout.isatty() and not cli.output.as_json if progress is None else progress
     verdict = await run_demo(folder or default_folder(), progress=shown, out=out, console=console)

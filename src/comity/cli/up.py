@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from comity.cli.logs import configure
 from comity.cli.looks import bold, dim, paint
-from comity.cli.output import Output
+from comity.cli.output import Output, started
 
 if TYPE_CHECKING:
     from comity.cli.network import EmbeddedNetwork
@@ -53,7 +53,7 @@ async def up(settings: Settings, output: Output) -> None:
         loop.add_signal_handler(signum, asked.set)
     try:
         gc.collect()
-        gc.freeze()  # what start-up made lives as long as we do
+        started()
         _greet(network, settings, output, loop.time() - began)
         ended, stopped = asyncio.create_task(network.wait()), asyncio.create_task(asked.wait())
         done, pending = await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
