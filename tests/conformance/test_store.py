@@ -180,6 +180,21 @@ class TestJetStreamStore(StoreContract):
         await store.close()
         await js.close()
 
+    @pytest.mark.parametrize("size", [CHUNK, 6 * CHUNK])
+    async def test_reading_much_at_once_does_not_cost_the_connection(
+        self, real_network: RealNetwork, nc: Client, size: int
+    ) -> None:
+        """The server holds 64 MB for a connection that does not keep up, and then cuts it."""
+        store = await JetStreamStore.open(nc, real_network.network, create=True)
+        await store.put("c/big", content(size))
+        reads = [asyncio.create_task(store.read("c/big")) for _ in range(100 * 2**20 // size)]
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            time.sleep(0.05)  # noqa: ASYNC251 - busy with something else
+        for read in await asyncio.gather(*reads):
+            assert read == content(size)
+        await store.close()
+
     async def test_refused_and_repeated_uploads_leave_no_chunks(self, real_network: RealNetwork, nc: Client) -> None:
         store = await JetStreamStore.open(nc, real_network.network, create=True)
         js = await JetStream(nc).open()

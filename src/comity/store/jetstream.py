@@ -31,6 +31,10 @@ from comity.store.base import CHUNK, check_key, check_prefix, checked, chunks_of
 
 WINDOW = 8
 """Chunks on their way at once."""
+FETCHES = 4
+LOOKUPS = 64
+"""Windows of chunks, and single messages, asked for at once: 40 MB together. The server cuts a connection for which more than
+64 MB wait (``max_pending``), which a reader who is busy with something else would let happen."""
 CHUNK_GRACE_S = 3600.0
 """Chunks outlive their manifest by this, and an upload may take no longer."""
 
@@ -92,6 +96,8 @@ class JetStreamStore:
         self._stream = stream_name(network)
         self._root = f"cy.{network}.store"
         self._chunk = min(CHUNK, js.nc.max_payload - HEADER_ROOM)
+        self._fetches = asyncio.Semaphore(FETCHES)
+        self._lookups = asyncio.Semaphore(LOOKUPS)
 
     @classmethod
     async def open(cls, nc: Client, network: str, *, create: bool, replicas: int = 1) -> JetStreamStore:
@@ -262,6 +268,10 @@ class JetStreamStore:
 
     async def _find(self, key: str, *, leader: bool = False) -> _Manifest | None:
         """The manifest of ``key``: from any replica and, if that has none or ``leader`` says so, from the stream's leader."""
+        async with self._lookups:
+            return await self._look_up(key, leader)
+
+    async def _look_up(self, key: str, leader: bool) -> _Manifest | None:
         subject = self._subject(key)
         if not leader:
             msg = await self._js.call(f"$JS.API.DIRECT.GET.{self._stream}.{subject}")
@@ -285,7 +295,8 @@ class JetStreamStore:
         left = upload.chunks
         try:
             while left > 0:
-                rows = await cursor.fetch(min(left, 2 * WINDOW), wait_s=self._js.timeout_s)
+                async with self._fetches:
+                    rows = await cursor.fetch(min(left, 2 * WINDOW), wait_s=self._js.timeout_s)
                 chunks = [row.data for row in rows if _GONE not in (row.headers or {})]
                 for chunk in chunks:
                     yield chunk
