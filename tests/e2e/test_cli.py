@@ -396,3 +396,16 @@ def test_output_that_nobody_reads_is_no_accident(town: Terminal) -> None:
     done = subprocess.run(words, env=town.env, stdout=write, stderr=subprocess.PIPE, timeout=LIMIT_S, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_function_that_never_ends_does_not_keep_a_node(user: Terminal) -> None:
+    user.up()
+    code = "import time\nfrom comity import Agent\nstuck = Agent('stuck')\n@stuck.capability\ndef forever() -> None:\n    time.sleep(600)\n"
+    (user.folder / "stuck.py").write_text(code)
+    node = user.node("stuck.py")
+    task = user.ok("submit", "forever", "--no-wait").json["id"]
+    assert user.ok("nodes", "list").json[0]["attempts"] == 1
+    node.signal(signal.SIGTERM)
+    node.signal(signal.SIGTERM)
+    assert node.wait() == 0
+    assert user.ok("tasks", "show", task).json["attempts"][0]["ending"] == "refused"

@@ -115,7 +115,7 @@ def run(work: Coroutine[Any, Any, T], output: Output) -> T:
             return runner.run(work)
     except errors.ComityError as error:
         fail(error, output)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise  # whoever read our output has gone; typer ends quietly

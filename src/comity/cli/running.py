@@ -52,7 +52,7 @@ async def run(
 
     sys.dont_write_bytecode = sys.dont_write_bytecode or reload  # compiled code is told from new code by whole seconds only
     configure(logging.DEBUG if cli.output.debug else logging.WARNING, as_json=cli.output.as_json)
-    signals, before = Signals(), list(sys.modules)
+    before = list(sys.modules)
     try:
         agents = replicate(load(target), replicas)
     except ModuleFailed as error:
@@ -60,19 +60,22 @@ async def run(
             raise
         tell(error, cli.output)
         cli.output.note("waiting for the code to change")
-        await _first(signals.asked.wait(), _changed(files_of(before, target, error)))
+        await _changed(files_of(before, target, error))
+        is_over = is_stuck = False
     else:
         for agent in agents:
             agent.update(tags=(*agent.tags, *tag))
         files = files_of(before, target) if reload else []
         async with _hosted(cli.loaded(), name or _name_for(target), agents, fixed=bool(name)) as (node, bus, context):
+            signals = Signals()
             _greet(cli.output, node, context, files)
-            await _live(cli.output, node, bus, signals, files)
-        if node.pools.running:  # plain functions that were given up are still in their threads, which cannot be ended
-            sys.stdout.flush()
-            os._exit(0)
-    if reload and not signals.asked.is_set():
+            is_over = await _live(cli.output, node, bus, signals, files)
+        is_stuck = node.pools.running > 0
+    if not is_over:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, with the new code
+    if is_stuck:  # plain functions that were given up are still in their threads, which cannot be ended
+        sys.stdout.flush()
+        os._exit(0)
 
 
 class Signals:
@@ -206,8 +209,9 @@ def _greet(output: Output, node: Node, context: Context, files: list[Path]) -> N
     output.say(dim("Ctrl-C lets what runs end, and leaves."))
 
 
-async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, files: list[Path]) -> None:
-    """Until a signal, a change of the code, or the end of the connection; then drain. Raises Disconnected."""
+async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, files: list[Path]) -> bool:
+    """Until a signal, a change of the code, or the end of the connection; then drain. Whether it is over: False if the code
+    changed. Raises Disconnected."""
     from comity.bus.base import Link
     from comity.errors import Disconnected
 
@@ -231,3 +235,4 @@ async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, file
         output.note(f"{output.over_ctrl_c}{why}{more}")
     if bus.link is Link.UP:
         await _first(node.drain(), signals.hurried.wait())
+    return signals.asked.is_set()
