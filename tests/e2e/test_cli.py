@@ -400,7 +400,8 @@ def test_output_that_nobody_reads_is_no_accident(town: Terminal) -> None:
 
 def test_a_function_that_never_ends_does_not_keep_a_node(user: Terminal) -> None:
     user.up()
-    code = "import time\nfrom comity import Agent\nstuck = Agent('stuck')\n@stuck.capability\ndef forever() -> None:\n    time.sleep(600)\n"
+    code = "import time\nfrom comity import Agent\nagent = Agent('stuck')\n"
+    code += "@agent.capability\ndef forever() -> None:\n    time.sleep(600)\n"
     (user.folder / "stuck.py").write_text(code)
     node = user.node("stuck.py")
     task = user.ok("submit", "forever", "--no-wait").json["id"]
