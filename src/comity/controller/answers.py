@@ -14,7 +14,7 @@ import structlog
 
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
-from comity.controller.keeping import read_chunk
+from comity.controller.archive import Archive
 from comity.controller.payloads import Payloads
 from comity.core.archive import may_hold
 from comity.core.reconcile import Reconcile
@@ -127,6 +127,7 @@ class Answers:
         self._outbox = outbox
         self._barrier = barrier
         self._choice = choice
+        self._archive = Archive(store)
         self._work: set[asyncio.Task[None]] = set()
         self._plain = plain
         self._slow = slow
@@ -138,6 +139,7 @@ class Answers:
         }
 
     def end(self) -> None:
+        self._archive.end()
         for work in self._work:
             work.cancel()
 
@@ -192,9 +194,9 @@ class Answers:
             return task
         for chunk in reversed(self._state.archive):
             if may_hold(chunk, task_id):
-                for found in await read_chunk(self._store, chunk.key):
-                    if found.spec.id == task_id:
-                        return found
+                found = (await self._archive.chunk(chunk.key)).get(task_id)
+                if found is not None:
+                    return found
         raise UnknownTask(f"no task {task_id} is known, or it finished too long ago", task=task_id)
 
     async def _task(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +244,7 @@ class Answers:
         for chunk in sorted(self._state.archive, key=lambda c: c.last, reverse=True):
             if len(found) >= limit and chunk.last < found[-1].spec.id:
                 break
-            older = [task for task in await read_chunk(self._store, chunk.key) if matches(task)]
+            older = filter(matches, (await self._archive.chunk(chunk.key)).values())
             found = heapq.nlargest(limit, [*found, *older], key=lambda t: t.spec.id)
         return {"tasks": [view(task, self._why_waiting(task), _LISTED_BYTES) for task in found]}
 

@@ -118,6 +118,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        self.payloads.end()
         for cancel in self._cancels:
             await cancel()
         self._cancels.clear()

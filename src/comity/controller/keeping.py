@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from comity.controller.archive import encode_chunk
 from comity.controller.payloads import Payloads, logged_before
 from comity.controller.snapshot import Writing
 from comity.core.ledger import Ledger
@@ -20,7 +21,7 @@ from comity.core.tasks import Change, Tasks
 from comity.errors import ComityError, Corrupt
 from comity.log.base import Log
 from comity.model.ids import TaskId, task_time_ms
-from comity.model.task import Archived, Command, Dropped, Logged, Moved, SnapshotTaken, Stored, Task
+from comity.model.task import Archived, Command, Dropped, Logged, Moved, Payload, SnapshotTaken, Stored, Task
 from comity.store.base import Store
 
 ARCHIVE = "network/archive/"
@@ -29,6 +30,8 @@ MOVED = "network/payload/"
 CHUNK_TASKS = 2000
 CHUNK_AGE_MS = 30_000
 """Finished tasks leave memory in chunks: when so many have gathered, or the oldest is so old."""
+CHUNK_BYTES = 4 * 1024 * 1024
+"""Of payloads in a chunk, about: it is written and read as a whole, in the leader's memory."""
 SNAPSHOT_BYTES = 256 * 1024 * 1024
 LOG_BYTES = 4 * 1024 * 1024 * 1024
 """The log is cut below what events and payloads still need, but never kept longer than this many bytes."""
@@ -46,17 +49,7 @@ class Mark(msgspec.Struct, frozen=True):
     at_ms: int
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Task]).decode
 _log = structlog.get_logger("comity.controller")
-
-
-async def read_chunk(store: Store, key: str) -> list[Task]:
-    """The tasks of an archive chunk, sorted by id. Raises NotFound, Corrupt."""
-    try:
-        return _decode(await store.read(key))
-    except msgspec.MsgspecError as error:
-        raise Corrupt(f"archive chunk {key} cannot be read: {error}") from error
 
 
 class Keeping:
@@ -164,15 +157,18 @@ class Keeping:
 
     async def _archive(self) -> None:
         ids: list[TaskId] = []
+        size = 0
         for task_id in self._state.finished:
-            ids.append(task_id)
-            if len(ids) == CHUNK_TASKS:
+            task = self._state.tasks[task_id]
+            size += _size(task.spec.input) + _size(task.result)
+            if ids and (size > CHUNK_BYTES or len(ids) == CHUNK_TASKS):
                 break
+            ids.append(task_id)
         tasks = [self._state.tasks[task_id] for task_id in sorted(ids)]
         whole = [await self._whole(task) for task in tasks]
         finished_ms = max(task.finished_at for task in tasks)
         key = f"{ARCHIVE}{ids[0]}-{self._ledger.index}-{self._state.term}"
-        await self._store.put(key, _encode(whole))
+        await self._store.put(key, encode_chunk(whole))
         self._propose(Archived(key, tuple(ids), finished_ms))
         await self._effective()
 
@@ -259,6 +255,13 @@ class Keeping:
         self._trim_to = upto
         while self._marks and self._marks[0].index <= upto:
             self._marks.popleft()
+
+
+def _size(payload: Payload | None) -> int:
+    """Bytes it takes in a chunk of the archive."""
+    if type(payload) is Logged:
+        return payload.size
+    return len(payload) if type(payload) is bytes else 0
 
 
 async def newest_snapshot(store: Store, upto: int | None = None) -> list[str]:

@@ -4,7 +4,9 @@ they are hot and read back from the log when they are not."""
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
+from comity.controller.sharing import Sharing
 from comity.core.tasks import Tasks
 from comity.errors import Corrupt
 from comity.log.base import Log
@@ -12,6 +14,8 @@ from comity.model.codec import unseal
 from comity.model.task import INLINE_LIMIT, Complete, Entry, Logged, Payload, Submit
 
 HOT_BYTES = 64 * 1024 * 1024
+AT_ONCE = 8
+"""Entries read back at a time."""
 
 
 class Payloads:
@@ -21,18 +25,15 @@ class Payloads:
         self._log = log
         self._hot: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._bytes = 0
+        self._entries = Sharing(self._read, AT_ONCE)
+
+    def end(self) -> None:
+        self._entries.end()
 
     def note(self, index: int, entry: Entry) -> None:
         """Keep the large payloads of an entry that was just applied."""
-        for ordinal, command in enumerate(entry.commands):
-            if type(command) is Submit:
-                payload: Payload = command.spec.input
-            elif type(command) is Complete:
-                payload = command.result
-            else:
-                continue
-            if type(payload) is bytes and len(payload) > INLINE_LIMIT:
-                self._keep((index, ordinal), payload)
+        for ordinal, payload in _large(entry):
+            self._keep((index, ordinal), payload)
 
     def _keep(self, place: tuple[int, int], payload: bytes) -> None:
         if place in self._hot:
@@ -53,18 +54,33 @@ class Payloads:
         known = self.hot(payload)
         if known is not None or type(payload) is not Logged:
             return payload if known is None else known
-        for item in await self._log.read(payload.index - 1, 1):
-            entry, _ = unseal(item.data)
-            command = entry.commands[payload.ordinal]
-            found: Payload = b""
-            if isinstance(command, Submit):
-                found = command.spec.input
-            elif isinstance(command, Complete):
-                found = command.result
-            if item.index == payload.index and type(found) is bytes and len(found) == payload.size:
-                self._keep((payload.index, payload.ordinal), found)
-                return found
-        raise Corrupt(f"log entry {payload.index} does not hold the payload that is said to be there", index=payload.index)
+        found = (await self._entries.get(payload.index)).get(payload.ordinal)
+        if found is None or len(found) != payload.size:
+            message = f"log entry {payload.index} does not hold the payload that is said to be there"
+            raise Corrupt(message, index=payload.index)
+        return found
+
+    async def _read(self, index: int) -> dict[int, bytes]:
+        """The large payloads of an entry, by their place in it: whoever wants one will want the others soon."""
+        for item in await self._log.read(index - 1, 1):
+            if item.index == index:
+                entry, _ = unseal(item.data)
+                self.note(index, entry)
+                return dict(_large(entry))
+        return {}
+
+
+def _large(entry: Entry) -> Iterator[tuple[int, bytes]]:
+    """Payloads that replicated state does not hold, and their places in the entry."""
+    for ordinal, command in enumerate(entry.commands):
+        if type(command) is Submit:
+            payload: Payload = command.spec.input
+        elif type(command) is Complete:
+            payload = command.result
+        else:
+            continue
+        if type(payload) is bytes and len(payload) > INLINE_LIMIT:
+            yield ordinal, payload
 
 
 def logged_before(state: Tasks, index: int) -> list[tuple[str, bool, Logged]]:
