@@ -98,6 +98,8 @@ class Leader:
         self.events = events
         self.clock = clock
         self.malformed = 0
+        self.rejected = 0
+        """Reports refused before they got into the log; those refused there are in the totals."""
         self.pipeline: Pipeline
         self.liveness: Liveness
         self.ask: Callable[[Ask, ProcessId], None]
@@ -239,7 +241,7 @@ class Leader:
         attempt = task.attempt if task is not None else None
         if task is None or attempt is None or attempt.node != sender:
             self.telling.settle(sender, item.task, item.epoch)
-            self.state.totals.rejected_reports += 1
+            self.rejected += 1
             self.notice("report.rejected", task=item.task, node=sender, reason=f"{type(item).__name__} with epoch {item.epoch}")
             return
         if type(item) is Began:

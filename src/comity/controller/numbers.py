@@ -63,7 +63,10 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
             **{str(kind): count for kind, count in state.counts.items()},
             "archived": state.archived,
         },
-        "totals": {field: getattr(totals, field) for field in totals.__struct_fields__},
+        "totals": {
+            **{field: getattr(totals, field) for field in totals.__struct_fields__},
+            "rejected_reports": totals.rejected_reports + leader.rejected,
+        },
         "refused_submits": leader.admission.refused,
         "malformed_messages": leader.malformed + census.malformed,
         "oldest_waiting_s": oldest_waiting_s(leader),
