@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -19,16 +20,22 @@ from comity.errors import (
     TooOld,
     UnknownCapability,
 )
-from comity.model.capability import parse_range
+from comity.model.capability import Requirements, parse_range
+from comity.model.codec import DIGEST_SIZE
 from comity.model.ids import ProcessId, TaskId, check_task_id, task_time_ms
-from comity.model.task import LOG_LIMIT, Logged, TaskSpec
+from comity.model.task import LOG_LIMIT, Logged, Payload, Stored, TaskSpec
 from comity.model.wire import Refused, SubmitTask
+from comity.store.base import check_key
 
 CLOCK_SLACK_MS = 60_000
 """How far ahead of leader time a task id may claim to have been made."""
 
 REQUIREMENTS_MAX = 4096
 TEXT_MAX = 500
+NAME_MAX = 200
+NUMBER_MAX = 1_000_000_000
+FAR_S = 10 * 366 * 86_400.0
+"""No time-out or deadline lies further off."""
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -43,10 +50,10 @@ class Admission:
         self.shutting_down = False
         self.refused = 0
 
-    def check(self, item: SubmitTask, under_way: int, now_ms: int) -> None:
+    def check(self, item: SubmitTask, sender: ProcessId, under_way: int, now_ms: int) -> None:
         """Raise the typed error of a submit that must not be taken in; ``under_way`` others wait to be written."""
         spec = item.spec
-        _well_formed(spec)
+        _well_formed(spec, sender)
         made_ms = task_time_ms(spec.id)
         if made_ms < now_ms - self.window_ms:
             raise TooOld(f"task {spec.id} was made {(now_ms - made_ms) / 1000:.0f} s ago", window_s=self.window_ms / 1000)
@@ -71,25 +78,52 @@ class Admission:
         return [held.key for held in reversed(self.state.archive) if may_hold(held, task)]
 
 
-def _well_formed(spec: TaskSpec) -> None:
+def check_capability(name: str) -> None:
+    """BadInput if no capability can be called so."""
+    if not 0 < len(name) <= NAME_MAX:
+        raise BadInput(f"a capability has a name of 1 to {NAME_MAX} characters, not {name[:40]!r}")
+
+
+def check_requirements(needs: Requirements | None) -> None:
+    """BadInput or TooLarge if they cannot be asked of an agent."""
+    if needs is None:
+        return
+    if not all(isfinite(amount) for amount in (needs.cpu, needs.memory_mb, needs.gpu)):
+        raise BadInput("required amounts must be numbers")
+    if len(_encode(needs)) > REQUIREMENTS_MAX:
+        raise TooLarge(f"requirements take more than {REQUIREMENTS_MAX} bytes", limit=REQUIREMENTS_MAX)
+    if needs.version:
+        parse_range(needs.version)
+
+
+def check_payload(payload: Payload, owner: ProcessId) -> None:
+    """Raise BadInput, TooLarge or AccessDenied for an input or result that ``owner`` cannot have sent honestly."""
+    if isinstance(payload, Logged):
+        raise BadInput("a payload from outside cannot be a place in the log")
+    if isinstance(payload, Stored):
+        check_key(payload.key, owner)
+        if len(payload.digest) != DIGEST_SIZE or payload.size < 0:
+            raise BadInput(f"what is said of {payload.key} cannot be true")
+    elif len(payload) > LOG_LIMIT:
+        raise TooLarge(f"a payload of {len(payload)} bytes must go by the store", limit=LOG_LIMIT)
+
+
+def _well_formed(spec: TaskSpec, sender: ProcessId) -> None:
     check_task_id(spec.id)
+    if spec.parent is not None:
+        check_task_id(spec.parent)
+    check_capability(spec.capability)
     if not 0 <= spec.priority <= 9:
         raise BadInput(f"priority {spec.priority} must be 0 to 9", priority=spec.priority)
-    if not spec.capability or len(spec.capability) > 200:
-        raise BadInput("a task needs a capability, of at most 200 characters")
-    if spec.retries < 0 or spec.attempt_timeout_s <= 0 or spec.start_timeout_s < 0 or spec.deadline_ms < 0:
-        raise BadInput("retries and timeouts must not be negative")
-    if type(spec.input) is bytes and len(spec.input) > LOG_LIMIT:
-        raise TooLarge(f"an input of {len(spec.input)} bytes must go by the store", limit=LOG_LIMIT)
-    if isinstance(spec.input, Logged):
-        raise BadInput("an input cannot be a place in the log")
-    if spec.requirements is not None:
-        if spec.requirements.version:
-            parse_range(spec.requirements.version)
-        if len(_encode(spec.requirements)) > REQUIREMENTS_MAX:
-            raise TooLarge(f"requirements take more than {REQUIREMENTS_MAX} bytes", limit=REQUIREMENTS_MAX)
+    if not 0 <= spec.retries <= NUMBER_MAX or spec.parent_epoch < 0:
+        raise BadInput("retries and epochs must not be negative, nor beyond reason")
+    for seconds in (spec.attempt_timeout_s, spec.start_timeout_s, spec.deadline_ms / 1000 or 1.0):
+        if not 0.0 < seconds <= FAR_S:
+            raise BadInput(f"times must be above 0 and at most {FAR_S:g} s, not {seconds}")
     if len(spec.key) > TEXT_MAX or len(spec.trace) > TEXT_MAX:
         raise TooLarge(f"a key or trace has at most {TEXT_MAX} characters", limit=TEXT_MAX)
+    check_payload(spec.input, sender)
+    check_requirements(spec.requirements)
 
 
 def stamped(spec: TaskSpec, sender: ProcessId, now_ms: int) -> TaskSpec:

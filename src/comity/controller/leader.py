@@ -16,16 +16,18 @@ import msgspec
 
 from comity.bus.base import EVERYONE, Bus, Delivery, to
 from comity.bus.outbox import Outbox
-from comity.controller.admission import Admission, refusal, stamped
+from comity.controller.admission import Admission, check_payload, refusal, stamped
 from comity.controller.events import Events
 from comity.controller.liveness import Liveness
-from comity.controller.pipeline import COMMANDS_MAX, EntryClock, Pipeline, weight
+from comity.controller.pipeline import ASSIGN_BYTES, COMMANDS_MAX, EntryClock, Pipeline, weight
 from comity.controller.telling import Telling
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Change, Tasks
-from comity.errors import BadInput, ComityError, InvalidInput
+from comity.errors import BadInput, ComityError, InvalidInput, TooLarge
+from comity.model.codec import from_json
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import (
+    Attempt,
     Barrier,
     Cancel,
     Command,
@@ -55,6 +57,7 @@ from comity.model.wire import (
     Failed,
     FollowEvents,
     FollowTask,
+    Item,
     Leading,
     Leaving,
     Live,
@@ -69,6 +72,7 @@ from comity.model.wire import (
 CODE_MAX = 200
 REASON_MAX = 2000
 """Characters of an error's code and message that replicated state keeps."""
+LIVE_KINDS = ("progress", "log", "part")
 LIVE_MAX = 64 * 1024
 """Bytes of a live event; a larger one is dropped and counted."""
 
@@ -152,7 +156,7 @@ class Leader:
             Done: self._report,
             Failed: self._report,
             Declined: self._report,
-            Slot: lambda item, _sender: self.reconcile.slot(item.task, item.epoch, item.held),
+            Slot: self._slot,
             Live: self._live,
             Leaving: self.liveness.leaving,
             RateTask: self._rate,
@@ -163,16 +167,25 @@ class Leader:
         try:
             items = decode(delivery.data)
         except InvalidInput as error:
-            self.malformed += 1
-            self.notice("message.malformed", node=delivery.sender, reason=error.message)
+            self._malformed(delivery.sender, error.message)
             return
         self._now_ms = self.clock.now_ms()
         for item in items:
             take = self._on.get(type(item))
             if take is not None:
-                take(item, delivery.sender)
+                self._take(take, item, delivery.sender)
         self.telling.flush()
         self.wake()
+
+    def _take(self, take: Callable[[Any, ProcessId], None], item: Item, sender: ProcessId) -> None:
+        try:
+            take(item, sender)
+        except ComityError as error:  # such as an answer that would be too large: it concerns no other item
+            self._malformed(sender, error.message)
+
+    def _malformed(self, sender: ProcessId, reason: str) -> None:
+        self.malformed += 1
+        self.notice("message.malformed", node=sender, reason=reason[:REASON_MAX])
 
     def propose(self, command: Command) -> None:
         """Write ``command`` with the next entry."""
@@ -214,7 +227,7 @@ class Leader:
     def _take_in(self, item: SubmitTask, sender: ProcessId) -> None:
         now_ms = self._now_ms
         try:
-            self.admission.check(item, len(self._submits_under_way), now_ms)
+            self.admission.check(item, sender, len(self._submits_under_way), now_ms)
         except ComityError as error:
             self.admission.refused += 1
             self.outbox.post(to(sender), refusal(item.spec.id, error))
@@ -232,7 +245,8 @@ class Leader:
                 self.telling.follow(task_id, sender)
 
     def _cancel(self, item: CancelTask, sender: ProcessId) -> None:
-        self._pending.append(Cancel(item.task, item.reason[:REASON_MAX]))
+        if item.task in self.state.tasks or item.task in self._submits_under_way:
+            self._pending.append(Cancel(item.task, item.reason[:REASON_MAX]))
         body = msgspec.json.encode({"id": item.task})
         self.barrier(lambda: self.ask(Ask(item.ref, "task", body), sender))
 
@@ -251,41 +265,52 @@ class Leader:
         if self._reports_under_way.get(item.task) == item.epoch:
             return
         self._reports_under_way[item.task] = item.epoch
-        self._pending.append(self._ending(item, task))
+        self._pending.append(self._ending(item, task, sender))
 
-    def _ending(self, item: Done | Failed | Declined | Began, task: Task) -> Command:
+    def _ending(self, item: Done | Failed | Declined | Began, task: Task, sender: ProcessId) -> Command:
         if type(item) is Done:
-            return Complete(item.task, item.epoch, item.result, item.ran_ms)
+            try:
+                check_payload(item.result, sender)
+            except ComityError as error:
+                return Fail(item.task, item.epoch, TaskFailure(error.code, error.message[:REASON_MAX], retryable=False))
+            return Complete(item.task, item.epoch, item.result, max(0, item.ran_ms))
         if type(item) is Failed:
             not_before = self.clock.now_ms() + self.reconcile.backoff(task.retries_used)
-            ending = Ending.CANCELED if item.canceled else Ending.FAILED
+            ending = Ending.CANCELED if item.canceled and task.cancel_at else Ending.FAILED
             code, message = item.failure.code[:CODE_MAX], item.failure.message[:REASON_MAX]
             failure = TaskFailure(code, message, item.failure.retryable)
             return Fail(item.task, item.epoch, failure, not_before, ending)
         reason = item.reason if type(item) is Declined else ""
         return Requeue(item.task, item.epoch, Ending.REFUSED, reason[:REASON_MAX])
 
-    def _live(self, item: Live, sender: ProcessId) -> None:
+    def _attempt(self, item: Slot | Live, sender: ProcessId) -> Attempt | None:
+        """The running attempt that ``item`` speaks of, if it runs at ``sender``."""
         task = self.state.current(item.task, item.epoch)
-        if task is None or task.attempt is None or task.attempt.node != sender:
+        attempt = task.attempt if task is not None else None
+        return attempt if attempt is not None and attempt.node == sender else None
+
+    def _slot(self, item: Slot, sender: ProcessId) -> None:
+        if self._attempt(item, sender) is not None:
+            self.reconcile.slot(item.task, item.epoch, item.held)
+
+    def _live(self, item: Live, sender: ProcessId) -> None:
+        attempt = self._attempt(item, sender)
+        if attempt is None:
             return
         if len(item.body) > LIVE_MAX:
-            self.malformed += 1
-            return
-        try:
-            body = msgspec.json.decode(item.body, type=dict[str, Any])
-        except msgspec.MsgspecError:
-            self.malformed += 1
-            return
-        kind = f"task.{body.pop('type', 'progress')}"
-        event = {**body, "type": kind, "at": self.clock.now_ms(), "task": item.task, "agent": task.attempt.agent, "node": sender}
-        self.events.live(event, item.task)
+            raise TooLarge(f"a live event of {len(item.body)} bytes", limit=LIVE_MAX)
+        body = from_json(item.body)
+        kind = body.pop("type", "progress") if isinstance(body, dict) else None
+        if kind not in LIVE_KINDS:
+            raise BadInput("a live event is an object of type progress, log or part")
+        about = {"type": f"task.{kind}", "at": self.clock.now_ms(), "task": item.task, "agent": attempt.agent, "node": sender}
+        self.events.live({**body, **about}, item.task)
 
     def _rate(self, item: RateTask, sender: ProcessId) -> None:
         if not 0.0 <= item.score <= 1.0:
-            self.notice("message.malformed", node=sender, reason=BadInput("a rating is 0 to 1").message)
-            return
-        self._pending.append(Rate(item.task, item.score))
+            raise BadInput("a rating is 0 to 1")
+        if item.task in self.state.tasks:
+            self._pending.append(Rate(item.task, item.score))
 
     # Into the log
 
@@ -303,8 +328,9 @@ class Leader:
             if type(command) is Submit:
                 assign = self.reconcile.ride(command.spec)
                 if assign is not None:
+                    budget -= ASSIGN_BYTES
                     commands.append(assign)
-        room = min(COMMANDS_MAX - len(commands), max(0, budget) // 128)
+        room = min(COMMANDS_MAX - len(commands), max(0, budget) // ASSIGN_BYTES)
         if room > 0:
             due = self.reconcile.due(self.clock.now_ms(), room)
             commands += due

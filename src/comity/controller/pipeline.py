@@ -13,16 +13,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from comity.core.ledger import Ledger
 from comity.errors import Disconnected
 from comity.log.base import Log
 from comity.model.codec import seal
-from comity.model.task import Archived, Assign, Command, Complete, Entry, Submit
+from comity.model.task import Command, Entry
 
 DEPTH = 4
 ENTRY_BYTES = 512 * 1024
 COMMANDS_MAX = 2048
 """Commands in one entry: bounds the time that building, applying and replaying one takes."""
+ASSIGN_BYTES = 320
+"""Of an assignment, or of what time calls for, at most."""
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class EntryClock:
@@ -123,12 +128,12 @@ class Pipeline:
         while not self.is_broken and not self.is_full:
             try:
                 commands = self._fill(min(ENTRY_BYTES, self._log.entry_limit) - 1024)
+                if not commands:
+                    return
+                self._append(commands)
             except Exception as fault:
                 self._break(fault)
                 return
-            if not commands:
-                return
-            self._append(commands)
 
     def _append(self, commands: list[Command]) -> None:
         entry = Entry(self.ledger.network, self.term, self._digest, self._clock.stamp(), commands)
@@ -189,13 +194,5 @@ class Pipeline:
 
 
 def weight(command: Command) -> int:
-    """About how many bytes a command adds to an entry."""
-    if type(command) is Submit:
-        spec = command.spec
-        inline = len(spec.input) if type(spec.input) is bytes else 64
-        return 200 + inline + (256 if spec.requirements is not None else 0)
-    if type(command) is Complete:
-        return 64 + (len(command.result) if type(command.result) is bytes else 64)
-    if type(command) is Archived:
-        return 64 + 32 * len(command.ids)
-    return 128 if type(command) is Assign else 256
+    """How many bytes a command adds to an entry."""
+    return len(_encode(command))

@@ -7,9 +7,9 @@ import asyncio
 
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
+from comity.controller.admission import check_requirements
 from comity.core.reconcile import Reconcile
 from comity.errors import ComityError, NoAgent, UnknownCapability
-from comity.model.capability import parse_range
 from comity.model.ids import AgentId, ProcessId
 from comity.model.wire import CallEnded, Route, Routed
 
@@ -37,8 +37,7 @@ class Routing:
 
     def _choose(self, item: Route) -> AgentId:
         scheduling = self._reconcile.scheduling
-        if item.requirements is not None and item.requirements.version:
-            parse_range(item.requirements.version)
+        check_requirements(item.requirements)
         agent = scheduling.choose(item.capability, item.requirements, item.strategy)
         if agent is not None:
             return agent

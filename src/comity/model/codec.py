@@ -27,6 +27,9 @@ def _to_builtin(value: Any) -> Any:
     raise NotImplementedError(f"{type(value).__name__} is not JSON")
 
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding bytes from outside may raise."""
+
 _json = msgspec.json.Encoder(enc_hook=_to_builtin)
 _entries = msgspec.msgpack.Encoder()
 _entry_decoder = msgspec.msgpack.Decoder(Entry)
@@ -49,7 +52,7 @@ def from_json(data: bytes) -> Any:
     """JSON bytes as builtins; InvalidInput if they are not JSON."""
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InvalidInput(f"not JSON: {error}") from error
 
 
@@ -70,7 +73,7 @@ def unseal(data: bytes) -> tuple[Entry, bytes]:
         raise Corrupt("a log entry fails its checksum")
     try:
         return _entry_decoder.decode(body), mark
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ForeignData(f"a log entry of a newer or foreign format: {error}") from error
 
 
@@ -82,5 +85,5 @@ def decode_envelope(data: bytes) -> Envelope:
     """InvalidInput for foreign bytes."""
     try:
         return _envelope_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidInput(f"not an envelope: {error}") from error

@@ -62,7 +62,7 @@ class TaskIds:
 def check_task_id(text: str) -> TaskId:
     """``text`` as a task id, or BadInput."""
     if len(text) != TASK_ID_LENGTH or not _LETTERS.issuperset(text):
-        raise BadInput(f"{text!r} is not a task id", value=text)
+        raise BadInput(f"{text[:80]!r} is not a task id", value=text[:80])
     return TaskId(text)
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from comity.errors import InvalidInput
 from comity.model.capability import AgentRecord, Capability, NodeRecord, Requirements, Strategy
+from comity.model.codec import UNREADABLE
 from comity.model.envelope import Envelope
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
@@ -334,7 +335,7 @@ def decode(data: bytes) -> list[Any_]:
     """The items of a bus message; InvalidInput for foreign bytes."""
     try:
         return _decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InvalidInput(f"not a message of Comity's: {error}") from error
 
 
@@ -345,7 +346,7 @@ def encode_agents(agents: list[AgentRecord]) -> bytes:
 def decode_agents(data: bytes) -> list[AgentRecord]:
     try:
         return _agents.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidInput(f"not a list of agents: {error}") from error
 
 
@@ -356,7 +357,7 @@ def encode_node(node: NodeRecord) -> bytes:
 def decode_node(data: bytes) -> NodeRecord:
     try:
         return _node.decode(data)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise InvalidInput(f"not a node record: {error}") from error
 
 
@@ -369,5 +370,5 @@ def encode_capability(capability: Capability) -> tuple[str, bytes]:
 def decode_capability(data: bytes) -> Capability:
     try:
         return msgspec.json.decode(data, type=Capability)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InvalidInput(f"not a capability: {error}") from error
