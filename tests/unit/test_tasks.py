@@ -162,6 +162,14 @@ def test_a_node_that_comes_back_gives_up_what_it_had(story: Story) -> None:
     assert story.kinds(NodeUp(N1, 1)) == [], "an older incarnation does not come back"
 
 
+def test_an_incarnation_whose_lease_ended_does_not_come_back(story: Story) -> None:
+    story.do(Evict(N1, 1, "lease over"))
+    assert story.kinds(NodeUp(N1, 1)) == [], "it has not heard of its eviction, and must"
+    assert story.kinds(NodeUp(N1, 2)) == ["node.joined"]
+    story.do(NodeLeft(N1, 2))
+    assert story.kinds(NodeUp(N1, 2)) == []
+
+
 def test_cancel_ends_a_waiting_task_and_asks_a_running_one(story: Story) -> None:
     story.do(Submit(spec(T1)), Submit(spec(T2)), assign(T2, 1))
     assert story.kinds(Cancel(T1, "no need")) == ["task.canceled"]

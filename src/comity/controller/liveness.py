@@ -109,6 +109,9 @@ class Liveness:
         self.step(m.LoopLag(seconds))
 
     def applied(self, command: NodeUp | Evict | NodeLeft) -> None:
+        lease = self._reconcile.state.nodes.get(command.node)
+        if isinstance(command, NodeUp) and (lease is None or lease.incarnation != command.incarnation):
+            return  # it came too late to count
         self.step(m.Applied(command))
         self._set_node(command.node)
         if isinstance(command, NodeUp):

@@ -41,6 +41,7 @@ class Head(msgspec.Struct, array_like=True):
     snapshots: list[SnapshotTaken]
     totals: Totals
     strategies: dict[str, Strategy]
+    ended: dict[ProcessId, int] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,7 +68,7 @@ class Writing:
         head = Head(
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
             state.keys, list(state.old_keys), nodes, state.archive, state.snapshots, state.totals,
-            state.strategies,
+            state.strategies, state.ended,
         )  # fmt: skip
         self._head = _encode(head)
         state.before_change = self._save
@@ -144,7 +145,7 @@ def _restore(head: Head, tasks: list[Task], network: NetworkId, key_window_ms: i
     state.last_epoch, state.time_ms = head.last_epoch, head.ledger.time_ms
     state.keys, state.old_keys = head.keys, deque(head.old_keys)
     state.archive, state.snapshots, state.totals = head.archive, head.snapshots, head.totals
-    state.strategies = head.strategies
+    state.strategies, state.ended = head.strategies, head.ended
     state.archived = sum(chunk.count for chunk in head.archive)
     state.archived_last = max((chunk.last for chunk in head.archive), default=state.archived_last)
     state.nodes = {node: NodeLease(incarnation, since) for node, (incarnation, since) in head.nodes.items()}

@@ -66,7 +66,7 @@ class Term:
         self.leader = Leader(c.bus, c.outbox, c.state, self.reconcile, self.admission, telling, self.events, clock)
         self.pipeline = Pipeline(c.log, c.ledger, clock, self.leader.fill, self.leader.effective, self._broken)
         timing = Timing(lease_s=settings.lease_s, beacon_s=settings.beacon_s, departures=c.sees_departures)
-        machine = Membership(timing)
+        machine = Membership(timing, c.state.ended)
         self.liveness = Liveness(
             machine, c.bus, c.outbox, self.reconcile,
             term=c.state.term, lease_s=settings.lease_s, now_ms=clock.now_ms, propose=self.leader.propose,

@@ -19,7 +19,7 @@ Every controller applies the commands; only the leader judges. A wrong verdict c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
 from math import inf
 
@@ -62,14 +62,15 @@ _ROUNDING_S = 1e-6
 
 class Membership:
     """See the module. Three clocks: the caller's; listening time, which leaves out this controller's own absence; lease time,
-    which also leaves out the time in which it could not append. ``_absent`` and ``_stalled`` are the differences."""
+    which also leaves out the time in which it could not append. ``_absent`` and ``_stalled`` are the differences. ``ended``:
+    the incarnations whose lease has ended before, as replicated state has them."""
 
-    def __init__(self, timing: Timing | None = None) -> None:
+    def __init__(self, timing: Timing | None = None, ended: Mapping[NodeId, int] | None = None) -> None:
         self.timing = timing or Timing()
         self.leading = False
         self.connected = True
         self._members: dict[NodeId, Member] = {}
-        self._ended: dict[NodeId, int] = {}
+        self._ended: dict[NodeId, int] = dict(ended or {})
         self._joining: dict[NodeId, tuple[int, float]] = {}
         self._vanished: dict[NodeId, float] = {}
         self._queue: list[tuple[float, NodeId]] = []

@@ -57,6 +57,8 @@ from comity.model.task import (
 
 PAST_KEPT = 16
 """Ended attempts kept in a task's record; the oldest go first."""
+ENDED_KEPT = 10_000
+"""Nodes of which is known that their lease ended; those that ended first go first."""
 
 _OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
 
@@ -111,6 +113,7 @@ class Tasks:
         self.keys: dict[str, TaskId] = {}
         self.old_keys: deque[tuple[int, str]] = deque()  # (forget at, key) of finished tasks
         self.nodes: dict[ProcessId, NodeLease] = {}
+        self.ended: dict[ProcessId, int] = {}  # by node, the last incarnation whose lease ended: it must come back as a higher one
         self.archive: list[Chunk] = []
         self.archived = 0
         self.archived_last = TaskId("")  # no id in ``archive`` is higher
@@ -357,6 +360,8 @@ class Tasks:
         lease = self.nodes.get(command.node)
         if lease is not None and lease.incarnation >= command.incarnation:
             return
+        if command.incarnation <= self.ended.get(command.node, -1):
+            return
         if lease is not None:
             self._end_lease(command.node, lease, "restarted")
         self.nodes[command.node] = NodeLease(command.incarnation, self.time_ms)
@@ -379,6 +384,10 @@ class Tasks:
 
     def _end_lease(self, node: ProcessId, lease: NodeLease, reason: str) -> None:
         del self.nodes[node]
+        self.ended.pop(node, None)
+        self.ended[node] = lease.incarnation
+        if len(self.ended) > ENDED_KEPT:
+            del self.ended[next(iter(self.ended))]
         for task_id in list(lease.attempts):
             task = self.tasks[task_id]
             self._touch(task)
