@@ -173,7 +173,7 @@ class Links:
             else:
                 slow = self.random.uniform(0.0, odds.slow_s) if odds.slow_s else 0.0
                 when = self.arrival(process.name, place, "call", self.delay(process.name, place) + slow)
-            start = partial(self._start, process.name, place, action, answer, fate)
+            start = partial(self._start, process.name, place, action, answer, fate, what)
             if (process.name, place) in self._held:
                 self._held[process.name, place].append(start)
             else:
@@ -200,9 +200,17 @@ class Links:
         return Fate.DONE
 
     def _start(
-        self, source: str, place: str, action: Callable[[], Awaitable[T]], answer: asyncio.Future[T], fate: Fate
+        self,
+        source: str,
+        place: str,
+        action: Callable[[], Awaitable[T]],
+        answer: asyncio.Future[T],
+        fate: Fate,
+        what: str,
     ) -> None:
         self.late -= fate is Fate.LATE
+        if what:
+            self.trace(source, place, what)
         task = self.loop.create_task(self._serve(source, place, action, answer, fate))
         task.set_name(f"{place} serves {source}")
 

@@ -167,6 +167,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.creation = itertools.count()
         self._spins = 0
         self._offence: SimulationError | None = None
+        self._generators: dict[int, Process | None] = {}  # by identity, of whose process they are
         self.callbacks = 0
         """Callbacks run so far."""
         self.set_task_factory(_task)  # type: ignore[arg-type]
@@ -270,6 +271,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
             _close(task.get_coro())
         self._queue.clear()
         self._timers.clear()
+
+    def _asyncgen_firstiter_hook(self, agen: Any) -> None:
+        self._generators[id(agen)] = current_process()
+
+    def _asyncgen_finalizer_hook(self, agen: Any) -> None:
+        """A generator was left where it stood. It closes in its own process, or stays as it is if that is dead."""
+        process = self._generators.pop(id(agen), None)
+        if not _is_dead(process) and not self.is_closed():
+            context = process.context.copy() if process is not None else None
+            self.call_soon(self.create_task, agen.aclose(), context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:  # asyncio's name
         """A task of a dead process may be gone without having ended."""

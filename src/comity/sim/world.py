@@ -217,6 +217,10 @@ class World:
             if leading is not None and host.process.life is not Life.DEAD:
                 leading.reconcile.check()
                 leading.liveness.machine.check()
+                members = {node: incarnation for node, incarnation, _ in leading.liveness.machine.members()}
+                leases = {node: lease.incarnation for node, lease in leading.reconcile.state.nodes.items()}
+                if members != leases:
+                    raise Violation(f"{host.name} leads and takes {members} for members, and leases are {leases}")
 
     def _judge(self) -> None:
         self.auditor.finish()
