@@ -1,269 +1,127 @@
-"""``comity bench``: the real path, measured: a server, a controller and nodes in processes of their own, a client here.
+"""``comity bench``: the real path, measured: a server and a controller, nodes in processes of their own, a client here.
 
-CPU is what *all* these processes used between the first submit and the last result, the server's included, as the operating
-system counts it. Durability is printed with every figure, because a figure without it says nothing.
+CPU is what *all* these processes used, the server's included, as the operating system counts it. Durability is printed with
+every figure, because a figure without it says nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import os
-import shutil
-import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-import psutil
+import typer
 
+from comity.cli.command import Cli, command, commands
+from comity.cli.looks import bold, dim
 from comity.cli.output import Output
-from comity.errors import ServerFailed
 
-if TYPE_CHECKING:
-    from comity import Client
-
-READY_S = 30.0
-WINDOW = 16_384
-"""Tasks in flight at most."""
+app = commands("Measure this machine: a network of its own is started, and gone afterwards.")
 
 
-class Lag:
-    """Worst and usual lateness of this process's event loop while it works."""
-
-    def __init__(self) -> None:
-        self.samples: list[float] = []
-        self._task = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + 0.005
-            await asyncio.sleep(0.005)
-            self.samples.append(max(0.0, loop.time() - due))
-
-    def stop(self) -> dict[str, float]:
-        self._task.cancel()
-        late = sorted(self.samples) or [0.0]
-        return {"loop_lag_p99_ms": _ms(_at(late, 0.99)), "loop_lag_max_ms": _ms(late[-1])}
+class Fault(enum.StrEnum):
+    KILL = "kill"
+    PAUSE = "pause"
 
 
-class Bench:
-    """A network for one measurement, and the CPU its processes used."""
+Count = Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="How many; fewer unless told if one by one.")]
+Payload = Annotated[int, typer.Option("--payload", metavar="BYTES", min=16, max=1_000_000, help="Size of each input.")]
+Sequential = Annotated[bool, typer.Option("--sequential", help="One at a time: what a single call takes when all is idle.")]
+Nodes = Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Node processes.")]
+Profile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="Write a flame graph (SVG) of all processes.")]
 
-    def __init__(self, net: Client, processes: list[psutil.Process], settings: dict[str, Any]) -> None:
-        self.net = net
-        self.settings = settings
-        self._processes = processes
-
-    def cpu_s(self) -> float:
-        """CPU seconds so far of every process of the network, and of this one."""
-        total = 0.0
-        for process in self._everyone():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
-
-    def rss_mb(self) -> float:
-        """The largest process's memory now."""
-        sizes = [0]
-        for process in self._everyone():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                sizes.append(process.memory_info().rss)
-        return round(max(sizes) / 1e6, 1)
-
-    def _everyone(self) -> list[psutil.Process]:
-        found = {p.pid: p for p in [psutil.Process(), *self._processes]}
-        for process in self._processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found |= {child.pid: child for child in process.children(recursive=True)}
-        return list(found.values())
+SLOTS = 256
+CALLS = 1024
 
 
-@contextlib.asynccontextmanager
-async def network(nodes: int, agents: int, slots: int) -> AsyncIterator[Bench]:
-    """An embedded network in processes of its own on a fresh directory, gone afterwards."""
-    import comity
+@command(app, connects=False)
+async def tasks(
+    cli: Cli,
+    count: Count = None,
+    payload: Payload = 256,
+    nodes: Nodes = 2,
+    agents: Annotated[int, typer.Option("--agents", metavar="N", min=1, help="Agents, over all nodes.")] = 8,
+    sequential: Sequential = False,
+    callers: Annotated[int, typer.Option("--callers", metavar="N", min=0, help="Single submits, by so many at a time.")] = 0,
+    in_flight: Annotated[int, typer.Option("--in-flight", metavar="N", min=256, help="Tasks in flight, in batches.")] = 16_384,
+    waiting: Annotated[bool, typer.Option("--waiting", help="Submit all before any agent is there.")] = False,
+    profile: Profile = None,
+) -> None:
+    """Durable tasks, from submit to result, each on disk before it is acknowledged."""
+    from comity.cli import bench_tasks as work
+    from comity.cli.bench_network import network
+    from comity.cli.bench_profile import profiled
 
-    folder = Path(tempfile.mkdtemp(prefix="comity-bench-"))
-    data = folder / "data"
-    env = os.environ | {
-        "COMITY_DATA_DIR": str(data),
-        "COMITY_CONFIG": str(folder / "config"),
-        "COMITY_BENCH_AGENTS": str(max(1, agents // nodes)),
-        "COMITY_BENCH_SLOTS": str(slots),
-    }
-    started: list[asyncio.subprocess.Process] = []
-    try:
-        up = await _spawn(env, folder / "up.log", "up", "--port", "0", "--http-port", "0", "-o", "json")
-        started.append(up)
-        facts = await _first_line(folder / "up.log", up)
-        started += [
-            await _spawn(env, folder / f"n{i}.log", "run", "comity.cli.bench_agents", "--name", f"bench-n{i}", "-o", "json")
-            for i in range(nodes)
-        ]
-        settings = {"nodes": nodes, "agents": max(1, agents // nodes) * nodes, "slots": slots, "durability": facts["durability"]}
-        os.environ["COMITY_CONFIG"] = env["COMITY_CONFIG"]
-        context = json.loads((data / "context.json").read_text())
-        async with comity.connect(facts["url"], credentials=Path(context["credentials"])) as net:
-            await _until_offered(net, settings["agents"])
-            yield Bench(net, [psutil.Process(p.pid) for p in started], settings)
-    finally:
-        for process in reversed(started):
-            if process.returncode is None:
-                process.terminate()
-                try:
-                    await asyncio.wait_for(process.wait(), 10)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
-        shutil.rmtree(folder)
-
-
-async def _spawn(env: dict[str, str], log: Path, *words: str) -> asyncio.subprocess.Process:
-    with log.open("wb") as out:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "comity", *words, env=env, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out
-        )
-
-
-async def _first_line(path: Path, process: asyncio.subprocess.Process) -> dict[str, Any]:
-    """The JSON facts that ``comity up`` prints once it is ready."""
-    deadline = time.monotonic() + READY_S
-    while process.returncode is None and time.monotonic() < deadline:
-        for line in path.read_text().splitlines():
-            if line.startswith('{"url"'):
-                facts: dict[str, Any] = json.loads(line)
-                return facts
-        await asyncio.sleep(0.02)  # another process's output cannot be awaited
-    raise ServerFailed(f"the network to measure did not start: {path.read_text()[-500:]}")
-
-
-async def _until_offered(net: Client, agents: int) -> None:
-    async with asyncio.timeout(READY_S):
-        while len(await net.discover("bench.echo")) < agents:
-            await asyncio.sleep(0.02)  # registration is awaited agent by agent elsewhere; here all are needed
-    await asyncio.gather(*[task.result() for task in await net.submit_many("bench.echo", [{"text": "warm"}] * 512)])
-
-
-def _at(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
-    return {"p50_ms": _ms(_at(ordered, 0.5)), "p99_ms": _ms(_at(ordered, 0.99)), "max_ms": _ms(ordered[-1])}
-
-
-async def tasks(bench: Bench, count: int, payload: int) -> dict[str, Any]:
-    """Throughput: ``count`` tasks, submitted in batches, each result awaited."""
-    text = {"text": "x" * max(0, payload - 11)}
-    loop = asyncio.get_running_loop()
-    latencies: list[float] = []
-    results: list[int] = []
-    lag = Lag()
-    cpu, began = bench.cpu_s(), loop.time()
-    window = asyncio.Semaphore(WINDOW // 256)
-
-    async def batch(size: int) -> None:
-        async with window:
-            sent = loop.time()
-            for task in await bench.net.submit_many("bench.echo", [text] * size):
-                results.append(await task.result())
-                latencies.append(loop.time() - sent)
-
-    await asyncio.gather(*(batch(min(256, count - start)) for start in range(0, count, 256)))
-    took, used = loop.time() - began, bench.cpu_s() - cpu
-    wrong = sum(result != len(text["text"]) for result in results)
-    stats = await bench.net.stats()
-    return {
-        "tasks_per_s": round(count / took),
-        "cpu_us_per_task": round(used / count * 1e6, 1),
-        **spread(latencies),
-        **lag.stop(),
-        "peak_rss_mb": bench.rss_mb(),
-        "count": count,
-        "lost": count - len(results) + wrong,
-        "duplicated": max(0, stats["totals"]["completed"] - count - 512),
-        "settings": {**bench.settings, "payload": payload, "mode": "batched"},
-    }
-
-
-async def one_by_one(bench: Bench, count: int, call: Callable[[], Awaitable[object]]) -> dict[str, Any]:
-    """Idle latency: one at a time."""
-    loop = asyncio.get_running_loop()
-    latencies = []
-    cpu = bench.cpu_s()
-    for _ in range(count):
-        sent = loop.time()
-        await call()
-        latencies.append(loop.time() - sent)
-    used = bench.cpu_s() - cpu
-    return {**spread(latencies), "cpu_us_per_task": round(used / count * 1e6, 1), "count": count}
-
-
-async def bench_tasks(output: Output, *, count: int, payload: int, nodes: int, agents: int, sequential: bool) -> None:
-    async with network(nodes, agents, 256) as bench:
-        if sequential:
-            text = {"text": "x" * max(0, payload - 11)}
-
-            async def call() -> object:
-                return await (await bench.net.submit("bench.echo", text)).result()
-
-            figures = await one_by_one(bench, count, call)
-            figures["settings"] = {**bench.settings, "payload": payload, "mode": "sequential"}
+    async with network(0 if waiting else nodes, agents, slots=max(1, SLOTS * 8 // agents)) as bench, profiled(bench, profile):
+        if waiting:
+            mode, figures = "waiting", await work.waiting(bench, count or 100_000, payload, nodes, agents)
+        elif sequential:
+            mode, figures = "sequential", await work.one_by_one(bench, count or 1000, payload)
         else:
-            figures = await tasks(bench, count, payload)
-    _print(output, "durable tasks", figures)
+            mode = f"{callers} callers" if callers else f"batches of {work.BATCH}, {in_flight} in flight"
+            figures = await work.throughput(bench, count or 20_000, payload, callers, in_flight // work.BATCH)
+    figures["settings"] |= {"payload": payload, "mode": mode}
+    _print(cli.output, "durable tasks", figures)
 
 
-async def bench_messages(output: Output, *, count: int, payload: int, in_flight: int, sequential: bool) -> None:
-    """Live request/reply between this process and an agent in another."""
-    async with network(1, 1, 1024) as bench:
-        agent = (await bench.net.discover("bench.echo"))[0].id
-        body = "x" * payload
-        loop = asyncio.get_running_loop()
+@command(app, connects=False)
+async def messages(
+    cli: Cli,
+    count: Count = None,
+    payload: Payload = 256,
+    nodes: Nodes = 1,
+    agents: Annotated[int, typer.Option("--agents", metavar="N", min=1, help="Agents, over all nodes.")] = 1,
+    in_flight: Annotated[int, typer.Option("--in-flight", metavar="N", min=1, help="Requests at a time.")] = 64,
+    sequential: Sequential = False,
+    one_way: Annotated[bool, typer.Option("--one-way", help="Messages that nobody answers.")] = False,
+    broadcast: Annotated[bool, typer.Option("--broadcast", help="Messages to every agent.")] = False,
+    profile: Profile = None,
+) -> None:
+    """Live messages between this process and agents in others: requests and replies, or one way, or to everyone."""
+    from comity.cli import bench_messages as work
+    from comity.cli.bench_network import network
+    from comity.cli.bench_profile import profiled
 
-        async def call() -> object:
-            return await bench.net.request(agent, body, topic="bench.ping")
-
-        if sequential:
-            figures = await one_by_one(bench, count, call)
-            figures["settings"] = {**bench.settings, "payload": payload, "mode": "sequential"}
+    async with network(nodes, agents, slots=CALLS) as bench, profiled(bench, profile):
+        if one_way:
+            mode, figures = "one way", await work.one_way(bench, count or 100_000, payload)
+        elif broadcast:
+            mode, figures = "broadcast", await work.broadcasts(bench, count or 100_000, payload)
+        elif sequential:
+            mode, figures = "sequential", await work.requests(bench, count or 1000, payload, 1)
         else:
-            lag = Lag()
-            left = count
-            latencies: list[float] = []
+            mode, figures = f"{in_flight} in flight", await work.requests(bench, count or 20_000, payload, in_flight)
+    figures["settings"] |= {"payload": payload, "mode": mode}
+    _print(cli.output, "live messages", figures)
 
-            async def caller() -> None:
-                nonlocal left
-                while left > 0:
-                    left -= 1
-                    sent = loop.time()
-                    await call()
-                    latencies.append(loop.time() - sent)
 
-            cpu, began = bench.cpu_s(), loop.time()
-            await asyncio.gather(*(caller() for _ in range(in_flight)))
-            took, used = loop.time() - began, bench.cpu_s() - cpu
-            figures = {
-                "messages_per_s": round(count / took),
-                "cpu_us_per_task": round(used / count * 1e6, 1),
-                **spread(latencies),
-                **lag.stop(),
-                "count": count,
-                "lost": count - len(latencies),
-                "settings": {**bench.settings, "payload": payload, "mode": f"{in_flight} in flight"},
-            }
-    _print(output, "live request/reply", figures)
+@command(app, connects=False)
+async def scale(
+    cli: Cli,
+    agents: Annotated[int, typer.Option("--agents", metavar="N", min=1, help="Agents, over all nodes.")] = 10_000,
+    nodes: Nodes = 1,
+) -> None:
+    """Many agents: how fast they are there, what each takes, how fast they are found and reached."""
+    from comity.cli.bench_network import network
+    from comity.cli.bench_scale import SLOTS, measure
+
+    async with network(0, 0, slots=SLOTS) as bench:
+        figures = await measure(bench, nodes, agents)
+    _print(cli.output, "many agents", figures)
+
+
+@command(app, connects=False)
+async def recovery(
+    cli: Cli,
+    fault: Annotated[Fault, typer.Option("--fault", help="SIGKILL a node, or SIGSTOP it.")] = Fault.KILL,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="How many rounds.")] = 20,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=3, help="Node processes.")] = 4,
+    attempts: Annotated[int, typer.Option("--attempts", metavar="N", min=3, help="Tasks that run all the time.")] = 32,
+) -> None:
+    """How long work stands still when its node is killed, or hangs, until all of it runs elsewhere."""
+    from comity.cli.bench_recovery import measure
+
+    _print(cli.output, "recovery", await measure(fault, count, nodes, attempts))
 
 
 def _print(output: Output, title: str, figures: dict[str, Any]) -> None:
@@ -271,6 +129,5 @@ def _print(output: Output, title: str, figures: dict[str, Any]) -> None:
         output.show(figures)
         return
     settings = figures.pop("settings")
-    said = ", ".join(f"{key} {value}" for key, value in settings.items())
-    output.console.print(f"[bold]{title}[/]  [dim]{said}[/]")
-    output.table(("", ""), [(key, f"{value:,}") for key, value in figures.items()], "")
+    print(f"{bold(title)}  {dim(', '.join(f'{key} {value}' for key, value in settings.items()))}")
+    output.facts((key, f"{value:,}") for key, value in figures.items())

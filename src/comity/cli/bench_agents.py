@@ -1,25 +1,65 @@
-"""The agents that ``comity bench`` measures with."""
+"""The agents that ``comity bench`` measures with: twins of one another, as ``comity run --replicas`` makes them."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 
-from comity import Agent
+from comity import Agent, Message
+
+enough = asyncio.Event()
+heard = 0
+"""One-way messages that this process's agents received."""
+
+first = Agent("bench-0", concurrency=int(os.environ.get("COMITY_BENCH_SLOTS", "256")))
 
 
-def make(name: str) -> Agent:
-    agent = Agent(name, concurrency=int(os.environ.get("COMITY_BENCH_SLOTS", "256")))
-
-    @agent.capability(name="bench.echo")
-    async def echo(text: str) -> int:
-        """Answer with the length of what was sent."""
-        return len(text)
-
-    @agent.on("bench.ping")
-    async def ping(body: str) -> str:
-        return body
-
-    return agent
+@first.capability(name="bench.echo")
+async def echo(text: str) -> int:
+    """Answer with the length of what was sent."""
+    return len(text)
 
 
-agents = [make(f"bench-{i}") for i in range(int(os.environ.get("COMITY_BENCH_AGENTS", "4")))]
+@first.capability(name="bench.hold")
+async def hold(number: int) -> int:
+    """Wait until it is enough."""
+    await enough.wait()
+    return number
+
+
+@first.on("bench.enough")
+async def let_go() -> None:
+    enough.set()
+
+
+@first.on("bench.ping")
+async def ping(body: str) -> str:
+    return body
+
+
+@first.on("bench.tell")
+async def tell() -> None:
+    global heard  # noqa: PLW0603 - the process's count
+    heard += 1
+
+
+@first.on("bench.count")
+async def count() -> int:
+    return heard
+
+
+@first.on("bench.who")
+async def who(message: Message) -> str:
+    return message.envelope.receiver
+
+
+@first.on("bench.mark")
+async def mark(message: Message, body: str) -> None:
+    """Change the record of the agent that is told to."""
+    name = message.envelope.receiver.partition("/")[2]
+    next(agent for agent in agents if agent.name == name).update(labels={"mark": body})
+
+
+agents = [first, *(first.twin(f"bench-{i}") for i in range(1, int(os.environ.get("COMITY_BENCH_AGENTS", "4"))))]
+for agent in agents:
+    agent.update(tags=(agent.name,))

@@ -18,6 +18,7 @@ from comity.bus.base import EVERYONE, Bus, Delivery, to
 from comity.bus.outbox import Outbox
 from comity.controller.admission import Admission, check_payload, refusal, stamped
 from comity.controller.events import Events
+from comity.controller.lag import Lag
 from comity.controller.liveness import Liveness
 from comity.controller.pipeline import ASSIGN_BYTES, COMMANDS_MAX, EntryClock, Pipeline, weight
 from comity.controller.telling import Telling
@@ -101,6 +102,7 @@ class Leader:
         self.telling = telling
         self.events = events
         self.clock = clock
+        self.lag = Lag()
         self.malformed = 0
         self.rejected = 0
         """Reports refused before they got into the log; those refused there are in the totals."""
@@ -136,6 +138,7 @@ class Leader:
         """This term is over for us."""
         if self._timer is not None:
             self._timer.cancel()
+        self.lag.end()
         self.telling.end()
         self.pipeline.cancel()
 
@@ -202,6 +205,7 @@ class Leader:
         self.events.live({"type": kind, "at": self.clock.now_ms(), **about})
 
     def wake(self) -> None:
+        self.lag.touch()
         self.pipeline.wake()
         self.arm()
 

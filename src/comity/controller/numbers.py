@@ -71,6 +71,7 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         "malformed_messages": leader.malformed + census.malformed,
         "oldest_waiting_s": oldest_waiting_s(leader),
         "rates": rates.rates(),
+        "loop_lag": leader.lag.figures(),
         "nodes": {kind: states.count(kind) for kind in ("alive", "suspect", "draining")},
         "agents": by_status,
         "per_node": nodes(leader, census),

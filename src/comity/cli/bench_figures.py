@@ -1,0 +1,80 @@
+"""How a benchmark measures: latencies, the lateness of event loops, CPU by part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from comity.cli.bench_network import Bench
+
+LOOK_S = 0.005
+Call = Callable[[], Awaitable[object]]
+
+
+def spread(seconds: list[float], name: str = "") -> dict[str, float]:
+    """Median, 99th percentile and maximum, in milliseconds."""
+    ordered = sorted(seconds) or [0.0]
+    shares = {"p50": _at(ordered, 0.5), "p99": _at(ordered, 0.99), "max": ordered[-1]}
+    return {f"{name}{share}_ms": _ms(value) for share, value in shares.items()}
+
+
+def _at(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+class Meter:
+    """Measures from when it is made until ``stop``: time, CPU of every process, and how late the event loops were, ours and the
+    leader's. ``perf_counter`` throughout: uvloop's own clock counts milliseconds."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._late: list[float] = []
+        self._watch = asyncio.get_running_loop().create_task(self._look())
+        self._cpu = bench.cpu_s()
+        self._began = perf_counter()
+
+    async def _look(self) -> None:
+        while True:
+            due = perf_counter() + LOOK_S
+            await asyncio.sleep(LOOK_S)
+            self._late.append(max(0.0, perf_counter() - due))
+
+    async def stop(self, count: int, what: str) -> dict[str, Any]:
+        """Figures of ``count`` things called ``what``. Lag of the leader is that of the last ten seconds."""
+        took, cpu = perf_counter() - self._began, self._bench.cpu_s()
+        self._watch.cancel()
+        used = {part: round((seconds - self._cpu[part]) / count * 1e6, 1) for part, seconds in cpu.items()}
+        ours = spread(self._late)
+        leaders = (await self._bench.net.stats())["loop_lag"]
+        return {
+            f"{what}_per_s": round(count / took),
+            "cpu_us_per_task": round(sum(used.values()), 1),
+            **{f"cpu_us_{part}": value for part, value in used.items()},
+            "loop_lag_p99_ms": max(ours["p99_ms"], leaders["p99_ms"]),
+            "loop_lag_max_ms": max(ours["max_ms"], leaders["max_ms"]),
+            "leader_lag_max_ms": leaders["max_ms"],
+        }
+
+
+async def at_a_time(count: int, in_flight: int, call: Call) -> list[float]:
+    """The seconds that each of ``count`` calls took, ``in_flight`` of them at a time."""
+    latencies: list[float] = []
+    left = count
+
+    async def caller() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            sent = perf_counter()
+            await call()
+            latencies.append(perf_counter() - sent)
+
+    await asyncio.gather(*(caller() for _ in range(min(in_flight, count))))
+    return latencies

@@ -1,0 +1,160 @@
+"""The network that a benchmark measures: a server and a controller, nodes in processes of their own, a client here.
+
+CPU is what *all* these processes used, the server's included, as the operating system counts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psutil
+
+    from comity import Client
+
+READY_S = 60.0
+STOP_S = 15.0
+LINE_BYTES = 2**26
+"""A node says who its agents are in one line."""
+WARM = 512
+"""Tasks that are run before anything is measured."""
+
+Started = tuple[asyncio.subprocess.Process, dict[str, Any]]
+
+
+class Bench:
+    """A network for one measurement. ``parts``: its processes by what they are; ``start_s``: from the start of ``comity up`` to
+    the first accepted task; ``settings`` is printed with every figure."""
+
+    def __init__(self, net: Client, folder: Path, stack: contextlib.AsyncExitStack, env: dict[str, str]) -> None:
+        self.net = net
+        self.start_s = 0.0
+        self.settings: dict[str, Any] = {"nodes": 0, "agents": 0}
+        self.parts: dict[str, list[psutil.Process]] = {}
+        self._folder = folder
+        self._stack = stack
+        self._env = env
+
+    async def hire(self, nodes: int, agents: int, slots: int) -> tuple[list[psutil.Process], list[str]]:
+        """Start ``nodes`` node processes that host ``agents`` agents together, each of which takes ``slots`` tasks at a time;
+        the processes, and the agents' ids."""
+        import psutil
+
+        first = self.settings["nodes"]
+        words = ("run", "comity.cli.bench_agents", "--name")
+        starts, ids = [], []
+        for i in range(nodes):
+            name, mine = f"bench-n{first + i}", (agents + i) // nodes
+            env = self._env | {"COMITY_BENCH_AGENTS": str(mine), "COMITY_BENCH_SLOTS": str(slots)}
+            starts.append(start(self._stack, env, self._folder / f"{name}.log", *words, name))
+            ids += [f"{name}/bench-{number}" for number in range(mine)]
+        processes = [psutil.Process(process.pid) for process, _ in await asyncio.gather(*starts)]
+        self.parts.setdefault("nodes", []).extend(processes)
+        self.settings |= {"nodes": first + nodes, "agents": self.settings["agents"] + agents, "slots": slots}
+        return processes, ids
+
+    async def warm(self) -> None:
+        """Run some tasks, so that every process has done everything once."""
+        tasks = await self.net.submit_many("bench.echo", [{"text": "warm"}] * WARM)
+        await asyncio.gather(*(task.result() for task in tasks))
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds so far, by part."""
+        return {
+            part: sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+            for part, processes in self.parts.items()
+        }
+
+    def peak_rss_mb(self) -> float:
+        """The most that one of the processes held so far (Linux), or holds now (elsewhere)."""
+        return round(max(_peak(process) for processes in self.parts.values() for process in processes) / 1e6, 1)
+
+
+def rss_bytes(processes: list[psutil.Process]) -> int:
+    """Resident memory of processes now."""
+    return sum(process.memory_info().rss for process in processes)
+
+
+def _peak(process: psutil.Process) -> int:
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return int(process.memory_info().rss)
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+@contextlib.asynccontextmanager
+async def network(nodes: int, agents: int, *, slots: int) -> AsyncIterator[Bench]:
+    """An embedded network in processes of its own on a fresh directory; gone afterwards. ``nodes`` 0: hire them later."""
+    import psutil
+
+    import comity
+    from comity.config import Settings
+
+    async with contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comity-bench-")))
+        env = clean_env() | {"COMITY_DATA_DIR": str(folder / "data"), "COMITY_CONFIG": str(folder / "config")}
+        began = perf_counter()
+        up, facts = await start(stack, env, folder / "up.log", "up", "--port", "0", "--http-port", "0")
+        loaded = Settings.load({"data_dir": folder / "data"}, env={}, cwd=folder)
+        net = await stack.enter_async_context(comity.connect(settings=loaded))
+        bench = Bench(net, folder, stack, env)
+        first = await net.submit("bench.echo", {"text": "first"})
+        bench.start_s = perf_counter() - began
+        bench.settings["durability"] = facts["durability"]
+        server = psutil.Process(up.pid).children()
+        bench.parts |= {"client": [psutil.Process()], "controller": [psutil.Process(up.pid)], "server": server}
+        if nodes:
+            await bench.hire(nodes, agents, slots)
+            await first.result()
+            await bench.warm()
+        yield bench
+
+
+def clean_env() -> dict[str, str]:
+    """Without the user's settings, and without what would measure the children's coverage."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("COMITY_", "COVERAGE_"))}
+    return kept | {name: os.environ[name] for name in ("COMITY_NATS_SERVER",) if name in os.environ}
+
+
+async def start(stack: contextlib.AsyncExitStack, env: dict[str, str], log: Path, *words: str) -> Started:
+    """A ``comity`` process that is ready, and what it said then. It is ended with ``stack``. Raises ServerFailed."""
+    from comity.errors import ServerFailed
+
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "comity", *words, "-o", "json",
+            env=env, cwd=log.parent, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=errors,
+            limit=LINE_BYTES,
+        )  # fmt: skip
+    stack.push_async_callback(_end, process)
+    assert process.stdout is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), READY_S)
+        facts: dict[str, Any] = json.loads(line)
+    except (TimeoutError, ValueError) as error:
+        raise ServerFailed(f"comity {words[0]} did not start: {_end_of(log)}") from error
+    return process, facts
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-500:].strip()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,54 @@
+"""How late the controller's event loop is while it works."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+LOOK_S = 0.01
+WINDOW_S = 10.0
+
+
+class Lag:
+    """Looks every ``LOOK_S`` while it is ``touch``ed in between, and not at all while nothing happens. The loop's clock may count
+    whole milliseconds, and so does this."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._late: deque[tuple[float, float]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._touched = False
+
+    def touch(self) -> None:
+        """There is work."""
+        self._touched = True
+        if self._timer is None:
+            self._arm()
+
+    def _arm(self) -> None:
+        self._touched = False
+        self._due = self._loop.time() + LOOK_S
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        self._late.append((now, max(0.0, now - self._due)))
+        self._timer = None
+        self._forget(now)
+        if self._touched:
+            self._arm()
+
+    def _forget(self, now: float) -> None:
+        while self._late and self._late[0][0] < now - WINDOW_S:
+            self._late.popleft()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def figures(self) -> dict[str, float]:
+        """Of the last ten seconds, in milliseconds: ``p99_ms`` and ``max_ms``."""
+        self._forget(self._loop.time())
+        late = sorted(seconds for _, seconds in self._late) or [0.0]
+        return {"p99_ms": round(late[int(len(late) * 0.99)] * 1000, 1), "max_ms": round(late[-1] * 1000, 1)}
