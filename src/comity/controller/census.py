@@ -4,12 +4,13 @@ scheduler which agents exist. Whether a node may run anything is up to its lease
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
 from comity.core.scheduling import Scheduling
 from comity.errors import ComityError
-from comity.model.capability import AgentRecord, AgentStatus, NodeRecord
+from comity.model.capability import AgentRecord, NodeRecord
 from comity.model.ids import AgentId, NodeId, ProcessId
 from comity.model.wire import decode_agents, decode_node
 from comity.registry.base import Change, Registry
@@ -28,7 +29,11 @@ class Census:
         self.changed: Callable[[str, AgentRecord], None] = lambda _kind, _agent: None
         self.malformed = 0
         self._registry = registry
+        self.by_status: dict[str, int] = {}
+        self.per_node: dict[NodeId, int] = {}
+        """How many agents are known, by status and by node."""
         self._chunks: dict[str, dict[AgentId, None]] = {}
+        self._home: dict[AgentId, str] = {}  # the chunk that named it last
 
     async def watch(self) -> None:
         """Follow the registry until cancelled."""
@@ -59,19 +64,29 @@ class Census:
                 self.malformed += 1  # a node may speak for its own agents only
                 continue
             now[record.id] = None
+            self._home[record.id] = key
             known = self.agents.get(record.id)
             if known == record:
                 continue
+            if known is not None:
+                self._count(known, -1)
+            self._count(record, 1)
             self.agents[record.id] = record
             self.put(record)
             self.changed("agent.changed" if known is not None else "agent.joined", record)
         if now:
             self._chunks[key] = now
         for agent in before:
-            if agent not in now:
+            if agent not in now and self._home.get(agent) == key:
+                del self._home[agent]
                 record = self.agents.pop(agent)
+                self._count(record, -1)
                 self.remove(agent)
                 self.changed("agent.left", record)
+
+    def _count(self, agent: AgentRecord, by: int) -> None:
+        _add(self.by_status, str(agent.status), by)
+        _add(self.per_node, agent.node, by)
 
     async def forget(self, node: NodeId, incarnation: int) -> None:
         """Remove what a dead node left behind, unless it is back already."""
@@ -82,5 +97,8 @@ class Census:
         for key in [*keys, f"nodes/{node}"]:
             await self._registry.delete(key)
 
-    def active(self) -> int:
-        return sum(agent.status is AgentStatus.ACTIVE for agent in self.agents.values())
+
+def _add(counts: dict[Any, int], key: Any, by: int) -> None:
+    counts[key] = counts.get(key, 0) + by
+    if not counts[key]:
+        del counts[key]

@@ -93,8 +93,6 @@ class Controller:
         self._eager = eager
         self._confirm_jump = confirm_jump
         self._leader_seen = 0.0
-        self._rival_term = 0
-        self._challenge = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._cancels: list[Cancel] = []
 
@@ -282,12 +280,11 @@ class Controller:
         return clock
 
     async def _lead(self) -> None:
-        """Lead until the pipeline breaks or a higher term is heard of."""
+        """Lead until the pipeline breaks."""
         clock = self._clock()
         self._confirm_jump = False
         term = Term(self, clock)
         self.leading = term
-        self._challenge.clear()
         _log.info("leading", term=self.state.term, log_head=self.ledger.index)
         try:
             term.begin()
@@ -313,8 +310,6 @@ class Controller:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(term.over.wait(), PULSE_S)
             term.pulse(max(0.0, loop.time() - due))
-            if self._rival_term > self.state.term:
-                return  # maybe deposed: the log knows
 
     # What is heard
 
@@ -323,6 +318,7 @@ class Controller:
             self.leading.leader.receive(delivery)
 
     def _hear(self, delivery: Delivery) -> None:
+        """Anybody can say that it leads. A standby believes the one that the log names; a leader looks there."""
         if delivery.sender == self.bus.process:
             return
         try:
@@ -331,9 +327,12 @@ class Controller:
             _log.warning("not a controller's message", sender=delivery.sender, error=error.message)
             return
         for item in items:
-            if isinstance(item, Leading) and item.term >= self.ledger.term:
+            if not isinstance(item, Leading):
+                continue
+            if self.leading is None and delivery.sender == self.state.leader:
                 self._leader_seen = asyncio.get_running_loop().time()
-                self._rival_term = max(self._rival_term, item.term)
+            elif self.leading is not None and item.term > self.state.term:
+                self.leading.doubt()
 
     def _departed(self, process: ProcessId) -> None:
         if self.leading is not None:

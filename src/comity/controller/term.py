@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from comity.bus.base import EVERYONE
@@ -18,6 +19,7 @@ from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.routing import Routing
 from comity.controller.telling import Telling
+from comity.core.ledger import Ledger
 from comity.core.membership import Leadership, Membership, Timing
 from comity.core.reconcile import Demand, Policy, Reconcile
 from comity.core.tasks import Change
@@ -54,7 +56,8 @@ class Term:
         self._time = asyncio.get_running_loop().time
         self._choices: OrderedDict[TaskId, dict[str, Any]] = OrderedDict()
         self._explained = 0
-        self._cleaning: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._in_doubt = False
         self._durability = ("unverified", "not asked yet")
         policy = Policy(cancel_grace_ms=int(settings.cancel_grace_s * 1000))
         self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random)
@@ -126,7 +129,7 @@ class Term:
         self.keeping.end()
         self.events.end()
         self.answers.end()
-        for task in self._cleaning:
+        for task in self._beside:
             task.cancel()
 
     @property
@@ -139,6 +142,24 @@ class Term:
         else:
             self.fault = error
         self.over.set()
+
+    def doubt(self) -> None:
+        """Somebody says that it leads a higher term: the log knows."""
+        if not self._in_doubt:
+            self._in_doubt = True
+            self._spawn(self._look_for_rival())
+
+    async def _look_for_rival(self) -> None:
+        c = self._controller
+        ledger = Ledger.restore(c.ledger.state())
+        try:
+            for index, data in await c.log.read(ledger.index):
+                ledger.offer(index, data)
+        except ComityError as error:  # not known now; who really leads says so again
+            self.leader.notice("log.unreachable", reason=error.message)
+        self._in_doubt = False
+        if ledger.term > c.state.term:
+            self.over.set()
 
     def pulse(self, lag_s: float) -> None:
         """A few times a second."""
@@ -194,10 +215,10 @@ class Term:
         except ComityError as error:
             self.leader.notice("registry.unreachable", node=node, reason=error.message)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._cleaning.add(task)
-        task.add_done_callback(self._cleaning.discard)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     # Why an agent was chosen
 
