@@ -119,9 +119,12 @@ async def recovery(
     attempts: Annotated[int, typer.Option("--attempts", metavar="N", min=3, help="Tasks that run all the time.")] = 32,
 ) -> None:
     """How long work stands still when its node is killed, or hangs, until all of it runs elsewhere."""
+    from comity.cli.bench_network import network
     from comity.cli.bench_recovery import measure
 
-    _print(cli.output, "recovery", await measure(fault, count, nodes, attempts))
+    async with network(0, 0, slots=0) as bench:
+        figures = await measure(bench, fault, count, nodes, attempts)
+    _print(cli.output, "recovery", figures)
 
 
 def _print(output: Output, title: str, figures: dict[str, Any]) -> None:
