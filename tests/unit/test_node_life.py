@@ -327,3 +327,33 @@ async def test_after_a_broken_connection_everything_is_said_again(stage: Stage) 
     await leader.next(wire.Beacon)
     assert asyncio.get_running_loop().time() - before < 0.05
     assert node.outbox.dropped
+
+
+@staged
+async def test_what_found_no_leader_is_said_again_as_soon_as_one_is_there(stage: Stage) -> None:
+    """The server was away, and the node is back before the leader."""
+    node, leader = await stage.started(worker())
+    leader.assign("work", {"seconds": 1.0})
+    await leader.next(wire.Began)
+    stage.network.disconnect(ProcessId("k1"))
+    await asyncio.sleep(3)
+    assert node.attempts.unsettled and not leader.all(wire.Done)
+    leader.forget()
+    stage.network.reconnect(ProcessId("k1"))
+    before = asyncio.get_running_loop().time()
+    await leader.next(wire.Done)
+    assert asyncio.get_running_loop().time() - before < stage.settings.beacon_s + 0.05
+
+
+@staged
+async def test_a_node_that_finds_no_leader_asks_often_at_first(stage: Stage) -> None:
+    node, leader = await stage.started(worker())
+    gone = asyncio.get_running_loop().time()
+    stage.network.disconnect(ProcessId("k1"))
+    await asyncio.sleep(10)
+    asked = [at - gone for at in node.lease._sent.values() if at > gone]
+    assert len([at for at in asked if at < 1.0]) >= 4
+    assert len(asked) <= 2 * 10 / stage.settings.beacon_s + 3, "and then not much more often than it beacons"
+    stage.network.reconnect(ProcessId("k1"))
+    leader.forget()
+    await leader.next(wire.Beacon)

@@ -105,6 +105,8 @@ class Node:
         self._work: set[asyncio.Task[None]] = set()
         self._tick_timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
+        self._soon_s = SOON_S
+        self._is_unheard = False  # what was said to the leader may not have reached it
         self._due = 0.0
         self._ticks = 0
         self._lag = 0.0
@@ -137,6 +139,7 @@ class Node:
         self._measure = self._measure or measured()
         self._is_started = True
         self.bus.on_state(self._link)
+        self.bus.on_unreachable(self._unreachable)
         for address in (to(self.node), EVERYONE):
             self._cancels.append(await self.bus.subscribe(address, self._receive))
         self.announcer.start()
@@ -379,8 +382,10 @@ class Node:
         if not lease.take(ack, sender):
             return
         self.client.set_time(ack.now_ms)
+        self._soon_s = SOON_S
         is_new = (lease.term, lease.leader) != before[:2]
-        if is_new or self._loop.time() - before[2] > ack.lease_s:
+        if is_new or self._is_unheard or self._loop.time() - before[2] > ack.lease_s:
+            self._is_unheard = False
             self.attempts.repeat(all_of_it=True)
         held, self._held = self._held, []
         for at, item, said_by in held:
@@ -393,8 +398,12 @@ class Node:
         else:
             self._ready.clear()
             self.announcer.check()
-            if self._soon is None:
-                self._soon = self._loop.call_later(SOON_S, self._again)
+            self._beacon_soon()
+
+    def _beacon_soon(self) -> None:
+        if self._soon is None:
+            self._soon = self._loop.call_later(self._soon_s, self._again)
+            self._soon_s = min(self._soon_s * 2, self.settings.beacon_s)
 
     def _again(self) -> None:
         self._soon = None
@@ -413,8 +422,14 @@ class Node:
 
     def _link(self, link: Link) -> None:
         if link is Link.UP and not self.has_left:
-            self.attempts.repeat(all_of_it=True)
+            self._is_unheard = True
             self._beacon()
+
+    def _unreachable(self, address: str) -> None:
+        """Nobody leads, or the leader is on its way back: once it acknowledges a beacon it is told everything again."""
+        if address == LEADER and not self.has_left:
+            self._is_unheard = True
+            self._beacon_soon()
 
     def _tick(self) -> None:
         now = self._loop.time()
