@@ -35,6 +35,8 @@ CHUNK_BYTES = 4 * 1024 * 1024
 SNAPSHOT_BYTES = 256 * 1024 * 1024
 LOG_BYTES = 4 * 1024 * 1024 * 1024
 """The log is cut below what events and payloads still need, but never kept longer than this many bytes."""
+SNAPSHOT_PAUSE_S = 1.0
+"""Between two snapshots at least: each adds to the log itself."""
 RETRY_S = 1.0
 
 Work = Callable[[], Coroutine[Any, Any, None]]
@@ -88,6 +90,7 @@ class Keeping:
         self._marks: deque[Mark] = deque()
         self._trim_to = 0
         self._retry_at = 0.0
+        self._snapshot_after = 0.0
         self._written = (0, 0)
         self._bytes = 0
         self.snapshot_wanted = False
@@ -121,20 +124,25 @@ class Keeping:
             return self._delete
         if self._may_trim_to() > self._trim_to:
             return self._trim
-        if self._archive_due():
-            return self._archive
         grown = self._ledger.index - last >= self._snapshot_every or bytes_written - self._bytes >= SNAPSHOT_BYTES
-        if (grown or self.snapshot_wanted) and self._ledger.index > last:
+        now = asyncio.get_running_loop().time()
+        if ((grown and now >= self._snapshot_after) or self.snapshot_wanted) and self._ledger.index > last:
             self._bytes = bytes_written
             self.snapshot_wanted = False
+            self._snapshot_after = now + SNAPSHOT_PAUSE_S
             return self._snapshot
+        if self._archive_due():
+            return self._archive
         if self._stale_chunks():
             return self._drop
         return None
 
-    async def _guarded(self, work: Work) -> None:
+    async def _guarded(self, work: Work | None) -> None:
+        """One piece of work after the other, as long as there is some."""
         try:
-            await work()
+            while work is not None:
+                await work()
+                work = self._due(self._written[1])
         except ComityError as error:
             self._retry_at = asyncio.get_running_loop().time() + RETRY_S
             _log.warning("housekeeping will be tried again", code=error.code, error=error.message)
