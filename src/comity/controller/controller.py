@@ -99,7 +99,7 @@ class Controller:
     async def start(self) -> None:
         """Load what the log says, then take part. Raises Corrupt or ForeignData if the log cannot be trusted."""
         loop = asyncio.get_running_loop()
-        self.bus.on_unreachable(lambda address: self.leading.liveness.unreachable(address) if self.leading else None)
+        self.bus.on_unreachable(lambda address: self.leading.unreachable(address) if self.leading else None)
         self.sees_departures = self.bus.on_departure(self._departed)
         self.bus.on_state(self._bus_state)
         self._cancels.append(await self.bus.subscribe(f"to/{self.bus.process}", self._receive))

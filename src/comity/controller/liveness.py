@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from comity.bus.base import Address, Bus, Link, to
+from comity.bus.base import Link, to
 from comity.bus.outbox import Outbox
 from comity.core import membership as m
 from comity.core.reconcile import Reconcile
-from comity.model.ids import NodeId, ProcessId
+from comity.model.ids import AgentId, NodeId, ProcessId
 from comity.model.task import Command, Evict, NodeLeft, NodeUp
 from comity.model.wire import Beacon, BeaconAck, Evicted, Leaving, Ping
 
+CALLS_MAX = 1_000_000
+
 
 class Liveness:
-    """The leader's knowledge of its nodes. ``propose`` takes commands; ``notice`` a kind of event, a node and a reason;
-    ``rearm`` hears that the next deadline may have changed."""
+    """The leader's knowledge of its nodes. ``propose`` takes commands; ``notice`` a kind of event, a node and a reason; ``rearm``
+    hears that the next deadline may have changed, ``ended`` which incarnation of a node has no lease any more; ``routed`` says
+    how many live calls the leader sent to an agent."""
 
     def __init__(
         self,
         machine: m.Membership,
-        bus: Bus,
         outbox: Outbox,
         reconcile: Reconcile,
         *,
@@ -31,12 +33,14 @@ class Liveness:
         propose: Callable[[Command], None],
         notice: Callable[[str, NodeId, str], None],
         rearm: Callable[[], None],
+        ended: Callable[[NodeId, int], None],
+        routed: Callable[[AgentId], int],
     ) -> None:
         self.machine = machine
-        self.beacons: dict[NodeId, Beacon] = {}
+        self.beacons: dict[NodeId, tuple[float, Beacon]] = {}
+        """When each node with a lease was last heard, and what it said."""
         self.states: dict[NodeId, tuple[str, str]] = {}
-        self._seen_at: dict[NodeId, float] = {}
-        self._bus = bus
+        self._calls: dict[NodeId, dict[AgentId, int]] = {}
         self._outbox = outbox
         self._reconcile = reconcile
         self._term = term
@@ -45,6 +49,8 @@ class Liveness:
         self._propose = propose
         self._notice = notice
         self._rearm = rearm
+        self._ended = ended
+        self._routed = routed
         self._time = asyncio.get_running_loop().time
         self._probe_ref = 0
 
@@ -56,34 +62,36 @@ class Liveness:
     def beacon(self, item: Beacon, node: ProcessId) -> None:
         state = self._reconcile.state
         self.step(m.BeaconSeen(node, item.incarnation, item.draining, item.running > 0))
-        before = self.beacons.get(node)
-        self.beacons[node] = item
-        self._seen_at[node] = self._time()
         lease = state.nodes.get(node)
         known = lease is not None and lease.incarnation == item.incarnation
         ack = BeaconAck(item.seq, self._term, self._lease_s, self._now_ms(), known)
         self._outbox.post(to(node), ack)
         if known:
-            self._take_load(node, item, before)
+            self.beacons[node] = self._time(), item
+            self._set_node(node)
+            self._take_calls(node, item.calls)
 
-    def _take_load(self, node: NodeId, item: Beacon, before: Beacon | None) -> None:
-        self._set_node(node)
-        if before is not None:
-            for agent in before.calls:
-                if agent not in item.calls:
-                    self._reconcile.scheduling.set_calls(agent, 0)
-        for agent, count in item.calls.items():
+    def _take_calls(self, node: NodeId, calls: dict[AgentId, int]) -> None:
+        """Live calls at the node's own agents, without those that were routed from here: they count already."""
+        direct = {
+            agent: min(count - self._routed(agent), CALLS_MAX)
+            for agent, count in calls.items()
+            if agent.startswith(f"{node}/") and count > self._routed(agent)
+        }
+        gone = dict.fromkeys((agent for agent in self._calls.get(node, ()) if agent not in direct), 0)
+        for agent, count in (direct | gone).items():
             self._reconcile.scheduling.set_calls(agent, count)
+        self._calls[node] = direct
 
     def _set_node(self, node: NodeId) -> None:
-        beacon = self.beacons.get(node)
+        _, beacon = self.beacons.get(node, (0.0, None))
         cpu, memory = (beacon.host_cpu_free, beacon.host_memory_free_mb) if beacon is not None else (0.0, 0.0)
         eligible = self.states.get(node, ("", ""))[0] == "alive" and node in self._reconcile.state.nodes
         self._reconcile.set_node(node, eligible, cpu, memory)
 
     def seen_ago_s(self, node: NodeId) -> float | None:
-        at = self._seen_at.get(node)
-        return None if at is None else self._time() - at
+        seen = self.beacons.get(node)
+        return None if seen is None else self._time() - seen[0]
 
     def leaving(self, item: Leaving, node: ProcessId) -> None:
         self.step(m.Leaving(node, item.incarnation))
@@ -91,10 +99,8 @@ class Liveness:
     def departed(self, process: ProcessId) -> None:
         self.step(m.Departed(process))
 
-    def unreachable(self, address: Address) -> None:
-        kind, _, process = address.partition("/")
-        if kind == "to":
-            self.step(m.NoResponder(ProcessId(process)))
+    def unreachable(self, node: NodeId) -> None:
+        self.step(m.NoResponder(node))
 
     def answered(self, node: ProcessId) -> None:
         self.step(m.ProbeAnswered(node))
@@ -116,10 +122,13 @@ class Liveness:
         self._set_node(command.node)
         if isinstance(command, NodeUp):
             self._reconcile.wake()
-        elif command.node not in self._reconcile.state.nodes:
-            self.beacons.pop(command.node, None)
+        elif lease is None:
+            self._take_calls(command.node, {})
+            for known in (self.beacons, self.states, self._calls):
+                known.pop(command.node, None)
             if isinstance(command, Evict):
                 self._outbox.post(to(command.node), Evicted(command.incarnation, command.reason))
+            self._ended(command.node, command.incarnation)
 
     def tick(self) -> None:
         self.step(m.Tick())

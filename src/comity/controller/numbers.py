@@ -86,7 +86,7 @@ def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
         per_node[agent.node] = per_node.get(agent.node, 0) + 1
     rows = []
     for node, lease in sorted(leader.state.nodes.items()):
-        beacon, record = leader.liveness.beacons.get(node), census.nodes.get(node)
+        beacon, record = leader.liveness.beacons.get(node, (0.0, None))[1], census.nodes.get(node)
         state, reason = leader.liveness.states.get(node, ("alive", ""))
         rows.append(
             {

@@ -21,6 +21,11 @@ class Routing:
         self._reconcile = reconcile
         self._outbox = outbox
         self._calls: dict[ProcessId, dict[int, tuple[AgentId, asyncio.TimerHandle]]] = {}
+        self._at: dict[AgentId, int] = {}
+
+    def at(self, agent: AgentId) -> int:
+        """Calls in flight at ``agent``."""
+        return self._at.get(agent, 0)
 
     def route(self, item: Route, sender: ProcessId) -> None:
         try:
@@ -30,6 +35,7 @@ class Routing:
             return
         self.call_ended(CallEnded(item.ref), sender)  # a repeated question
         self._reconcile.scheduling.take(agent)
+        self._at[agent] = self.at(agent) + 1
         loop = asyncio.get_running_loop()
         timer = loop.call_later(max(item.for_ms, 1) / 1000, self.call_ended, CallEnded(item.ref), sender)
         self._calls.setdefault(sender, {})[item.ref] = (agent, timer)
@@ -54,8 +60,12 @@ class Routing:
             return
         if not calls:
             del self._calls[sender]
-        found[1].cancel()
-        self._reconcile.freed(found[0])
+        agent, timer = found
+        timer.cancel()
+        self._at[agent] -= 1
+        if not self._at[agent]:
+            del self._at[agent]
+        self._reconcile.freed(agent)
 
     def caller_died(self, process: ProcessId) -> None:
         for ref in list(self._calls.get(process, {})):

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from comity.bus.base import EVERYONE
+from comity.bus.base import EVERYONE, Address
 from comity.controller.admission import Admission
 from comity.controller.answers import Answers
 from comity.controller.events import Events
@@ -69,14 +69,14 @@ class Term:
         self.leader = Leader(c.bus, c.outbox, c.state, self.reconcile, self.admission, telling, self.events, clock)
         self.pipeline = Pipeline(c.log, c.ledger, clock, self.leader.fill, self.leader.effective, self._broken)
         timing = Timing(lease_s=settings.lease_s, beacon_s=settings.beacon_s, departures=c.sees_departures)
+        self.routing = Routing(self.reconcile, c.outbox)
         machine = Membership(timing, c.state.ended)
         self.liveness = Liveness(
-            machine, c.bus, c.outbox, self.reconcile,
+            machine, c.outbox, self.reconcile,
             term=c.state.term, lease_s=settings.lease_s, now_ms=clock.now_ms, propose=self.leader.propose,
             notice=lambda kind, node, reason: self.leader.notice(kind, node=node, reason=reason),
-            rearm=self.leader.arm,
+            rearm=self.leader.arm, ended=self._node_ended, routed=self.routing.at,
         )  # fmt: skip
-        self.routing = Routing(self.reconcile, c.outbox)
         self.keeping = Keeping(
             c.state, c.ledger, c.log, c.store, c.payloads,
             propose=self.leader.propose, barrier=self.leader.barrier, now_ms=clock.now_ms,
@@ -174,6 +174,13 @@ class Term:
         self.liveness.departed(process)
         self.routing.caller_died(process)
 
+    def unreachable(self, address: Address) -> None:
+        """Nobody listens there."""
+        kind, _, process = address.partition("/")
+        if kind == "to":
+            self.liveness.unreachable(ProcessId(process))
+            self.routing.caller_died(ProcessId(process))
+
     # Agents and nodes
 
     def _put_agent(self, agent: AgentRecord) -> None:
@@ -199,19 +206,19 @@ class Term:
         for change in changes:
             if change.kind == "strategy.set":
                 self._apply_strategies()
-            if change.node is not None and change.kind in ("node.evicted", "node.left"):
-                self.routing.caller_died(change.node)
-                self._spawn(self._forget(change.node))
+
+    def _node_ended(self, node: NodeId, incarnation: int) -> None:
+        self.routing.caller_died(node)
+        self._spawn(self._forget(node, incarnation))
 
     def _apply_strategies(self) -> None:
         for capability, chosen in self._controller.state.strategies.items():
             self._controller.scheduling.set_strategy(capability, chosen)
 
-    async def _forget(self, node: NodeId) -> None:
+    async def _forget(self, node: NodeId, incarnation: int) -> None:
         """Clear a gone node's registrations away. If that fails they stay, which misleads nobody: it has no lease."""
-        record = self._controller.census.nodes.get(node)
         try:
-            await self._controller.census.forget(node, record.incarnation if record is not None else 0)
+            await self._controller.census.forget(node, incarnation)
         except ComityError as error:
             self.leader.notice("registry.unreachable", node=node, reason=error.message)
 

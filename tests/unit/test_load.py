@@ -1,0 +1,110 @@
+"""What counts as an agent's load, and when it is given back: attempts, routed calls, and calls that nodes tell of."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from peers import Peer, World, until
+
+from comity.controller.controller import Controller
+from comity.model import wire
+from comity.model.capability import NodeRecord
+from comity.model.ids import AgentId
+
+A = AgentId("n1/a")
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    for controller in world.running:
+        await controller.stop()
+
+
+def load(controller: Controller) -> int:
+    return controller.scheduling.load(A)
+
+
+async def beat(node: Peer, seq: int, calls: int, incarnation: int = 1) -> None:
+    """A beacon that tells of so many live calls at agent a."""
+    beacon = msgspec.structs.replace(node.beacon(seq, incarnation), calls={A: calls} if calls else {})
+    await node.say(beacon)
+    await node.hear(wire.BeaconAck, lambda ack: ack.seq == seq)
+
+
+async def test_a_routed_call_counts_once_also_when_its_node_tells_of_it(world: World) -> None:
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a", slots=3)
+    node.silence()
+    await client.say(wire.Route(1, "echo", 60_000), wire.Route(2, "echo", 60_000))
+    await client.hear(wire.Routed, lambda routed: routed.ref == 2)
+    await beat(node, 1000, 1)
+    assert load(controller) == 2, "one has not arrived yet"
+    await beat(node, 1001, 3)
+    assert load(controller) == 3, "two routed, and one made directly"
+    await client.say(wire.CallEnded(1), wire.CallEnded(2))
+    await until(lambda: load(controller) == 1)
+    await beat(node, 1002, 0)
+    assert load(controller) == 0
+
+
+async def test_calls_of_a_former_life_are_forgotten(world: World) -> None:
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a", slots=1)
+    node.silence()
+    await beat(node, 1000, 1)
+    assert load(controller) == 1
+    await beat(node, 1001, 0, incarnation=2)
+    await until(lambda: controller.state.nodes[node.name].incarnation == 2)
+    await beat(node, 1002, 0, incarnation=2)
+    assert load(controller) == 0
+    await client.submit()
+    assert (await node.hear(wire.Run)).agent == A
+
+
+async def test_calls_of_a_caller_to_whom_nobody_listens_any_more_are_given_back() -> None:
+    """Where the bus cannot see departures, an answer that reached nobody tells."""
+    world = World()
+    world.network.sees_departures = False
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a", slots=1)
+    await client.say(wire.Route(1, "echo", 600_000))
+    await client.hear(wire.Routed)
+    await client.say(wire.FollowEvents(1, for_ms=60_000))
+    world.network.disconnect(client.name)
+    other = await world.peer("c2")
+    await other.submit("x")
+    await until(lambda: load(controller) == 0)
+    await controller.stop()
+
+
+async def test_what_is_known_of_nodes_goes_with_their_lease(world: World) -> None:
+    controller = await world.controller()
+    for name in ("n1", "n2", "n3"):
+        node = await world.peer(name)
+        await node.join("a")
+        node.silence()
+        await node.say(wire.Leaving(1))
+    await until(lambda: not controller.state.nodes)
+    assert controller.leading is not None
+    liveness = controller.leading.liveness
+    assert not liveness.beacons and not liveness.states and not liveness._calls
+
+
+async def test_a_node_that_is_back_already_is_not_cleared_away(world: World) -> None:
+    controller = await world.controller()
+    node = await world.peer("n1")
+    await node.join("a")
+    node.silence()
+    await node.registry.put("nodes/n1", wire.encode_node(NodeRecord(id=node.name, incarnation=2)))
+    await until(lambda: controller.census.nodes[node.name].incarnation == 2)
+    await node.say(wire.Leaving(1))
+    await until(lambda: not controller.state.nodes)
+    await until(lambda: controller.leading is not None and not controller.leading._beside)
+    assert list(world.registry.records) == ["nodes/n1", "agents/n1/0"]
