@@ -51,9 +51,9 @@ class Running:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.pid = process.pid
-        self.err: list[str] = []
         self._lines: queue.Queue[str] = queue.Queue()
-        for stream, take in ((process.stdout, self._lines.put), (process.stderr, self.err.append)):
+        self._notes: queue.Queue[str] = queue.Queue()
+        for stream, take in ((process.stdout, self._lines.put), (process.stderr, self._notes.put)):
             threading.Thread(target=_read, args=(stream, take), daemon=True).start()
 
     def line(self) -> str:
@@ -70,6 +70,12 @@ class Running:
             if wanted(found):
                 return found
         raise AssertionError("what was waited for did not come")
+
+    def told(self, word: str) -> str:
+        """The next line on stderr that holds ``word``."""
+        while word not in (line := self._notes.get(timeout=LIMIT_S)):
+            pass
+        return line
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -137,9 +143,9 @@ class Terminal:
         running = self.start("up", "--port", "0", "--http-port", "0", *words)
         return running, running.json()
 
-    def node(self, *words: str) -> Running:
+    def node(self, *words: str, timely: bool = False) -> Running:
         """A node that is ready."""
-        running = self.start("run", *words, timely=True)
+        running = self.start("run", *words, timely=timely)
         assert "node" in running.json()
         return running
 

@@ -243,7 +243,7 @@ def test_up_prints_where_it_is_and_what_to_try_next(user: Terminal) -> None:
         assert command in text
     assert stat.S_IMODE(user.data.stat().st_mode) == 0o700
     assert running.stop() == 0
-    assert running.err == ["stopping\n"]
+    running.told("stopping")
 
 
 def test_down_lets_running_tasks_end_and_up_carries_on_with_those_that_wait(user: Terminal) -> None:
@@ -269,7 +269,7 @@ def test_down_lets_running_tasks_end_and_up_carries_on_with_those_that_wait(user
 
 def test_a_killed_nodes_task_runs_elsewhere(user: Terminal) -> None:
     user.up()
-    nodes = {name: user.node("worker.py:worker", "--name", name) for name in ("w1", "w2")}
+    nodes = {name: user.node("worker.py:worker", "--name", name, timely=True) for name in ("w1", "w2")}
     follower = user.start("events", "-f", timely=True)
     user.ok("stats")  # by now the leader knows of the follower
     task = user.ok("submit", "slow", '{"seconds": 3}', "--no-wait").json["id"]
@@ -303,6 +303,7 @@ def test_a_second_signal_does_not_wait(user: Terminal) -> None:
     user.ok("submit", "slow", '{"seconds": 60}', "--no-wait")
     began = time.monotonic()
     node.signal(signal.SIGINT)
+    node.told("stopping, once")
     node.signal(signal.SIGTERM)
     assert node.wait() == 0
     assert time.monotonic() - began < 15
@@ -328,22 +329,11 @@ def test_reload_starts_again_with_the_new_code(user: Terminal) -> None:
     node.json()
     assert user.ok("submit", "which").json == 1
     code.write_text(lines.format("2 +"))
-    code_error = _wait_for(node.err, "module-failed")
-    assert "changing.py, line 5" in code_error
+    assert "changing.py, line 5" in node.told("module-failed")
     code.write_text(lines.format(22))
     node.json()
     assert user.ok("submit", "which").json == 22
     assert node.stop() == 0
-
-
-def _wait_for(lines: list[str], word: str) -> str:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        for line in list(lines):
-            if word in line:
-                return line
-        time.sleep(0.02)
-    raise AssertionError(f"{word} was not said: {lines}")
 
 
 def test_two_networks_on_one_directory(user: Terminal) -> None:
@@ -407,6 +397,7 @@ def test_a_function_that_never_ends_does_not_keep_a_node(user: Terminal) -> None
     task = user.ok("submit", "forever", "--no-wait").json["id"]
     assert user.ok("nodes", "list").json[0]["attempts"] == 1
     node.signal(signal.SIGTERM)
+    node.told("stopping, once what runs has ended (1)")
     node.signal(signal.SIGTERM)
     assert node.wait() == 0
     assert user.ok("tasks", "show", task).json["attempts"][0]["ending"] == "refused"

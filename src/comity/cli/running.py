@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ app = commands()
 
 LOOK_S = 0.3
 """How often files are looked at for changes."""
+TICK_NS = 20_000_000
+"""By how much a file's time may lag behind the clock: the kernel takes it from its last tick."""
 TAKEN_S = 0.2
 """How long we listen for another process with our name."""
 
@@ -52,7 +55,7 @@ async def run(
 
     sys.dont_write_bytecode = sys.dont_write_bytecode or reload  # compiled code is told from new code by whole seconds only
     configure(logging.DEBUG if cli.output.debug else logging.WARNING, as_json=cli.output.as_json)
-    before = list(sys.modules)
+    before, since = list(sys.modules), time.time_ns() - TICK_NS
     try:
         agents = replicate(load(target), replicas)
     except ModuleFailed as error:
@@ -60,7 +63,7 @@ async def run(
             raise
         tell(error, cli.output)
         cli.output.note("waiting for the code to change")
-        await _changed(files_of(before, target, error))
+        await _changed(files_of(before, target, error), since)
         is_over = is_stuck = False
     else:
         for agent in agents:
@@ -69,7 +72,8 @@ async def run(
         async with _hosted(cli.loaded(), name or _name_for(target), agents, fixed=bool(name)) as (node, bus, context):
             signals = Signals()
             _greet(cli.output, node, context, files)
-            is_over = await _live(cli.output, node, bus, signals, files)
+            change = _changed(files, since) if reload else None
+            is_over = await _live(cli.output, node, bus, signals, change)
         is_stuck = node.pools.running > 0
     if not is_over:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - ourselves, with the new code
@@ -106,13 +110,15 @@ async def _first(*works: Coroutine[Any, Any, Any]) -> int:
     return ended
 
 
-async def _changed(files: list[Path]) -> None:
-    """Return when one of ``files`` was written to, or is gone."""
+async def _changed(files: list[Path], since_ns: int) -> None:
+    """Return when one of ``files`` was written to after ``since_ns`` (since 1970), or is gone."""
 
     def look() -> list[int]:
         return [path.stat().st_mtime_ns if path.is_file() else 0 for path in files]
 
     before = look()
+    if any(since_ns < at < time.time_ns() for at in before):
+        return
     while look() == before:  # noqa: ASYNC110 - a change of a file cannot be awaited
         await asyncio.sleep(LOOK_S)
 
@@ -134,7 +140,6 @@ async def _hosted(
     """A node with ``agents``, known to the leader. Raises what keeps it from that. It leaves at the end."""
     import gc
     import random
-    import time
 
     import msgspec
 
@@ -209,8 +214,8 @@ def _greet(output: Output, node: Node, context: Context, files: list[Path]) -> N
     output.say(dim("Ctrl-C lets what runs end, and leaves."))
 
 
-async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, files: list[Path]) -> bool:
-    """Until a signal, a change of the code, or the end of the connection; then drain. Whether it is over: False if the code
+async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, change: Coroutine[Any, Any, None] | None) -> bool:
+    """Until a signal, a ``change`` of the code, or the end of the connection; then drain. Whether it is over: False if the code
     changed. Raises Disconnected."""
     from comity.bus.base import Link
     from comity.errors import Disconnected
@@ -220,19 +225,18 @@ async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, file
     def tell_link(link: Link) -> None:
         if link is Link.CLOSED:
             closed.set()
-        elif not output.as_json:
+        else:
             output.note("connected again" if link is Link.UP else "the server is away; trying to reach it again")
 
     bus.on_state(tell_link)
     waits = [signals.asked.wait(), closed.wait()]
-    ended = await _first(*waits, *([_changed(files)] if files else []))
+    ended = await _first(*waits, *([change] if change is not None else []))
     if ended == 1:
         raise Disconnected("the server closed the connection for good: are the credentials still valid?")
     running = len(node.attempts.running)
-    if not output.as_json:
-        why = "stopping" if ended == 0 else "the code changed; starting again"
-        more = f", once what runs has ended ({running})" if running else ""
-        output.note(f"{output.over_ctrl_c}{why}{more}")
+    why = "stopping" if ended == 0 else "the code changed; starting again"
+    more = f", once what runs has ended ({running})" if running else ""
+    output.note(f"{output.over_ctrl_c}{why}{more}")
     if bus.link is Link.UP:
         await _first(node.drain(), signals.hurried.wait())
     return signals.asked.is_set()
