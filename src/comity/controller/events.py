@@ -16,8 +16,8 @@ from comity.errors import ComityError
 from comity.model.ids import ProcessId, TaskId
 from comity.model.wire import CURRENT, EventNotice, FollowEvents
 
-RECENT = 4096
-"""Entries whose changes are kept at hand; an older past is read back from the log."""
+RECENT = 32_768
+"""Changes kept at hand; an older past is read back from the log."""
 _encode = msgspec.json.Encoder().encode
 _INTERNAL = frozenset({"archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated"})
 
@@ -69,7 +69,8 @@ class Events:
         self._time = time
         self._past = past
         self._followers: dict[tuple[ProcessId, int], Follower] = {}
-        self._recent: deque[tuple[int, int, tuple[Change, ...]]] = deque(maxlen=RECENT)
+        self._recent: deque[tuple[int, int, list[Change]]] = deque()
+        self._kept = 0  # changes in ``_recent``, and one for each entry
 
     def end(self) -> None:
         for follower in self._followers.values():
@@ -146,7 +147,10 @@ class Events:
 
     def publish(self, index: int, at_ms: int, changes: list[Change]) -> None:
         """What the entry at ``index`` changed."""
-        self._recent.append((index, at_ms, tuple(changes)))
+        self._recent.append((index, at_ms, changes))
+        self._kept += len(changes) + 1
+        while self._kept > RECENT and len(self._recent) > 1:
+            self._kept -= len(self._recent.popleft()[2]) + 1
         if self._followers:
             for follower in self._current():
                 for change in changes:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -63,7 +63,7 @@ ENDED_KEPT = 10_000
 _OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, gc=False):
     """One thing that changed. ``kind`` is the event's type; ``attempt`` the one it is about."""
 
     kind: str
