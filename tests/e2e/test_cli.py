@@ -131,6 +131,13 @@ def test_people_get_tables(town: Terminal) -> None:
         assert wanted in done.out, words
 
 
+def test_stats_are_told_again_and_again(town: Terminal) -> None:
+    watching = town.start("stats", "--watch")
+    first, second = watching.json(), watching.json()
+    assert first["log_head"] <= second["log_head"]
+    assert watching.stop() == 130
+
+
 def test_talking_to_an_agent(town: Terminal) -> None:
     assert town.ok("send", "greeter", '"1"', "--topic", "ping").json == "pong 1"
     assert town.ok("send", "hello/greeter", '"1"', "--topic", "ping", "--no-request").out == ""
@@ -287,7 +294,9 @@ def test_a_killed_nodes_task_runs_elsewhere(user: Terminal) -> None:
 
 def test_a_node_that_is_told_to_stop_ends_what_it_runs(user: Terminal) -> None:
     user.up()
-    node = user.node("worker.py", "--replicas", "2")
+    node = user.start("run", "worker.py", "--replicas", "2", "--name", "crew", "-o", "table")
+    assert "node crew is in network main with 4 agents" in node.line()
+    assert "worker-1  offers slow, boom, wrong" in node.line()
     assert sorted(row["name"] for row in user.ok("agents", "list").json) == ["odd-1", "odd-2", "worker-1", "worker-2"]
     task = user.ok("submit", "slow", '{"seconds": 2}', "--no-wait").json["id"]
     node.signal(signal.SIGTERM)
@@ -316,6 +325,10 @@ def test_an_agents_mistakes_are_told(user: Terminal) -> None:
     assert (failed.code, failed.error["code"]) == (1, "task-failed")
     assert "no good" in failed.error["message"]
     assert failed.error["details"]["code"] == "ValueError"
+    shown = user.ok("tasks", "show", failed.error["details"]["task"], "-o", "table").out
+    assert "error       ValueError: no good" in shown
+    waiting = user.comity("submit", "nothing", "--timeout", "1.5", "-o", "table")
+    assert "waits: no agent offers nothing" in waiting.err
     wrong = user.comity("submit", "wrong", "--retries", "0")
     assert (wrong.code, wrong.error["details"]["code"]) == (1, "invalid-output")
 

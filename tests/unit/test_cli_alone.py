@@ -21,6 +21,8 @@ from comity.cli.output import Output, exit_code
 from comity.cli.submit import requirements
 from comity.cli.tasks import age, took
 from comity.cli.tools import meanings
+from comity.contexts import Context
+from comity.credentials import Authority
 from comity.errors import BadInput, ModuleFailed
 
 
@@ -335,3 +337,75 @@ def test_what_is_watched_for_changes(written: Any) -> None:
     with pytest.raises(ModuleFailed) as caught:
         load(str(bad))
     assert {part.resolve(), bad.resolve()} <= set(files_of(before, str(bad), caught.value))
+
+
+# Doctor
+
+
+def checks(*words: str) -> dict[str, dict[str, str]]:
+    result = typed("doctor", *words)
+    answer = json.loads(result.stdout)
+    assert result.exit_code == (0 if answer["healthy"] else 1)
+    assert answer["healthy"] == all(check["verdict"] != "wrong" for check in answer["checks"])
+    return {check["check"]: check for check in answer["checks"]}
+
+
+def test_doctor_before_there_is_anything() -> None:
+    found = checks()
+    assert (found["data"]["verdict"], found["network"]["verdict"]) == ("note", "note")
+    assert "comity up" in found["network"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict", "word"),
+    [
+        ("echo nats-server: v2.15.1", "ok", "2.15.1"),
+        ("echo nats-server: v2.12.0", "note", "2.15.1 is the version tested"),
+        ("echo nats-server: v2.9.1", "wrong", "install 2.11 or newer"),
+        ("exit 3", "wrong", "cannot be run"),
+        ("echo something else", "wrong", "COMITY_NATS_SERVER"),
+    ],
+)
+def test_doctor_looks_at_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, verdict: str, word: str
+) -> None:
+    program = tmp_path / "server"
+    program.write_text(f"#!/bin/sh\n{says}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("COMITY_NATS_SERVER", str(program))
+    found = checks()["nats-server"]
+    assert found["verdict"] == verdict
+    assert word in found["found"] + found["advice"]
+    monkeypatch.setenv("COMITY_NATS_SERVER", str(tmp_path / "gone"))
+    assert checks()["nats-server"]["verdict"] == "wrong"
+
+
+def test_doctor_looks_at_data_and_credentials(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    authority = Authority.create(data, "main")
+    creds = data / "client.creds"
+    authority.mint("client", "c1", ttl_s=-10).save(creds)
+    (data / "server.conf").write_text("sync_interval: 2m\n")
+    (data / "server.conf").chmod(0o600)
+    Context(urls=("nats://127.0.0.1:9",), credentials=str(creds), authority=str(data)).write_local(data)
+    found = checks("--data", str(data))
+    assert (found["data"]["verdict"], found["durability"]["verdict"]) == ("ok", "wrong")
+    assert "expired" in found["credentials"]["found"]
+    assert found["network"]["verdict"] == "note"
+    assert found["settings"]["found"] == "data_dir (--data)"
+    (data / "server.conf").write_text("sync_interval: always\n")
+    authority.mint("client", "c1").save(creds)
+    assert checks("--data", str(data))["durability"]["verdict"] == "ok"
+    creds.chmod(0o644)
+    found = checks("--data", str(data))
+    assert (found["data"]["verdict"], found["credentials"]["advice"]) == ("wrong", f"chmod go= {creds}")
+    creds.write_text("nothing")
+    assert checks("--data", str(data), "--credentials", str(creds))["credentials"]["verdict"] == "wrong"
+    assert checks("--data", str(data), "--context", "none")["network"]["verdict"] == "wrong"
+
+
+def test_doctor_looks_at_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.cli.doctor.ROOM", 1 << 60)
+    monkeypatch.setattr("comity.cli.doctor.FILES", 1 << 40)
+    found = checks()
+    assert (found["disk"]["verdict"], found["open files"]["verdict"]) == ("wrong", "note")
