@@ -22,7 +22,7 @@ from comity.errors import (
 )
 from comity.model.capability import Requirements, parse_range
 from comity.model.codec import DIGEST_SIZE
-from comity.model.ids import ProcessId, TaskId, check_task_id, task_time_ms
+from comity.model.ids import ProcessId, TaskId, check_task_id, task_time_ms, time_text
 from comity.model.task import LOG_LIMIT, Logged, Payload, Stored, TaskSpec
 from comity.model.wire import Refused, SubmitTask
 from comity.store.base import check_key
@@ -49,16 +49,14 @@ class Admission:
         self.window_ms = window_ms
         self.shutting_down = False
         self.refused = 0
+        self._now_ms = 0
+        self._oldest = self._newest = ""  # ids sort by time as text: what a time in an id may be, at ``_now_ms``
 
     def check(self, item: SubmitTask, sender: ProcessId, under_way: int, now_ms: int) -> None:
         """Raise the typed error of a submit that must not be taken in; ``under_way`` others wait to be written."""
         spec = item.spec
         _well_formed(spec, sender)
-        made_ms = task_time_ms(spec.id)
-        if made_ms < now_ms - self.window_ms:
-            raise TooOld(f"task {spec.id} was made {(now_ms - made_ms) / 1000:.0f} s ago", window_s=self.window_ms / 1000)
-        if made_ms > now_ms + CLOCK_SLACK_MS:
-            raise BadInput(f"task id {spec.id} lies {(made_ms - now_ms) / 1000:.0f} s in the future: is the clock right?")
+        self._check_time(spec.id, now_ms)
         if self.shutting_down:
             raise ShuttingDown("the network is shutting down")
         if self.state.waiting + under_way >= self.max_waiting:
@@ -66,6 +64,17 @@ class Admission:
             raise Overloaded(f"{limit} tasks wait already", retry_after_s=1.0, limit=limit)
         if not item.queue:
             self._somebody(spec.capability)
+
+    def _check_time(self, task: TaskId, now_ms: int) -> None:
+        if now_ms != self._now_ms:
+            self._now_ms = now_ms
+            self._oldest = time_text(max(0, now_ms - self.window_ms))
+            self._newest = time_text(now_ms + CLOCK_SLACK_MS)
+        if not self._oldest <= task[2:11] <= self._newest:
+            ago_s = (now_ms - task_time_ms(task)) / 1000
+            if ago_s > 0:
+                raise TooOld(f"task {task} was made {ago_s:.0f} s ago", window_s=self.window_ms / 1000)
+            raise BadInput(f"task id {task} lies {-ago_s:.0f} s in the future: is the clock right?")
 
     def _somebody(self, capability: str) -> None:
         if not self.scheduling.offered(capability):
@@ -117,13 +126,15 @@ def _well_formed(spec: TaskSpec, sender: ProcessId) -> None:
         raise BadInput(f"priority {spec.priority} must be 0 to 9", priority=spec.priority)
     if not 0 <= spec.retries <= NUMBER_MAX or spec.parent_epoch < 0:
         raise BadInput("retries and epochs must not be negative, nor beyond reason")
-    for seconds in (spec.attempt_timeout_s, spec.start_timeout_s, spec.deadline_ms / 1000 or 1.0):
-        if not 0.0 < seconds <= FAR_S:
-            raise BadInput(f"times must be above 0 and at most {FAR_S:g} s, not {seconds}")
+    attempt_s, start_s, left_s = spec.attempt_timeout_s, spec.start_timeout_s, spec.deadline_ms / 1000
+    if not (0.0 < attempt_s <= FAR_S and 0.0 < start_s <= FAR_S and 0.0 <= left_s <= FAR_S):
+        raise BadInput(f"times must be above 0 and at most {FAR_S:g} s, not {attempt_s}, {start_s} and {left_s or None}")
     if len(spec.key) > TEXT_MAX or len(spec.trace) > TEXT_MAX:
         raise TooLarge(f"a key or trace has at most {TEXT_MAX} characters", limit=TEXT_MAX)
-    check_payload(spec.input, sender)
-    check_requirements(spec.requirements)
+    if type(spec.input) is not bytes or len(spec.input) > LOG_LIMIT:
+        check_payload(spec.input, sender)
+    if spec.requirements is not None:
+        check_requirements(spec.requirements)
 
 
 def stamped(spec: TaskSpec, sender: ProcessId, now_ms: int) -> TaskSpec:
