@@ -12,6 +12,7 @@ from peers import LIMIT_S, World, until
 
 from comity.bus.base import LEADER
 from comity.model import wire
+from comity.model.capability import Strategy
 from comity.model.ids import TaskId
 from comity.model.task import TaskFailure, TaskState
 
@@ -255,6 +256,33 @@ async def test_finished_tasks_go_to_the_archive_and_are_still_found(
     await client.say(wire.SubmitTask(spec, again=True))
     assert (await client.hear(wire.Ended)).state is TaskState.CANCELED
     assert (await client.ask("stats"))["totals"]["submitted"] == 1
+
+
+async def test_a_rating_counts_once_also_after_the_task_is_archived(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+
+    def accuracy() -> float:
+        why = controller.scheduling.explain("echo", strategy=Strategy.BEST_FIT)
+        return float(why["candidates"][0]["figures"]["accuracy"])
+
+    for archived in (False, True):
+        task = await client.submit()
+        run = await node.hear(wire.Run)
+        await node.say(wire.Done(task, run.epoch, b"1", 1))
+        await client.hear(wire.Ended)
+        if archived:
+            monkeypatch.setattr("comity.controller.keeping.CHUNK_AGE_MS", 0)
+            await until(lambda task=task: task not in controller.state.tasks)  # type: ignore[misc]
+        before = accuracy()
+        await client.say(wire.RateTask(task, 1.0))
+        await until(lambda before=before: accuracy() > before)  # type: ignore[misc]
+        if not archived:
+            once = accuracy()
+            await client.say(wire.RateTask(task, 1.0))
+            await client.ask("barrier")
+            assert accuracy() == once
 
 
 async def test_a_snapshot_and_a_trimmed_log_hold_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:

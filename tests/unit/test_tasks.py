@@ -295,3 +295,9 @@ def test_invariants_hold_whatever_the_log_says(entries: list[list[Command]]) -> 
         ended = {t: r for t, r in ended.items() if t in one.state.tasks}
     assert msgspec.msgpack.encode(list(one.state.tasks.values())) == msgspec.msgpack.encode(list(other.state.tasks.values()))
     assert one.state.counts == other.state.counts
+
+
+def test_time_never_runs_backwards(story: Story) -> None:
+    story.do(Submit(spec()), at=5_000)
+    story.do(Submit(spec(T2)), at=4_000)
+    assert story.state.tasks[T2].created_at == story.state.time_ms == 5_000

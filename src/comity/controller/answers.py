@@ -4,8 +4,7 @@ that this controller leads and has seen everything before. Statistics and lists 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,20 +18,54 @@ from comity.controller.payloads import Payloads
 from comity.core.archive import may_hold
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
-from comity.errors import BadInput, ComityError, NotFound, TooLarge, UnknownTask
-from comity.model.codec import from_json, to_json
+from comity.errors import BadInput, ComityError, Definite, NotFound, TooLarge, UnknownTask
+from comity.model.codec import UNREADABLE, from_json, to_json
 from comity.model.ids import ProcessId, TaskId, check_task_id
-from comity.model.task import Attempt, Logged, Payload, Stored, Task, TaskFailure, TaskState
-from comity.model.wire import BATCH_LIMIT, Answer, Ask, Ended
+from comity.model.task import Attempt, Ending, Logged, Payload, Stored, Task, TaskFailure, TaskState
+from comity.model.wire import BATCH_LIMIT, Answer, Ask, Ended, RateTask
 from comity.store.base import Store
 
 LIST_MAX = 1000
+SLICE = 2000
+"""Tasks looked through without giving way; about a millisecond."""
 ANSWER_MAX = BATCH_LIMIT - 1024
 _SHOWN_BYTES = 64 * 1024
 _LISTED_BYTES = 512
 _log = structlog.get_logger("comity.controller")
 
-Slow = Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]
+
+
+class Args(msgspec.Struct, frozen=True):
+    """What a question may say; each looks at what concerns it."""
+
+    id: str = ""
+    state: TaskState | None = None
+    capability: str | None = None
+    limit: int = 50
+    before: str | None = None
+    strategy: str = ""
+    timeout_s: float | None = None
+
+
+Slow = Callable[[Args], Coroutine[Any, Any, Any]]
+_args = msgspec.json.Decoder(Args)
+
+
+def _arguments(data: bytes) -> Args:
+    try:
+        return _args.decode(data)
+    except UNREADABLE as error:
+        raise BadInput(f"a question's arguments are a JSON object: {error}") from error
+
+
+def _newest(limit: int, tasks: list[Task]) -> list[Task]:
+    """The newest of ``tasks``, each once: some may have gone to the archive meanwhile."""
+    by_id = {task.spec.id: task for task in tasks}
+    return [by_id[task_id] for task_id in sorted(by_id, reverse=True)[:limit]]
+
+
+def _slices(tasks: list[Task], size: int) -> Iterator[list[Task]]:
+    return (tasks[at : at + size] for at in range(0, len(tasks), size))
 
 
 def _iso(ms: int) -> str | None:
@@ -116,7 +149,7 @@ class Answers:
         outbox: Outbox,
         *,
         barrier: Callable[[Callable[[], None]], None],
-        plain: dict[str, Callable[[dict[str, Any]], Any]],
+        plain: dict[str, Callable[[Args], Any]],
         slow: dict[str, Slow],
         choice: Callable[[TaskId], dict[str, Any] | None],
     ) -> None:
@@ -146,9 +179,7 @@ class Answers:
     def ask(self, item: Ask, sender: ProcessId) -> None:
         """Answer ``item``, now or later; an unknown question too is answered."""
         try:
-            args = from_json(item.args)
-            if not isinstance(args, dict):
-                raise BadInput("a question's arguments are a JSON object")
+            args = _arguments(item.args)
             if item.what in self._plain:
                 self._answer(item.ref, sender, self._plain[item.what](args))
             elif item.what in self._slow:
@@ -166,7 +197,7 @@ class Answers:
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    async def _reply(self, ref: int, sender: ProcessId, answer: Slow, args: dict[str, Any]) -> None:
+    async def _reply(self, ref: int, sender: ProcessId, answer: Slow, args: Args) -> None:
         try:
             self._answer(ref, sender, await answer(args))
         except ComityError as error:
@@ -182,7 +213,7 @@ class Answers:
         body = to_json({"message": error.message, "details": error.details})
         self._outbox.post(to(sender), Answer(ref, error.code, body))
 
-    async def _nothing(self, _args: dict[str, Any]) -> dict[str, Any]:
+    async def _nothing(self, _args: Args) -> dict[str, Any]:
         return {}
 
     # Tasks
@@ -199,17 +230,25 @@ class Answers:
                     return found
         raise UnknownTask(f"no task {task_id} is known, or it finished too long ago", task=task_id)
 
-    async def _task(self, args: dict[str, Any]) -> dict[str, Any]:
-        task = await self.find(check_task_id(str(args.get("id", ""))))
+    async def _task(self, args: Args) -> dict[str, Any]:
+        task = await self.find(check_task_id(args.id))
         spec = msgspec.structs.replace(task.spec, input=await self._near(task.spec.input))
         result = await self._near(task.result) if task.result is not None else None
         return view(msgspec.structs.replace(task, spec=spec, result=result), self._why_waiting(task))
 
     async def _near(self, payload: Payload) -> Payload:
-        """A payload that can be shown, with its bytes in place."""
-        if isinstance(payload, Stored):
-            return await self._store.read(payload.key) if payload.size <= _SHOWN_BYTES else payload
-        return await self._payloads.load(payload)
+        """A payload with its bytes in place, if they can be shown. What is stored is others': it may be large, or gone."""
+        if not isinstance(payload, Stored):
+            return await self._payloads.load(payload)
+        data = b""
+        try:
+            async for chunk in self._store.get(payload.key):
+                data += chunk
+                if len(data) > _SHOWN_BYTES:
+                    return payload
+        except Definite:
+            return payload
+        return data
 
     def _why_waiting(self, task: Task) -> str:
         if task.state not in (TaskState.SUBMITTED, TaskState.WAITING):
@@ -226,30 +265,33 @@ class Answers:
             why = "no agent that meets its requirements is free"
         return "; ".join([why, *refusals[-3:]])
 
-    async def _tasks(self, args: dict[str, Any]) -> dict[str, Any]:
-        limit = max(1, min(int(args.get("limit", 50)), LIST_MAX))
-        before = str(args.get("before") or "~")
-        wanted_state, capability = args.get("state"), args.get("capability")
-        if wanted_state is not None and wanted_state not in set(TaskState):
-            raise BadInput(f"no state is called {wanted_state!r}; one of: {', '.join(TaskState)}")
+    async def _tasks(self, args: Args) -> dict[str, Any]:
+        limit, before = max(1, min(args.limit, LIST_MAX)), args.before or "~"
 
         def matches(task: Task) -> bool:
             return (
                 task.spec.id < before
-                and (wanted_state is None or task.state == wanted_state)
-                and (capability is None or task.spec.capability == capability)
+                and (args.state is None or task.state is args.state)
+                and (args.capability is None or task.spec.capability == args.capability)
             )
 
-        found = heapq.nlargest(limit, (t for t in self._state.tasks.values() if matches(t)), key=lambda t: t.spec.id)
+        found: list[Task] = []
+        for part in _slices(list(self._state.tasks.values()), SLICE):
+            found = _newest(limit, [*found, *filter(matches, part)])
+            await asyncio.sleep(0)
         for chunk in sorted(self._state.archive, key=lambda c: c.last, reverse=True):
             if len(found) >= limit and chunk.last < found[-1].spec.id:
                 break
-            older = filter(matches, (await self._archive.chunk(chunk.key)).values())
-            found = heapq.nlargest(limit, [*found, *older], key=lambda t: t.spec.id)
-        return {"tasks": [view(task, self._why_waiting(task), _LISTED_BYTES) for task in found]}
+            if chunk.first < before:
+                found = _newest(limit, [*found, *filter(matches, (await self._archive.chunk(chunk.key)).values())])
+        views: list[dict[str, Any]] = []
+        for part in _slices(found, SLICE // 20):
+            views += [view(task, self._why_waiting(task), _LISTED_BYTES) for task in part]
+            await asyncio.sleep(0)
+        return {"tasks": views}
 
-    async def _why(self, args: dict[str, Any]) -> dict[str, Any]:
-        task = await self.find(check_task_id(str(args.get("id", ""))))
+    async def _why(self, args: Args) -> dict[str, Any]:
+        task = await self.find(check_task_id(args.id))
         spec = task.spec
         now = self._reconcile.scheduling.explain(spec.capability, spec.requirements, spec.strategy, ())
         return {
@@ -260,7 +302,21 @@ class Answers:
             "now": now,
         }
 
-    # Following a task that is no longer in memory
+    # Tasks that are no longer in memory
+
+    def rate_missing(self, item: RateTask) -> None:
+        """Count a rating of an archived task, which itself changes no more."""
+        self._start(self._rate(item))
+
+    async def _rate(self, item: RateTask) -> None:
+        try:
+            task = await self.find(item.task)
+        except ComityError as error:
+            _log.warning("a rating is lost", task=item.task[:80], code=error.code, error=error.message)
+            return
+        last = task.past[-1] if task.past else None
+        if last is not None and last.ending is Ending.COMPLETED and task.score < 0:
+            self._reconcile.scheduling.rated(last.agent, task.spec.capability, item.score)
 
     def follow_missing(self, task_id: TaskId, sender: ProcessId) -> None:
         """Tell ``sender`` how an archived task ended, or that there is none."""

@@ -112,6 +112,7 @@ class Leader:
         self.route: Callable[[Route, ProcessId], None]
         self.call_ended: Callable[[CallEnded, ProcessId], None]
         self.kept: Callable[[list[Change]], None]
+        self.rate_missing: Callable[[RateTask], None]
         self.once_effective: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Command] = deque()
@@ -315,6 +316,8 @@ class Leader:
             raise BadInput("a rating is 0 to 1")
         if item.task in self.state.tasks:
             self._pending.append(Rate(item.task, item.score))
+        else:
+            self.rate_missing(item)
 
     # Into the log
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from comity.bus.base import EVERYONE, Address
-from comity.controller.admission import Admission
-from comity.controller.answers import Answers
+from comity.controller.admission import Admission, check_capability
+from comity.controller.answers import Answers, Args
+from comity.controller.choices import Choices
 from comity.controller.events import Events
 from comity.controller.keeping import Keeping
 from comity.controller.leader import Leader
@@ -21,14 +21,14 @@ from comity.controller.routing import Routing
 from comity.controller.telling import Telling
 from comity.core.ledger import Ledger
 from comity.core.membership import Leadership, Membership, Timing
-from comity.core.reconcile import Demand, Policy, Reconcile
+from comity.core.reconcile import Policy, Reconcile
 from comity.core.tasks import Change
-from comity.errors import ComityError
+from comity.errors import ComityError, TooLarge
 from comity.model.capability import AgentRecord, strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
-from comity.model.ids import AgentId, NodeId, ProcessId, TaskId
-from comity.model.task import Configure, TaskSpec, TaskState
+from comity.model.ids import NodeId, ProcessId
+from comity.model.task import Configure, TaskState
 from comity.model.wire import Message
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 STALL_S = 0.5
 """An append under way for longer means that we cannot write now: lease time does not count."""
-CHOICES_KEPT = 100_000
-EXPLAINED_PER_S = 200
-"""Assignments a second whose candidates and scores are kept whole; beyond, only how many there were."""
+STRATEGIES_MAX = 10_000
 RUNNING = (TaskState.ASSIGNED, TaskState.WORKING)
 
 
@@ -54,14 +52,13 @@ class Term:
         self.rates = Rates()
         self._controller = c
         self._time = asyncio.get_running_loop().time
-        self._choices: OrderedDict[TaskId, dict[str, Any]] = OrderedDict()
-        self._explained = 0
+        self.choices = Choices(c.scheduling)
         self._beside: set[asyncio.Task[None]] = set()
         self._in_doubt = False
         self._durability = ("unverified", "not asked yet")
         policy = Policy(cancel_grace_ms=int(settings.cancel_grace_s * 1000))
         self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random)
-        self.reconcile.on_choice = self._note_choice
+        self.reconcile.on_choice = self.choices.note
         window_ms = int(settings.dedup_window_s * 1000)
         self.admission = Admission(c.state, c.scheduling, max_waiting=settings.max_waiting, window_ms=window_ms)
         self.events = Events(c.outbox, self._time, c.changes)
@@ -85,7 +82,7 @@ class Term:
         )  # fmt: skip
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
-            barrier=self.leader.barrier, choice=self._choices.get,
+            barrier=self.leader.barrier, choice=self.choices.of,
             plain={
                 "hello": self._hello,
                 "stats": lambda _args: self.stats(),
@@ -106,6 +103,7 @@ class Term:
         leader.route = self.routing.route
         leader.call_ended = self.routing.call_ended
         leader.kept = self._kept
+        leader.rate_missing = self.answers.rate_missing
         census = self._controller.census
         census.put = self._put_agent
         census.remove = self.reconcile.remove_agent
@@ -168,7 +166,7 @@ class Term:
         self.liveness.stalled(since is not None and self._time() - since > STALL_S)
         self.rates.sample(self._time(), self._controller.state.totals)
         self.keeping.look(self.pipeline.commands, self.pipeline.bytes)
-        self._explained = 0
+        self.choices.pulse()
 
     def departed(self, process: ProcessId) -> None:
         self.liveness.departed(process)
@@ -227,27 +225,9 @@ class Term:
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
-    # Why an agent was chosen
-
-    def _note_choice(self, task: TaskId, token: int, agent: AgentId, why: Demand | TaskSpec) -> None:
-        scheduling = self._controller.scheduling
-        choice: dict[str, Any] = {"epoch": token, "agent": agent, "load": scheduling.load(agent)}
-        if self._explained < EXPLAINED_PER_S * 0.25:
-            self._explained += 1
-            needs = why.needs if isinstance(why, Demand) else why.requirements
-            avoid = why.avoid if isinstance(why, Demand) else ()
-            choice |= scheduling.explain(why.capability, needs, why.strategy, avoid)
-            choice |= {"choice": agent}
-        else:
-            choice["candidates_live"] = scheduling.live(why.capability)
-        self._choices[task] = choice
-        self._choices.move_to_end(task)
-        if len(self._choices) > CHOICES_KEPT:
-            self._choices.popitem(last=False)
-
     # Questions about the network
 
-    def _hello(self, _args: dict[str, Any]) -> dict[str, Any]:
+    def _hello(self, _args: Args) -> dict[str, Any]:
         c = self._controller
         return {
             "network": c.settings.network,
@@ -270,17 +250,20 @@ class Term:
         except ComityError as error:
             self._durability = ("unverified", error.message)
 
-    async def _set_strategy(self, args: dict[str, Any]) -> dict[str, Any]:
-        capability, chosen = str(args.get("capability", "")), strategy(str(args.get("strategy", "")))
+    async def _set_strategy(self, args: Args) -> dict[str, Any]:
+        capability, chosen = args.capability or "", strategy(args.strategy)
+        check_capability(capability)
+        if len(self._controller.state.strategies) >= STRATEGIES_MAX and capability not in self._controller.state.strategies:
+            raise TooLarge(f"{STRATEGIES_MAX} capabilities have a strategy of their own already", limit=STRATEGIES_MAX)
         self.leader.propose(Configure(capability, chosen))
         effective = asyncio.Event()
         self.leader.barrier(effective.set)
         await effective.wait()
         return {"capability": capability, "strategy": chosen}
 
-    async def _shutdown(self, args: dict[str, Any]) -> dict[str, Any]:
+    async def _shutdown(self, args: Args) -> dict[str, Any]:
         """Announce it to everyone, refuse submits, wait until nothing runs (or the time is over), then say so."""
-        limit_s = float(args.get("timeout_s", self._controller.settings.drain_timeout_s))
+        limit_s = self._controller.settings.drain_timeout_s if args.timeout_s is None else args.timeout_s
         self.admission.shutting_down = True
         self.leader.notice("network.shutdown")
         self._tell_everyone("system.shutdown", {"timeout_s": limit_s})

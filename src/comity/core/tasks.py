@@ -167,7 +167,7 @@ class Tasks:
 
     def apply(self, entry: Entry, index: int) -> list[Change]:
         """Take in the effective entry at ``index``; what changed, in order."""
-        self.time_ms = entry.time_ms
+        self.time_ms = max(self.time_ms, entry.time_ms)
         self.term = entry.term
         appliers = self._appliers
         for ordinal, command in enumerate(entry.commands):
@@ -433,11 +433,14 @@ class Tasks:
             task.spec = msgspec.structs.replace(task.spec, input=command.payload)
 
     def _rate(self, command: Rate, index: int, _ordinal: int) -> None:
+        """A rating can be changed, but counts once."""
         task = self.tasks.get(command.task)
-        if task is not None:
-            self._touch(task)
-            task.score = command.score
-            self.changes.append(Change("task.rated", task, task.past[-1] if task.past else None))
+        if task is None or task.state is not TaskState.COMPLETED:
+            return
+        self._touch(task)
+        if task.score < 0:
+            self.changes.append(Change("task.rated", task, task.past[-1]))
+        task.score = command.score
 
     def _configure(self, command: Configure, index: int, _ordinal: int) -> None:
         self.strategies[command.capability] = command.strategy
