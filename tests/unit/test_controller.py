@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from peers import LIMIT_S, World, until
 
-from comity.bus.base import LEADER
+from comity.bus.base import LEADER, Delivery
 from comity.model import wire
 from comity.model.capability import Strategy
-from comity.model.ids import TaskId
+from comity.model.ids import ProcessId, TaskId
 from comity.model.task import TaskFailure, TaskState
 
 
@@ -209,6 +209,29 @@ async def test_a_deposed_leader_says_nothing_that_does_not_count(world: World) -
     assert second.led.is_set()
     await until(lambda: first.leading is None)
     assert second.state.totals.submitted == 21
+
+
+@pytest.mark.parametrize("away", ["n1", "k1"])
+async def test_what_did_not_reach_a_node_is_sent_again_when_it_beacons(world: World, away: str) -> None:
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    runs, later = await client.submit(), client.spec()
+    run = await node.hear(wire.Run)
+    await node.say(wire.Began(runs, run.epoch))
+    await until(lambda: controller.state.tasks[runs].state is TaskState.WORKING)
+    node.silence()
+    controller._receive(Delivery(client.name, wire.encode([wire.SubmitTask(later), wire.CancelTask(1, runs)])))
+    world.network.disconnect(ProcessId(away))
+    await until(lambda: later.id in controller.state.tasks and controller.state.tasks[later.id].attempt is not None)
+    await until(lambda: controller.outbox._pumps == {})
+    assert not [item for item in node.items if isinstance(item, wire.Run | wire.Stop)]
+    world.network.reconnect(ProcessId(away))
+    for _ in range(2):
+        await node.say(node.beacon(100, 1))
+        await node.hear(wire.BeaconAck, lambda ack: ack.seq == 100)
+    assert [item.task for item in node.items if isinstance(item, wire.Run)] == [later.id]
+    assert [item.task for item in node.items if isinstance(item, wire.Stop)] == [runs]
 
 
 async def test_large_payloads_live_in_the_log_and_arrive_whole(world: World) -> None:

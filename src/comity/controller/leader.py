@@ -155,7 +155,7 @@ class Leader:
             FollowEvents: self.events.follow,
             Route: self.route,
             CallEnded: self.call_ended,
-            Beacon: self.liveness.beacon,
+            Beacon: self._beacon,
             Began: self._report,
             Done: self._report,
             Failed: self._report,
@@ -254,6 +254,10 @@ class Leader:
             self._pending.append(Cancel(item.task, item.reason[:REASON_MAX]))
         body = msgspec.json.encode({"id": item.task})
         self.barrier(lambda: self.ask(Ask(item.ref, "task", body), sender))
+
+    def _beacon(self, item: Beacon, sender: ProcessId) -> None:
+        if self.liveness.beacon(item, sender):
+            self.telling.repeat(sender)
 
     def _report(self, item: Report, sender: ProcessId) -> None:
         task = self.state.current(item.task, item.epoch)

@@ -41,6 +41,7 @@ class Liveness:
         """When each node with a lease was last heard, and what it said."""
         self.states: dict[NodeId, tuple[str, str]] = {}
         self._calls: dict[NodeId, dict[AgentId, int]] = {}
+        self._missed: dict[NodeId, None] = {}
         self._outbox = outbox
         self._reconcile = reconcile
         self._term = term
@@ -59,7 +60,8 @@ class Liveness:
         self.step(m.Applied(NodeUp(node, incarnation)))
         self._set_node(node)
 
-    def beacon(self, item: Beacon, node: ProcessId) -> None:
+    def beacon(self, item: Beacon, node: ProcessId) -> bool:
+        """Whether what was sent to the node before may not have reached it: it was away, or we were."""
         state = self._reconcile.state
         self.step(m.BeaconSeen(node, item.incarnation, item.draining, item.running > 0))
         lease = state.nodes.get(node)
@@ -70,6 +72,7 @@ class Liveness:
             self.beacons[node] = self._time(), item
             self._set_node(node)
             self._take_calls(node, item.calls)
+        return known and self._missed.pop(node, self) is None
 
     def _take_calls(self, node: NodeId, calls: dict[AgentId, int]) -> None:
         """Live calls at the node's own agents, without those that were routed from here: they count already."""
@@ -97,15 +100,22 @@ class Liveness:
         self.step(m.Leaving(node, item.incarnation))
 
     def departed(self, process: ProcessId) -> None:
+        self._miss(process)
         self.step(m.Departed(process))
 
     def unreachable(self, node: NodeId) -> None:
+        self._miss(node)
         self.step(m.NoResponder(node))
+
+    def _miss(self, process: ProcessId) -> None:
+        if process in self._reconcile.state.nodes:
+            self._missed[process] = None
 
     def answered(self, node: ProcessId) -> None:
         self.step(m.ProbeAnswered(node))
 
     def bus_state(self, link: Link) -> None:
+        self._missed.update(dict.fromkeys(self._reconcile.state.nodes))
         self.step(m.BusState(link is Link.UP))
 
     def stalled(self, stalled: bool) -> None:
@@ -124,7 +134,7 @@ class Liveness:
             self._reconcile.wake()
         elif lease is None:
             self._take_calls(command.node, {})
-            for known in (self.beacons, self.states, self._calls):
+            for known in (self.beacons, self.states, self._calls, self._missed):
                 known.pop(command.node, None)
             if isinstance(command, Evict):
                 self._outbox.post(to(command.node), Evicted(command.incarnation, command.reason))

@@ -60,6 +60,15 @@ class Telling:
             if task.attempt is not None and task.state is TaskState.ASSIGNED:
                 self._send_run(task, task.attempt)
 
+    def repeat(self, node: ProcessId) -> None:
+        """What was sent to the node may not have reached it: tell it again what to run, and what to stop."""
+        for task_id in self.state.nodes[node].attempts:
+            task = self.state.tasks[task_id]
+            if task.attempt is not None and task.cancel_at:
+                self._send_stop(task.attempt, task_id, "canceled", self.grace_ms)
+            elif task.attempt is not None and task.state is TaskState.ASSIGNED:
+                self._send_run(task, task.attempt)
+
     def end(self) -> None:
         for fetch in self._fetches:
             fetch.cancel()
