@@ -209,7 +209,8 @@ class SimStore:
         chunks = []
         async for chunk in data:
             chunks.append(chunk)
-            await asyncio.sleep(self._links.delay(self._process.name, "store"))
+            slow_s = self._links.odds.get("store", Odds()).slow_s / 20
+            await asyncio.sleep(self._links.delay(self._process.name, "store") + slow_s)
         return b"".join(chunks)
 
     async def get(self, key: str) -> AsyncIterator[bytes]:

@@ -74,6 +74,7 @@ class Faults:
         kinds: dict[str, Callable[[float], Undo]] = {
             "pause": self._pause,
             "crash": self._crash,
+            "power cut": self._power_cut,
             "partition": self._partition,
             "one-way cut": self._one_way,
             "deaf": self._deaf,
@@ -123,6 +124,8 @@ class Faults:
 
     def heal(self) -> None:
         """Undo everything, and bring all back to life."""
+        if "power cut" in self.weights and self.random.random() < 0.5:
+            self.strike("power cut", 0.0)
         self.links.trace("world", "heal")
         for number in list(self._undo):
             self._end(number)
@@ -153,6 +156,20 @@ class Faults:
         self._tell("crash", f"{host.name}{'' if noticed else ' with its machine'}, back after {lasts_s:.3f} s")
         host.kill(noticed=noticed)
         return lambda: host.revive() if host.process.life is Life.DEAD else None
+
+    def _power_cut(self, lasts_s: float) -> Undo:
+        """All controllers die, or everybody: what lives on is in the log and the store."""
+        victims = self.hosts if self.random.random() < 0.3 else self.favourites
+        self._tell("power cut", f"{[host.name for host in victims]}, back after {lasts_s:.3f} s")
+        for host in victims:
+            host.kill(noticed=False)
+
+        def restore() -> None:
+            for host in victims:
+                if host.process.life is Life.DEAD:
+                    host.revive()
+
+        return restore
 
     def _lag(self, lasts_s: float) -> Undo:
         """Its event loop keeps being late."""

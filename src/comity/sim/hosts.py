@@ -165,7 +165,7 @@ def node(agents: Callable[[], Iterable[Agent]], truth: Truth) -> Program:
         made = Node(
             doors.bus, doors.registry, doors.store, host.settings,
             agents=agents(), wall=host.clock.wall, rng=host.random(),
-            measure=lambda: Load(0.1, 100.0, 1.0, 1000.0), performer=lambda _: Stage(truth),
+            measure=lambda: Load(0.1, 100.0, 1.0, 1000.0), performer=lambda _: Stage(truth, host.loop),
         )  # fmt: skip
         await made.start()
         host.running = made

@@ -7,11 +7,13 @@ from typing import Any
 
 from comity.agent import Offered
 from comity.errors import Refuse
+from comity.handles import Attempt
 from comity.model.task import TaskFailure
 from comity.node.failing import Failure
 from comity.node.performing import Performer
 from comity.node.pools import Pools, compute
-from comity.sim.checkers import Truth
+from comity.sim.checkers import Truth, Violation
+from comity.sim.loop import VirtualLoop
 
 
 class _OneThread(Pools):
@@ -40,16 +42,24 @@ class _OneThread(Pools):
 class Stage(Performer):
     """Tells ``truth`` what each attempt really did."""
 
-    def __init__(self, truth: Truth) -> None:
+    def __init__(self, truth: Truth, loop: VirtualLoop) -> None:
         super().__init__(_OneThread())
         self._truth = truth
+        self._loop = loop
+
+    def _begin(self, attempt: Attempt) -> None:
+        """A node takes whatever its agents raise for their failure: it must not take this."""
+        try:
+            self._truth.begin(attempt.id, attempt.epoch, attempt.agent)
+        except Violation as violation:
+            self._loop.abort(violation)
 
     async def perform(
         self, offered: Offered, data: bytes, handle: Callable[[], Any], started: Callable[[], None]
     ) -> bytes:
         attempt = handle()
         if attempt.epoch:
-            self._truth.begin(attempt.id, attempt.epoch, attempt.agent)
+            self._begin(attempt)
         output = await super().perform(offered, data, handle, started)
         if attempt.epoch:
             self._truth.end(attempt.id, attempt.epoch, output)

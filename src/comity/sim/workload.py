@@ -30,7 +30,7 @@ from comity.sim.loop import Process
 T = TypeVar("T")
 
 CALL_S = 5.0
-LOOKED_AT_AGAIN = 10
+LOOKED_AT_AGAIN = 20
 SLACK_S = 1.0
 """How much later than its time-out a call may end."""
 
@@ -183,7 +183,7 @@ class Workload:
         """A task at random: capability, input, options."""
         random = self.random
         kind = random.choices(
-            ["echo", "nap", "large", "flaky", "broken", "picky", "stuck", "family"], [6, 6, 1, 3, 1, 3, 1, 2]
+            ["echo", "nap", "large", "flaky", "broken", "picky", "stuck", "family"], [6, 6, 2, 3, 1, 3, 1, 2]
         )[0]
         options: dict[str, Any] = {}
         if random.random() < 0.2:

@@ -34,6 +34,7 @@ from comity.client.client import Client
 from comity.config import Settings
 from comity.controller import keeping, snapshot
 from comity.controller.controller import Controller
+from comity.core.ledger import Effective
 from comity.model.codec import digest
 from comity.model.ids import NetworkId, ProcessId
 from comity.node.node import Node
@@ -48,6 +49,7 @@ from comity.sim.linear import check
 from comity.sim.links import Event, Links, Trace
 from comity.sim.loop import Life, SimulationError, VirtualLoop, current_process
 from comity.sim.workload import Caller, Workload
+from comity.store.memory import MemoryStore
 
 SETTLE_S = 120.0
 """How soon after healing everything must have ended."""
@@ -123,7 +125,7 @@ class World:
                 "CHUNK_AGE_MS": self.random.choice([500, 500, keeping.CHUNK_AGE_MS]),
                 "CHUNK_TASKS": self.random.choice([5, keeping.CHUNK_TASKS]),
             },
-            snapshot: {"SLICE": self.random.choice([3, snapshot.SLICE])},
+            snapshot: {"SLICE": self.random.choice([1, 3, snapshot.SLICE])},
         }
 
     def _host(self, name: str, program: programs.Program) -> Host:
@@ -173,6 +175,7 @@ class World:
         await self._by(SETTLE_S, self._settled(), "everything to end")
         await self._by(STOP_S, self._stop(), "everything to stop")
         self._judge()
+        await self._judge_snapshots()
 
     async def _by(self, limit_s: float, wait: Awaitable[None], what: str) -> None:
         try:
@@ -228,6 +231,18 @@ class World:
             found = check(operations, TaskModel(self.settings.keep_finished), key) if key else None
             if found is not None:
                 raise Violation(str(found))
+
+    async def _judge_snapshots(self) -> None:
+        """Whoever starts from a stored snapshot and reads on comes to the same state as who read the whole log."""
+        store = MemoryStore(self.servers.store)
+        for stored in await store.list(keeping.SNAPSHOTS):
+            chunks = store.get(stored.key)
+            state, ledger = await snapshot.load(chunks, self.auditor.network, key_window_ms=self.auditor.state.key_window_ms)
+            for index, data in self.auditor.items[ledger.index :]:
+                verdict = ledger.offer(index, data)
+                if isinstance(verdict, Effective):
+                    state.apply(verdict.entry, index)
+            self.auditor.compare(stored.key, state)
 
     # What the programs do and report
 
