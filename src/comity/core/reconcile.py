@@ -64,7 +64,7 @@ class Demand(msgspec.Struct):
     heap: list[tuple[int, TaskId]] = []
 
 
-_Key = tuple[str, bytes, Strategy | None, tuple[AgentId, ...]]
+_Key = tuple[bytes, Strategy | None, tuple[AgentId, ...]]
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -210,10 +210,12 @@ class Reconcile:
 
     def _demand(self, task: Task) -> Demand:
         spec = task.spec
-        avoid = self._avoid(task)
+        avoid = self._avoid(task) if task.past else ()
         needs = spec.requirements
-        key = (spec.capability, _encode(needs) if needs is not None else b"", spec.strategy, avoid)
-        demands = self._demands.setdefault(spec.capability, {})
+        key = (_encode(needs) if needs is not None else b"", spec.strategy, avoid)
+        demands = self._demands.get(spec.capability)
+        if demands is None:
+            demands = self._demands[spec.capability] = {}
         demand = demands.get(key)
         if demand is None:
             demand = demands[key] = Demand(spec.capability, needs, spec.strategy, avoid)
@@ -259,7 +261,7 @@ class Reconcile:
         for key in [key for key, demand in demands.items() if not demand.heap]:
             del demands[key]
         while open_:
-            key = min(open_, key=lambda k: open_[k].heap[0])
+            key = min(open_, key=lambda k: open_[k].heap[0]) if len(open_) > 1 else next(iter(open_))
             demand = open_[key]
             agent = self.scheduling.choose(capability, demand.needs, demand.strategy, demand.avoid)
             if agent is None:

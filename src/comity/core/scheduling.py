@@ -65,6 +65,7 @@ class Scheduling:
         self._selective: OrderedDict[_PoolKey, Pool] = OrderedDict()
         self._selective_members = 0
         self._offers = 0
+        self._stale: dict[Candidate, None] = {}  # changed since they were last put in their places
 
     # Agents and nodes
 
@@ -156,9 +157,15 @@ class Scheduling:
 
     def _loaded(self, candidate: Candidate) -> None:
         candidate.load = candidate.held + candidate.calls
-        candidate.ready = candidate.live and candidate.load < candidate.limit
-        for pool in candidate.pools:
-            pool.refresh(candidate)
+        self._stale[candidate] = None
+
+    def _settle(self) -> None:
+        """Put those that changed in their places: once each, however often they changed, before anybody looks."""
+        for candidate in self._stale:
+            candidate.ready = candidate.live and candidate.load < candidate.limit
+            for pool in candidate.pools:
+                pool.refresh(candidate)
+        self._stale.clear()
 
     def measured(
         self, agent: AgentId, capability: str, latency_ms: float, ok: bool, accuracy: float | None = None
@@ -195,6 +202,8 @@ class Scheduling:
         offering = self._offerings.get(capability)
         if offering is None:
             return None
+        if self._stale:
+            self._settle()
         how = strategy or self._chosen_strategies.get(capability) or offering.strategy or self._default
         pool = offering.base.get(how)
         if pool is None:
@@ -293,6 +302,7 @@ class Scheduling:
     ) -> dict[str, Any]:
         """What ``choose`` would see and answer, as JSON: strategy, candidates (at most 50, eligible ones first, each with agent,
         load, limit, score, eligible, why_not), choice, reason, offered, live. Draws nothing at random. BadInput as ``choose``."""
+        self._settle()
         how = strategy_named(strategy) if strategy is not None else self.strategy_of(capability)
         hidden = self._hidden(avoid + needs.avoid if needs is not None else avoid)
         offering = self._offerings.get(capability) or Offering(capability)
@@ -451,6 +461,7 @@ class Scheduling:
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
+        self._settle()
         for candidate in self._candidates.values():
             record = candidate.record
             assert candidate.held >= 0 and candidate.calls >= 0 and candidate.load == candidate.held + candidate.calls

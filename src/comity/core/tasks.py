@@ -157,7 +157,9 @@ class Tasks:
     def current(self, task: TaskId, token: int) -> Task | None:
         """The task if ``token`` is the epoch of its running attempt: what every report must pass."""
         found = self.tasks.get(task)
-        return found if found is not None and found.attempt is not None and found.epoch == token else None
+        if found is None or found.epoch != token or found.attempt is None:
+            return None
+        return found
 
     def next_epoch(self) -> int:
         """The lowest epoch that nobody was given."""
@@ -190,19 +192,19 @@ class Tasks:
 
     def _submit(self, command: Submit, index: int, ordinal: int) -> None:
         spec = command.spec
-        if spec.id in self.tasks or (spec.key and spec.key in self.keys):
+        task_id = spec.id
+        if task_id in self.tasks or (spec.key and spec.key in self.keys):
             return
         if type(spec.input) is bytes and len(spec.input) > INLINE_LIMIT:
             spec = msgspec.structs.replace(spec, input=Logged(index, ordinal, len(spec.input)))
-        task = Task(spec, TaskState.SUBMITTED, self.time_ms)
-        self.tasks[spec.id] = task
+        task = self.tasks[task_id] = Task(spec, TaskState.SUBMITTED, self.time_ms)
         self.counts[TaskState.SUBMITTED] += 1
         self.totals.submitted += 1
         if spec.key:
             self._forget_old_keys()
-            self.keys[spec.key] = spec.id
+            self.keys[spec.key] = task_id
         if spec.parent is not None:
-            self.children.setdefault(spec.parent, {})[spec.id] = None
+            self.children.setdefault(spec.parent, {})[task_id] = None
         self.changes.append(Change("task.submitted", task))
 
     def _forget_old_keys(self) -> None:
@@ -212,17 +214,19 @@ class Tasks:
     def _assign(self, command: Assign, index: int, _ordinal: int) -> None:
         task = self.tasks.get(command.task)
         lease = self.nodes.get(command.node)
-        self.last_epoch = max(self.last_epoch, command.epoch)
+        if command.epoch > self.last_epoch:
+            self.last_epoch = command.epoch
         fits = task is not None and task.state in _OPEN and task.epoch < command.epoch
         if task is None or not fits or lease is None or lease.incarnation != command.incarnation:
             self.changes.append(Change("assignment.void", task, node=command.node, task_id=command.task))
             return
         self._touch(task)
         task.epoch = command.epoch
-        task.attempt = Attempt(command.epoch, command.agent, command.node, command.incarnation, self.time_ms)
+        attempt = Attempt(command.epoch, command.agent, command.node, command.incarnation, self.time_ms)
+        task.attempt = attempt
         self._move(task, TaskState.ASSIGNED)
-        lease.attempts[command.task] = None
-        self.changes.append(Change("task.assigned", task, task.attempt))
+        lease.attempts[task.spec.id] = None
+        self.changes.append(Change("task.assigned", task, attempt))
 
     def _report(self, task_id: TaskId, token: int, what: str) -> Task | None:
         task = self.current(task_id, token)
@@ -264,30 +268,30 @@ class Tasks:
         attempt.ended_at = self.time_ms
         attempt.ending = ending
         attempt.failure = failure
-        task.past = (*task.past[-PAST_KEPT + 1 :], attempt)
+        task.past = (*task.past[-PAST_KEPT + 1 :], attempt) if task.past else (attempt,)
         task.attempt = None
         return attempt
 
     def _finish(self, task: Task, state: TaskState, kind: str, attempt: Attempt | None = None, reason: str = "") -> None:
         self._move(task, state)
         task.finished_at = self.time_ms
-        task_id = task.spec.id
-        self.finished[task_id] = None
+        spec = task.spec
+        self.finished[spec.id] = None
         if state is TaskState.COMPLETED:
             self.totals.completed += 1
         elif state is TaskState.CANCELED:
             self.totals.canceled += 1
         else:
             self.totals.failed += 1
-        if task.spec.key:
-            self.old_keys.append((self.time_ms + self.key_window_ms, task.spec.key))
-        if task.spec.parent is not None:
-            siblings = self.children.get(task.spec.parent)
+        if spec.key:
+            self.old_keys.append((self.time_ms + self.key_window_ms, spec.key))
+        if spec.parent is not None:
+            siblings = self.children.get(spec.parent)
             if siblings is not None:
-                siblings.pop(task_id, None)
+                siblings.pop(spec.id, None)
                 if not siblings:
-                    del self.children[task.spec.parent]
-        self.changes.append(Change(kind, task, attempt, reason=reason))
+                    del self.children[spec.parent]
+        self.changes.append(Change(kind, task, attempt, None, reason))
 
     def _fail(self, command: Fail, index: int, _ordinal: int) -> None:
         task = self._report(command.task, command.epoch, "failure")
