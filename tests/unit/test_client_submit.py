@@ -51,7 +51,6 @@ async def test_a_capability_says_its_own_limits() -> None:
     async with ground() as g:
         leader, client = await g.leader(), await g.client()
         await g.offer("n1", "a", Capability(name="slow", retries=9, attempt_timeout_s=77.0))
-        await client.discover()
         await client.submit("slow")
         await client.submit("slow", retries=0)
         first, second = (await leader.first(wire.SubmitTask, 2)), leader.all(wire.SubmitTask)[0]

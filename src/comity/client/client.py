@@ -15,7 +15,7 @@ from comity.bus.base import LEADER, Bus
 from comity.bus.outbox import Outbox
 from comity.client.exchange import Exchange
 from comity.client.task import Pausing, Task
-from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, needs, terms, words
+from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, needs, terms, words
 from comity.config import Settings
 from comity.directory import Directory, Seen, check_input
 from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
@@ -128,25 +128,23 @@ class Client:
         BadInput (InvalidInput names the place), NotSerializable, Overloaded, ShuttingDown, UnknownCapability or NoAgent
         (``queue`` False), and the Indefinite ones: Unreachable, TimedOut, TooOld, Disconnected.
         """
-        return (await self._submit(self._terms(capability, key or "", options), [input]))[0]
+        return (await self._submit(capability, key or "", options, [input]))[0]
 
     async def submit_many(self, capability: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]) -> list[Task]:
         """Submit one task for each input; their handles, in order, once all are durable. Nothing is sent if an input is
         bad. Of an error later, ``details["accepted"]`` lists the ids of those accepted. See ``submit``."""
-        return await self._submit(self._terms(capability, "", options), list(inputs))
+        return await self._submit(capability, "", options, list(inputs))
 
-    def _terms(self, need: str, key: str, options: TaskOptions) -> Terms:
-        exchange = self._exchange
-        return terms(
-            need, key, options, submitter=self.process, scope=self._scope, settings=exchange.settings,
-            known=self.directory.capability(name_of(need)[0]), now=exchange.loop.time(),
-        )  # fmt: skip
-
-    async def _submit(self, agreed: Terms, inputs: list[Any]) -> list[Task]:
+    async def _submit(self, need: str, key: str, options: TaskOptions, inputs: list[Any]) -> list[Task]:
         exchange = self._exchange
         exchange.check_open()
-        until = exchange.loop.time() + exchange.settings.submit_timeout_s
+        now, name = exchange.loop.time(), name_of(need)[0]
+        until = now + exchange.settings.submit_timeout_s
         await exchange.look()
+        agreed = terms(
+            need, key, options, submitter=self.process, scope=self._scope, settings=exchange.settings,
+            known=self.directory.capability(name), now=now,
+        )  # fmt: skip
         payloads: list[bytes] = []
         for start in range(0, len(inputs), _AT_ONCE):
             payloads += self._encode(agreed.spec.capability, inputs[start : start + _AT_ONCE])
