@@ -76,7 +76,7 @@ async def test_functions_are_found_by_topic_then_capability_then_performative(st
     assert await caller.ask("n1/a", {"n": 4}, topic="double", remaining_ms=5000) == ("inform", 8)
     assert await caller.ask("n1/a", topic="other") == ("inform", "request about other")
     performative, said = await caller.ask("n1/a", topic="other", performative=Performative.QUERY)
-    assert performative == "not-understood" and "no function for 'other'" in said["message"]
+    assert performative == "not-understood" and "no function for topic 'other'" in said["message"]
 
 
 @staged

@@ -234,9 +234,9 @@ async def test_agents_hear_who_joins_and_leaves(stage: Stage) -> None:
         heard.append(f"left {body['agent']}")
 
     net = await Net(stage).up(n1=[agent])
-    node = await net.join("n2", [Agent("b")])
-    await until(lambda: "joined n2/b" in heard)
+    node = await net.join("n2", [Agent("b"), Agent("c")])
+    await until(lambda: heard[-2:] == ["joined n2/b", "joined n2/c"])
     await node.drain()
     await node.stop()
-    await until(lambda: heard[-1] == "left n2/b")
+    await until(lambda: heard[-2:] == ["left n2/b", "left n2/c"])
     await net.down()

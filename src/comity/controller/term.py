@@ -24,7 +24,7 @@ from comity.core.membership import Leadership, Membership, Timing
 from comity.core.reconcile import Policy, Reconcile
 from comity.core.tasks import Change
 from comity.errors import ComityError, TooLarge
-from comity.model.capability import AgentRecord, strategy
+from comity.model.capability import AgentRecord, AgentStatus, strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import NodeId, ProcessId
@@ -55,6 +55,7 @@ class Term:
         self.choices = Choices(c.scheduling)
         self._beside: set[asyncio.Task[None]] = set()
         self._in_doubt = False
+        self._told = 0
         self._durability = ("unverified", "not asked yet")
         policy = Policy(cancel_grace_ms=int(settings.cancel_grace_s * 1000))
         self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random)
@@ -186,18 +187,19 @@ class Term:
         self.leader.wake()
 
     def _agent_changed(self, kind: str, agent: AgentRecord) -> None:
-        self.leader.notice(kind, agent=agent.id, node=agent.node, status=agent.status)
+        status = AgentStatus.LEFT if kind == "agent.left" else agent.status
+        self.leader.notice(kind, agent=agent.id, node=agent.node, status=status)
         if kind != "agent.changed":
             about = {"agent": agent.id, "node": agent.node, "tags": agent.tags, "capabilities": [o.name for o in agent.offers]}
             self._tell_everyone(kind, about)
 
     def _tell_everyone(self, kind: str, about: dict[str, Any]) -> None:
-        now_ms = self.clock.now_ms()
+        c, self._told = self._controller, self._told + 1
         envelope = Envelope(
-            id=f"{self._controller.bus.process}-{kind}-{now_ms}", performative=Performative.INFORM,
-            sender=self._controller.bus.process, topic=kind, sent_at=now_ms, body=to_json(about),
+            id=f"{c.bus.process}-{c.state.term}-{self._told}", performative=Performative.INFORM, sender=c.bus.process,
+            topic=kind, sent_at=self.clock.now_ms(), body=to_json(about),
         )  # fmt: skip
-        self._controller.outbox.post(EVERYONE, Message(envelope))
+        c.outbox.post(EVERYONE, Message(envelope))
 
     def _kept(self, changes: list[Change]) -> None:
         self.keeping.kept(changes)

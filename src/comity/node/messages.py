@@ -176,8 +176,8 @@ class Messages:
         elif to_do is not None:
             self._start(envelope, agent, to_do, envelope.id)
         elif envelope.performative in ASKING:
-            about = envelope.topic or envelope.performative
-            said = {"message": f"{envelope.receiver} has no function for {about!r}"}
+            about = f"topic {envelope.topic!r}" if envelope.topic else f"a {envelope.performative} without a topic"
+            said = {"message": f"{envelope.receiver} has no function for {about}"}
             self._answer(envelope, AgentId(envelope.receiver), Performative.NOT_UNDERSTOOD, said)
 
     def _function(self, agent: Agent, envelope: Envelope) -> Listener | Offered | None:
