@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from comity.core.reconcile import Policy, Reconcile
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
+from comity.core.waiting import LOOKS, Heap
 from comity.model.capability import AgentRecord, Offer, Requirements, Strategy
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId
 from comity.model.task import (
@@ -40,6 +43,7 @@ class Leading:
         self.reconcile = Reconcile(self.state, self.scheduling, policy or Policy(), lambda: 0.5)
         self.index = 0
         self.now = 1000
+        self.is_checked = True
         for name, slots in agents:
             node = ProcessId(name.split("/")[0])
             self.commit(NodeUp(node, 1))
@@ -56,7 +60,8 @@ class Leading:
         self.index += 1
         changes = self.state.apply(Entry("net", 1, b"", self.now, list(commands)), self.index)
         self.reconcile.observe(changes)
-        self.check()
+        if self.is_checked:
+            self.check()
 
     def check(self) -> None:
         self.state.check()
@@ -355,4 +360,118 @@ def test_timers_of_what_is_over_do_not_pile_up() -> None:
         net.commit(Complete(TaskId(f"t{i}"), i + 1, b"1"))
         del net.state.tasks[TaskId(f"t{i}")], net.state.finished[TaskId(f"t{i}")]
         net.state.counts[TaskState.COMPLETED] -= 1
-    assert len(net.reconcile._timers) <= 1100
+    assert len(net.reconcile._timers) <= 3_000
+
+
+def test_a_child_that_comes_after_its_parents_end_is_canceled() -> None:
+    net = Leading(("n1/a", 5), ("n2/a", 5))
+    net.commit(submit("p"), submit("q"))
+    net.assigned()
+    net.commit(Requeue(TaskId("p"), net.state.tasks[TaskId("p")].epoch, Ending.NOT_STARTED))
+    net.commit(submit("early", parent=TaskId("p"), parent_epoch=1))
+    assert [c.task for c in net.plan() if isinstance(c, Cancel)] == ["early"]
+    net.commit(Fail(TaskId("q"), 2, TaskFailure("x", retryable=False)))
+    net.commit(submit("late", parent=TaskId("q"), parent_epoch=2), submit("mine", parent=TaskId("elsewhere")))
+    assert [c.task for c in net.plan() if isinstance(c, Cancel)] == ["late"]
+    net.reconcile.rebuild()
+    assert sorted(c.task for c in net.plan() if isinstance(c, Cancel)) == ["early", "late"]
+
+
+def test_however_many_agents_refuse_each_is_asked_once_before_the_task_waits() -> None:
+    net = Leading(*((f"n1/a{i}", 1) for i in range(30)), policy=Policy(refusal_ms=10_000))
+    net.commit(submit("t1"))
+    for _ in range(30):
+        assert net.assigned() == ["t1"]
+        net.commit(Requeue(TaskId("t1"), net.state.tasks[TaskId("t1")].epoch, Ending.REFUSED, "not mine"))
+    assert net.assigned() == []
+    net.commit(Cancel(TaskId("t1")))
+    assert net.reconcile._refusals == {}
+
+
+def test_what_waited_and_is_over_does_not_pile_up_behind_what_waits() -> None:
+    net = Leading()
+    net.is_checked = False
+    net.commit(submit("first", priority=9))
+    for i in range(20_000):
+        net.commit(submit(f"t{i}"), Cancel(TaskId(f"t{i}")))
+        net.plan()
+        if i % 100 == 0:
+            net.state.finished.clear()
+            net.state.tasks = {TaskId("first"): net.state.tasks[TaskId("first")]}
+            net.state.counts[TaskState.CANCELED] = 0
+    (waiting,) = net.reconcile._waiting.values()
+    assert sum(len(demand.heap) for demand in waiting.demands.values()) < 4_000
+
+
+def test_a_freed_slot_concerns_no_task_that_names_another_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Leading(("n1/a", 1), ("n1/b", 1))
+    net.commit(submit("a1", requirements=Requirements(agent=AgentId("n1/a"))))
+    net.commit(*(submit(f"b{i}", requirements=Requirements(agent=AgentId("n1/b"))) for i in range(3)))
+    net.commit(submit("any", priority=0))
+    assert net.assigned() == ["a1", "b0"]
+    asked: list[object] = []
+    choose = net.scheduling.choose
+
+    def noted(*args: Any) -> AgentId | None:
+        asked.append(args[1])
+        return choose(*args)
+
+    monkeypatch.setattr(net.scheduling, "choose", noted)
+    net.commit(Complete(TaskId("a1"), 1, b"1"))
+    assert net.assigned() == ["any"]
+    assert asked == [None], "nobody asked for n1/b"
+    net.commit(Complete(TaskId("b0"), 2, b"1"))
+    assert net.assigned() == ["b1"]
+
+
+def test_thousands_of_demands_are_looked_at_a_few_at_a_time_and_none_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Leading(("n1/a", 2_000))
+    net.is_checked = False
+    net.agent("n1/b", 1, "rare")
+    net.commit(*(submit(f"t{i}", requirements=Requirements(tags=(f"tag{i}",))) for i in range(2_000)))
+    looked = 0
+    choose = net.scheduling.choose
+
+    def counted(*args: Any) -> AgentId | None:
+        nonlocal looked
+        looked += 1
+        return choose(*args)
+
+    def found() -> list[str]:
+        """What is assigned until there is nothing more to do, a few looks at a time."""
+        tasks: list[str] = []
+        while net.reconcile.is_behind:
+            before = looked
+            tasks += net.assigned()
+            assert looked - before <= LOOKS + 2
+        return tasks
+
+    monkeypatch.setattr(net.scheduling, "choose", counted)
+    assert (found(), looked) == ([], 2_000)
+    net.agent("n1/c", 5, "tag7", "tag1999")
+    assert found() == ["t7", "t1999"]
+
+
+def test_a_crowd_of_dead_entries_is_dropped_a_few_at_a_time() -> None:
+    heap: Heap[tuple[int]] = Heap(lambda item: item[0] >= 5_000)
+    for number in range(5_001):
+        heap.push((number,))
+    assert heap.first() is None and len(heap) > 0
+    looks = 1
+    while heap.first() is None:
+        looks += 1
+    assert looks < 50 and heap.pop() == (5_000,)
+
+
+def test_due_timers_are_looked_at_a_few_at_a_time() -> None:
+    net = Leading()
+    net.is_checked = False
+    for i in range(5_000):
+        net.commit(submit(f"t{i}", deadline_ms=50_000), Cancel(TaskId(f"t{i}")))
+    net.commit(submit("last", deadline_ms=50_001))
+    commands: list[Command] = []
+    for _ in range(3):
+        commands += net.reconcile.due(60_000)
+    assert commands == [Expire(TaskId("last"))]

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from comity.core.reconcile import Demand
 from comity.core.scheduling import Scheduling
+from comity.core.waiting import Demand
 from comity.model.codec import from_json, to_json
 from comity.model.ids import AgentId, TaskId
 from comity.model.task import TaskSpec

@@ -346,6 +346,8 @@ class Leader:
             due = self.reconcile.due(self.clock.now_ms(), room)
             commands += due
             commands += self.reconcile.plan(room - len(due))
+            if self.reconcile.is_behind:
+                self.pipeline.wake()
         if self._barrier_calls and not pending:
             self._barriers.append(self._barrier_calls)
             self._barrier_calls = []

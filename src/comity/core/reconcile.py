@@ -14,14 +14,16 @@ Times are entry times in milliseconds.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 import msgspec
 
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Change, Tasks
-from comity.model.capability import AgentRecord, Requirements, Strategy
+from comity.core.waiting import LOOKS, Demand, Entry, Heap, Waiting
+from comity.model.capability import AgentRecord
 from comity.model.ids import AgentId, NodeId, TaskId, node_of
 from comity.model.task import (
     Assign,
@@ -41,6 +43,8 @@ from comity.model.task import (
 
 _OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
 _READY, _START, _ATTEMPT, _GRACE, _DEADLINE = range(5)
+DUE_MAX = 4096
+"""Timers looked at in one go."""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -54,17 +58,6 @@ class Policy(msgspec.Struct, frozen=True):
     attempt_slack_ms: int = 2_000
 
 
-class Demand(msgspec.Struct):
-    """Waiting tasks that ask for the same. ``heap`` holds (rank, id); entries no longer waiting are dropped when seen."""
-
-    capability: str
-    needs: Requirements | None
-    strategy: Strategy | None
-    avoid: tuple[AgentId, ...]
-    heap: list[tuple[int, TaskId]] = []
-
-
-_Key = tuple[bytes, Strategy | None, tuple[AgentId, ...]]
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -82,12 +75,12 @@ class Reconcile:
         """Give out nothing new: the network shuts down."""
         self.on_choice: Callable[[TaskId, int, AgentId, Demand | TaskSpec], None] | None = None
         self._random = random
-        self._demands: dict[str, dict[_Key, Demand]] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._dirty: dict[str, None] = {}
-        self._timers: list[tuple[int, int, TaskId, int]] = []
-        self._timers_live = 0
+        self._timers: Heap[tuple[int, int, TaskId, int]] = Heap(self._is_live)
+        self._refusals: dict[TaskId, dict[AgentId, int]] = {}  # by task, who refused it, and until when that is remembered
         self._capabilities: dict[AgentId, tuple[str, ...]] = {}
-        self._proposals: list[Command] = []
+        self._proposals: deque[Command] = deque()
         self._next_epoch = state.next_epoch()
         self._now_ms = state.time_ms
 
@@ -108,11 +101,17 @@ class Reconcile:
 
     def wake(self) -> None:
         """Every waiting task is looked at again: agents or nodes changed in a way that concerns many."""
-        self._dirty.update(dict.fromkeys(self._demands))
+        for capability in self.scheduling.capabilities():
+            waiting = self._waiting.get(capability)
+            if waiting is not None:
+                waiting.wake()
+                self._dirty[capability] = None
 
     def _freed(self, agent: AgentId) -> None:
         for capability in self._capabilities.get(agent, ()):
-            if capability in self._demands:
+            waiting = self._waiting.get(capability)
+            if waiting is not None:
+                waiting.freed(agent)
                 self._dirty[capability] = None
 
     def freed(self, agent: AgentId) -> None:
@@ -148,6 +147,8 @@ class Reconcile:
             self._timer(spec.deadline_ms, _DEADLINE, spec.id, 0)
         if spec.id not in self.reserved:
             self._push(task)
+        if spec.parent is not None and self._is_orphan(spec):
+            self._proposals.append(Cancel(spec.id, f"its parent {spec.parent} ended"))
 
     def _assigned(self, task: Task, change: Change) -> None:
         self.reserved.pop(task.spec.id, None)
@@ -173,6 +174,8 @@ class Reconcile:
 
     def _put_back(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
+        if change.attempt is not None and change.attempt.ending is Ending.REFUSED:
+            self._note_refusal(task.spec.id, change.attempt)
         self._cancel_children(task.spec.id, task.epoch)
         if task.not_before > self._now_ms:
             self._timer(task.not_before, _READY, task.spec.id, task.epoch)
@@ -181,6 +184,7 @@ class Reconcile:
 
     def _finished(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
+        self._refusals.pop(task.spec.id, None)
         if task.state is not TaskState.COMPLETED:
             self._cancel_children(task.spec.id, None)
 
@@ -202,89 +206,114 @@ class Reconcile:
 
     def _cancel_children(self, parent: TaskId, token: int | None) -> None:
         """Cancel open children; with ``token`` only those of that attempt of the parent, or of earlier ones."""
+        reason = f"its parent {parent} ended"
         for child_id in self.state.children.get(parent, ()):
             if token is None or self.state.tasks[child_id].spec.parent_epoch <= token:
-                self._proposals.append(Cancel(child_id, f"its parent {parent} ended"))
+                self._proposals.append(Cancel(child_id, reason))
+
+    def _is_orphan(self, child: TaskSpec) -> bool:
+        """Whether the attempt that submitted ``child`` is over, other than by its task's completion."""
+        parent = self.state.tasks.get(child.parent) if child.parent is not None else None
+        if parent is None or parent.state is TaskState.COMPLETED:
+            return False
+        if parent.is_terminal or parent.cancel_at:
+            return True
+        return child.parent_epoch < parent.epoch + (parent.attempt is None)
 
     # What should be
 
-    def _demand(self, task: Task) -> Demand:
-        spec = task.spec
-        avoid = self._avoid(task) if task.past else ()
-        needs = spec.requirements
-        key = (_encode(needs) if needs is not None else b"", spec.strategy, avoid)
-        demands = self._demands.get(spec.capability)
-        if demands is None:
-            demands = self._demands[spec.capability] = {}
-        demand = demands.get(key)
-        if demand is None:
-            demand = demands[key] = Demand(spec.capability, needs, spec.strategy, avoid)
-        return demand
+    def _note_refusal(self, task_id: TaskId, attempt: Attempt) -> None:
+        self._refusals.setdefault(task_id, {})[attempt.agent] = attempt.ended_at + self.policy.refusal_ms
 
-    def _avoid(self, task: Task) -> tuple[AgentId, ...]:
-        since = self._now_ms - self.policy.refusal_ms
-        refused = {a.agent: None for a in task.past if a.ending is Ending.REFUSED and a.ended_at > since}
-        return tuple(sorted(refused))
+    def _avoid(self, task_id: TaskId) -> tuple[AgentId, ...]:
+        """Who refused the task lately."""
+        noted = self._refusals.get(task_id)
+        if noted is None:
+            return ()
+        lately = {agent: until for agent, until in noted.items() if until > self._now_ms}
+        self._refusals[task_id] = lately
+        if not lately:
+            del self._refusals[task_id]
+        return tuple(sorted(lately))
 
     def _push(self, task: Task) -> None:
-        demand = self._demand(task)
-        heappush(demand.heap, (task.created_at - task.spec.priority * self.policy.aging_ms, task.spec.id))
-        self._dirty[task.spec.capability] = None
-        if demand.avoid:  # refusals are forgotten; then it may go to the same agents again
-            self._timer(self._now_ms + self.policy.refusal_ms, _READY, task.spec.id, task.epoch)
+        spec = task.spec
+        avoid, needs = self._avoid(spec.id), spec.requirements
+        key = (spec.capability, _encode(needs) if needs is not None else b"", spec.strategy, avoid)
+        waiting = self._waiting.get(spec.capability)
+        if waiting is None:
+            waiting = self._waiting[spec.capability] = Waiting()
+        demand = waiting.demands.get(key)
+        if demand is None:
+            demand = Demand(key, needs, self._waits)
+            waiting.add(demand)
+        demand.heap.push((task.created_at - spec.priority * self.policy.aging_ms, spec.id))
+        waiting.look_at(demand)
+        self._dirty[spec.capability] = None
+        if avoid:  # refusals are forgotten; then it may go to the same agents again
+            self._timer(self._now_ms + self.policy.refusal_ms, _READY, spec.id, task.epoch)
+
+    def _waits(self, entry: Entry) -> bool:
+        task = self.state.tasks.get(entry[1])
+        return task is not None and task.state in _OPEN and entry[1] not in self.reserved
 
     def ride(self, spec: TaskSpec) -> Assign | None:
         """An assignment to go into the same entry as ``spec``'s submit, if an agent is free and nobody waits before it."""
-        if self.paused or self._demands.get(spec.capability):
+        if self.paused or spec.capability in self._waiting:
             return None
         agent = self.scheduling.choose(spec.capability, spec.requirements, spec.strategy)
         return self._reserve(spec.id, agent, spec) if agent is not None else None
 
     def plan(self, room: int) -> list[Command]:
-        """Up to ``room`` assignments of waiting tasks, and whatever else the observed changes call for."""
-        commands, self._proposals = self._proposals[:room], self._proposals[room:]
-        if self.paused:
-            return commands
-        dirty, self._dirty = self._dirty, {}
-        for capability in dirty:
-            if len(commands) >= room:
-                self._dirty[capability] = None
-            else:
-                self._plan_capability(capability, commands, room)
+        """Up to ``room`` assignments of waiting tasks, and whatever else the observed changes call for. Looks at a few demands
+        only; see ``is_behind``."""
+        commands: list[Command] = []
+        while self._proposals and len(commands) < room:
+            commands.append(self._proposals.popleft())
+        looks = LOOKS
+        while self._dirty and looks > 0 and len(commands) < room and not self.paused:
+            capability = next(iter(self._dirty))
+            del self._dirty[capability]
+            waiting = self._waiting[capability]
+            demands = waiting.take(looks)
+            looks -= len(demands) + 1
+            self._plan_demands(waiting, demands, commands, room)
+            if waiting.is_dirty:
+                self._dirty[capability] = None  # behind the others
+            elif not waiting.demands:
+                del self._waiting[capability]
         return commands
 
-    def _plan_capability(self, capability: str, commands: list[Command], room: int) -> None:
-        demands = self._demands.get(capability)
-        if demands is None:
-            return
-        open_ = {key: demand for key, demand in demands.items() if self._settle(demand)}
-        for key in [key for key, demand in demands.items() if not demand.heap]:
-            del demands[key]
-        while open_:
-            key = min(open_, key=lambda k: open_[k].heap[0]) if len(open_) > 1 else next(iter(open_))
-            demand = open_[key]
-            agent = self.scheduling.choose(capability, demand.needs, demand.strategy, demand.avoid)
-            if agent is None:
-                del open_[key]
-                continue
-            if len(commands) >= room:
-                self._dirty[capability] = None
-                return
-            commands.append(self._reserve(heappop(demand.heap)[1], agent, demand))
-            if not self._settle(demand):
-                del open_[key], demands[key]
-        if not demands:
-            del self._demands[capability]
+    @property
+    def is_behind(self) -> bool:
+        """``plan`` has more to do, now."""
+        return bool(self._proposals) or (bool(self._dirty) and not self.paused)
 
-    def _settle(self, demand: Demand) -> bool:
-        """Drop what no longer waits from the head of the queue; whether a task is left."""
-        heap, tasks = demand.heap, self.state.tasks
-        while heap:
-            task = tasks.get(heap[0][1])
-            if task is not None and task.state in _OPEN and heap[0][1] not in self.reserved:
-                return True
-            heappop(heap)
-        return False
+    def _plan_demands(self, waiting: Waiting, demands: list[Demand], commands: list[Command], room: int) -> None:
+        heads: list[tuple[Entry, int]] = []
+        for number, demand in enumerate(demands):
+            self._line_up(waiting, demand, number, heads)
+        while heads:
+            _, number = heads[0]
+            demand = demands[number]
+            agent = self.scheduling.choose(demand.capability, demand.needs, demand.strategy, demand.avoid)
+            if agent is not None and len(commands) >= room:
+                for _, left in heads:
+                    waiting.look_at(demands[left])
+                return
+            heappop(heads)
+            if agent is not None:
+                commands.append(self._reserve(demand.heap.pop()[1], agent, demand))
+                self._line_up(waiting, demand, number, heads)
+
+    def _line_up(self, waiting: Waiting, demand: Demand, number: int, heads: list[tuple[Entry, int]]) -> None:
+        first = demand.heap.first()
+        if first is not None:
+            heappush(heads, (first, number))
+        elif demand.heap:
+            waiting.look_at(demand)
+        else:
+            waiting.remove(demand)
 
     def _reserve(self, task_id: TaskId, agent: AgentId, why: Demand | TaskSpec) -> Assign:
         self.scheduling.take(agent)
@@ -305,11 +334,7 @@ class Reconcile:
     # Whose time is up
 
     def _timer(self, due: int, kind: int, task_id: TaskId, token: int) -> None:
-        heappush(self._timers, (due, kind, task_id, token))
-        if len(self._timers) > 1024 + 3 * self._timers_live:
-            self._timers = [timer for timer in self._timers if self._is_live(timer)]
-            heapify(self._timers)
-            self._timers_live = len(self._timers)
+        self._timers.push((due, kind, task_id, token))
 
     def _is_live(self, timer: tuple[int, int, TaskId, int]) -> bool:
         _, kind, task_id, token = timer
@@ -320,14 +345,18 @@ class Reconcile:
 
     def next_deadline(self) -> int | None:
         """Entry time (ms) at which ``due`` has something; it may then turn out to be nothing."""
-        return self._timers[0][0] if self._timers else None
+        timer = self._timers.lowest()
+        return timer[0] if timer is not None else None
 
     def due(self, now_ms: int, room: int = 1 << 30) -> list[Command]:
         """Up to ``room`` commands that the passing of time calls for."""
         commands: list[Command] = []
         self._now_ms = max(self._now_ms, now_ms)
-        while self._timers and self._timers[0][0] <= now_ms and len(commands) < room:
-            timer = heappop(self._timers)
+        for _ in range(DUE_MAX):
+            timer = self._timers.lowest()
+            if timer is None or timer[0] > now_ms or len(commands) >= room:
+                break
+            self._timers.pop()
             if self._is_live(timer):
                 self._expired(timer[1], self.state.tasks[timer[2]], commands, now_ms)
         return commands
@@ -357,9 +386,10 @@ class Reconcile:
         """Forget all that was under way and derive everything from the replicated state."""
         self.reserved.clear()
         self.released.clear()
-        self._demands.clear()
+        self._waiting.clear()
         self._dirty.clear()
-        self._timers.clear()
+        self._timers = Heap(self._is_live)
+        self._refusals.clear()
         self._proposals.clear()
         self.scheduling.clear_load()
         self._next_epoch = self.state.next_epoch()
@@ -368,14 +398,17 @@ class Reconcile:
                 continue
             if task.spec.deadline_ms:
                 self._timer(task.spec.deadline_ms, _DEADLINE, task.spec.id, 0)
+            if task.spec.parent is not None and self._is_orphan(task.spec):
+                self._proposals.append(Cancel(task.spec.id, f"its parent {task.spec.parent} ended"))
+            for past in task.past:
+                if past.ending is Ending.REFUSED:
+                    self._note_refusal(task.spec.id, past)
             if task.attempt is not None:
                 self._resume(task, task.attempt)
             elif task.not_before > self.state.time_ms:
                 self._timer(task.not_before, _READY, task.spec.id, task.epoch)
             else:
                 self._push(task)
-        for parent_id in list(self.state.children):
-            self._cancel_orphans(parent_id)
 
     def _resume(self, task: Task, attempt: Attempt) -> None:
         """Times of a running attempt start afresh: the leader before may have been away for long."""
@@ -388,24 +421,9 @@ class Reconcile:
             due = self.state.time_ms + int(task.spec.start_timeout_s * 1000)
             self._timer(due, _START, task.spec.id, task.epoch)
 
-    def _cancel_orphans(self, parent_id: TaskId) -> None:
-        parent = self.state.tasks.get(parent_id)
-        if parent is None or parent.state is TaskState.COMPLETED:
-            return
-        if parent.is_terminal or parent.cancel_at:
-            self._cancel_children(parent_id, None)
-        elif parent.attempt is None:
-            self._cancel_children(parent_id, parent.epoch)
-        else:
-            self._cancel_children(parent_id, parent.epoch - 1)
-
-    def queued(self, capability: str) -> int:
-        """Queue entries for ``capability``; those that no longer wait may still be counted."""
-        return sum(len(demand.heap) for demand in self._demands.get(capability, {}).values())
-
     def check(self) -> None:
         """Raise AssertionError if a waiting task is in no queue and has no timer that would put it there."""
-        queued = {task_id for ds in self._demands.values() for d in ds.values() for _, task_id in d.heap}
+        queued = {task_id for w in self._waiting.values() for d in w.demands.values() for _, task_id in d.heap}
         timed = {timer[2] for timer in self._timers if timer[1] == _READY}
         for task_id, task in self.state.tasks.items():
             if task.state in _OPEN and not (task_id in queued or task_id in timed or task_id in self.reserved):
