@@ -25,6 +25,22 @@ class Point:
     y: float = 0.5
 
 
+@dataclasses.dataclass(frozen=True)
+class Order:
+    item: str
+    count: int = 1
+    at: Point = dataclasses.field(default_factory=lambda: Point(0))
+
+
+@dataclasses.dataclass(slots=True)
+class Tight:
+    x: int = 7
+
+
+class Cart(msgspec.Struct):
+    orders: dict[str, list[Order]]
+
+
 class Colour(enum.Enum):
     RED = "red"
     BLUE = "blue"
@@ -76,6 +92,19 @@ def test_types_become_a_schema_and_come_back_typed() -> None:
     assert signature.output_schema["additionalProperties"] == {"$ref": "#/$defs/Point"}
     data = b'{"point": {"x": 1, "y": 2}, "colour": "blue", "when": "2026-01-02T03:04:05Z", "options": {"depth": 2}}'
     assert signature.encode(call(survey, data)) == b'{"seen":{"x":1,"y":2.0}}'
+
+
+def test_a_dataclass_passed_on_keeps_its_defaults() -> None:
+    def on(order: Order, cart: Cart, pair: tuple[Point, Tight]) -> list[Any]:
+        return [order, cart, pair]
+
+    data = b'{"order": {"item": "a"}, "cart": {"orders": {"b": [{"item": "c", "count": 2}]}}, "pair": [{"x": 1}, {}]}'
+    at = {"x": 0, "y": 0.5}
+    assert msgspec.json.decode(Signature(on).encode(call(on, data))) == [
+        {"item": "a", "count": 1, "at": at},
+        {"orders": {"b": [{"item": "c", "count": 2, "at": at}]}},
+        [{"x": 1, "y": 0.5}, {"x": 7}],
+    ]
 
 
 def test_pydantic_models_work_with_their_own_rules() -> None:

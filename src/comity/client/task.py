@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-import msgspec
-
 from comity.client.outcomes import Outcome
 from comity.errors import (
     BadInput,
@@ -26,6 +24,7 @@ from comity.errors import (
 from comity.model.codec import from_json
 from comity.model.ids import TaskId
 from comity.model.task import Stored, TaskState
+from comity.model.typed import decoder
 from comity.model.wire import Ended
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class Task:
     async def result(self, timeout: float | None = None) -> Any: ...
 
     async def result(self, timeout: float | None = None, *, as_type: Any = None) -> Any:
-        """Wait for the end and give the result: JSON builtins, or ``as_type`` (anything msgspec can convert to).
+        """Wait for the end and give the result: JSON builtins, or ``as_type`` (anything msgspec reads, or a pydantic model).
 
         Raises TaskFailed, TaskCanceled, TaskRejected or DeadlineExceeded, with ``details``: task, code, attempts;
         UnknownTask; InvalidInput if the result is not an ``as_type``; TimedOut after ``timeout`` seconds (the task goes
@@ -94,8 +93,8 @@ class Task:
         if as_type is None:
             return from_json(payload) if payload else None
         try:
-            return msgspec.json.decode(payload or b"null", type=as_type)
-        except msgspec.MsgspecError as error:
+            return decoder(as_type).decode(payload or b"null")
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"the result of task {self.id} is no {as_type}: {error}", task=self.id) from error
 
     async def _ended(self, timeout: float | None) -> Ended:

@@ -2,8 +2,7 @@
 
 Input is a JSON object of the function's parameters; a function of one parameter also takes that parameter's value alone, if it
 is not an object; ``null`` means no arguments. Types are whatever msgspec reads (builtins, dataclasses, Structs, TypedDict,
-enums, unions, datetime ...) and pydantic models, which are known by their methods so that pydantic is never imported here.
-Schemas are JSON Schema 2020-12.
+enums, unions, datetime ...) and pydantic models. Schemas are JSON Schema 2020-12.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import msgspec
 from comity.errors import BadInput, InvalidInput, InvalidOutput
 from comity.model import docstring
 from comity.model.codec import to_json
+from comity.model.typed import Decoder, decoder, is_pydantic
 
 _ROOT = "Parameters__"
 _Parameter = inspect.Parameter
@@ -75,14 +75,14 @@ class Signature:
         self._named = tuple(p.name for p in parameters if p.kind is _Parameter.KEYWORD_ONLY)
         self._optional = all(p.default is not _EMPTY for p in parameters)
         only = kinds[parameters[0].name] if len(parameters) == 1 else None
-        self._single = _decoder(only) if len(parameters) == 1 else None
+        self._single = decoder(only) if len(parameters) == 1 else None
         self._whole = whole and self._single is not None
         self.input_schema, self._input = self._arguments(parameters, kinds, notes)
         if self._whole:
             self.input_schema = _schema(only)
         output = hints.get("return", Any)
         self.output_schema = self._schema_of(output, "its result")
-        self._output = None if output is Any else _decoder(output)
+        self._output = None if output is Any else decoder(output)
 
     def _check(self, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> None:
         if parameter.kind in (_Parameter.VAR_POSITIONAL, _Parameter.VAR_KEYWORD):
@@ -98,7 +98,7 @@ class Signature:
 
     def _arguments(
         self, parameters: list[inspect.Parameter], kinds: Mapping[str, Any], notes: Mapping[str, str]
-    ) -> tuple[dict[str, Any], msgspec.json.Decoder[Any]]:
+    ) -> tuple[dict[str, Any], Decoder]:
         fields = [
             (p.name, kinds[p.name]) if p.default is _EMPTY else (p.name, kinds[p.name], _default(p.default))
             for p in parameters
@@ -111,7 +111,7 @@ class Signature:
                 _put_default(about, p.default)
             if notes.get(p.name):
                 about.setdefault("description", notes[p.name])
-        return schema, _decoder(struct)
+        return schema, decoder(struct)
 
     def decode(self, data: bytes) -> Arguments:
         """The arguments that ``data`` (JSON) stands for. Raises InvalidInput."""
@@ -207,26 +207,12 @@ def _label(kind: Any) -> str:
     return getattr(kind, "__qualname__", None) or str(kind)
 
 
-def _is_pydantic(kind: type) -> bool:
-    return hasattr(kind, "model_json_schema") and hasattr(kind, "model_validate_json")
-
-
-def _decode_custom(kind: type, value: Any) -> Any:
-    if not _is_pydantic(kind):
-        raise NotImplementedError
-    return kind.model_validate_json(msgspec.json.encode(value))  # type: ignore[attr-defined]
-
-
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind, dec_hook=_decode_custom)
-
-
 def _schema(kind: Any) -> dict[str, Any]:
     """JSON Schema of ``kind`` with its definitions beside it. Raises TypeError, NameError."""
     lifted: dict[str, Any] = {}
 
     def custom(model: type) -> dict[str, Any]:
-        if not _is_pydantic(model):
+        if not is_pydantic(model):
             raise NotImplementedError
         schema: dict[str, Any] = model.model_json_schema(ref_template="#/$defs/{model}")  # type: ignore[attr-defined]
         lifted.update(schema.pop("$defs", {}))
