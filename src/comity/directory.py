@@ -66,6 +66,11 @@ class Directory:
         return self._loaded is not None and self._loaded.done() and self._loaded.exception() is None
 
     @property
+    def is_followed(self) -> bool:
+        """Whether the registry is being followed, or was until something went wrong."""
+        return self._follow is not None
+
+    @property
     def age_s(self) -> float:
         """Seconds since the registry last said anything; infinite before the first word."""
         return self._time() - self._heard_at

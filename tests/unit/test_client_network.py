@@ -264,3 +264,33 @@ async def test_the_past_alone_ends_when_it_is_told() -> None:
         leader.say("c1", wire.EventNotice(follow.ref, 0, wire.CURRENT))
         assert (await first)["index"] == 5
         assert [event async for event in events] == []
+
+
+async def test_a_client_that_listens_is_told_who_joins_and_leaves() -> None:
+    async with ground() as g:
+        await g.register("n1", record("n1", "a"))
+        client = await g.client()
+        heard: list[str] = []
+
+        @client.on("agent.joined")
+        def joined(body: dict[str, Any]) -> None:
+            heard.append(f"joined {body['agent']}")
+
+        @client.on("agent.left")
+        async def left(body: dict[str, Any]) -> None:
+            heard.append(f"left {body['agent']} of {body['node']}")
+
+        await client.directory.ready(5)
+        await g.register("n2", record("n2", "b"))
+        await until(lambda: heard == ["joined n2/b"])  # who was here before has not joined
+        await g.register("n1")
+        await until(lambda: heard[1:] == ["left n1/a of n1"])
+
+
+async def test_nobody_follows_the_registry_for_those_who_do_not_listen() -> None:
+    async with ground() as g:
+        client = await g.client()
+        client.on("system.shutdown")(lambda: None)
+        assert not client.directory.is_followed
+        client.on("agent.left")(lambda: None)
+        assert client.directory.is_followed

@@ -14,6 +14,7 @@ import msgspec
 from comity.bus.base import LEADER, Bus
 from comity.bus.outbox import Outbox
 from comity.client.exchange import Exchange
+from comity.client.sightings import TOPICS
 from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, needs, terms, words
 from comity.config import Settings
@@ -22,7 +23,7 @@ from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, Unknown
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
-from comity.model.envelope import Performative
+from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, node_of
 from comity.model.task import LOG_LIMIT, Stored, TaskSpec
 from comity.model.wire import CallEnded, Item, Route, Routed
@@ -89,6 +90,10 @@ class Client:
     async def close(self) -> None:
         """Leave. Every wait, now and later, ends in Disconnected; tasks go on. The doors are their owner's to close."""
         await self._exchange.close()
+
+    def sightings(self, tell: Callable[[Envelope], None]) -> None:
+        """``tell`` the hosting node of agents that join and leave, as messages."""
+        self._exchange.sightings.follow(tell)
 
     def handle(self, item: Item, sender: ProcessId) -> bool:
         """Take in an item that arrived at the hosting node; False if it is not (or not only) for the client."""
@@ -338,7 +343,10 @@ class Client:
         """Receive messages of a topic (or performative) with a function, plain or async: as a decorator, at any time.
         As with ``Agent.on``, a parameter annotated ``Message`` gets the message and another one its typed body, and
         what it returns for a request becomes the reply. Raises BadInput, Conflict."""
-        return self._exchange.listeners.on(topic, sys._getframe(1).f_locals)
+        exchange = self._exchange
+        if topic in TOPICS.values():
+            exchange.sightings.follow(lambda envelope: exchange.listeners.deliver(envelope, self.process))
+        return exchange.listeners.on(topic, sys._getframe(1).f_locals)
 
     def off(self, topic: str) -> None:
         self._exchange.listeners.off(topic)

@@ -14,6 +14,7 @@ from comity.client.contact import Contact
 from comity.client.listeners import Listeners
 from comity.client.messages import Messages
 from comity.client.outcomes import Outcomes
+from comity.client.sightings import Sightings
 from comity.client.streams import Streams
 from comity.client.submissions import Submissions
 from comity.client.timers import Timers
@@ -61,6 +62,7 @@ class Exchange:
         self.streams = Streams(self.contact, self.timers, rng)
         self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall)
         self.listeners = Listeners(self._reply)
+        self.sightings = Sightings(bus.process, self.directory, wall)
         self.task_ids = TaskIds(self.contact.now_ms, rng.getrandbits(40))
         self._subscriptions: list[Cancel] = []
         self._look_until = float("inf")

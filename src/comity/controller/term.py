@@ -189,9 +189,6 @@ class Term:
     def _agent_changed(self, kind: str, agent: AgentRecord) -> None:
         status = AgentStatus.LEFT if kind == "agent.left" else agent.status
         self.leader.notice(kind, agent=agent.id, node=agent.node, status=status)
-        if kind != "agent.changed":
-            about = {"agent": agent.id, "node": agent.node, "tags": agent.tags, "capabilities": [o.name for o in agent.offers]}
-            self._tell_everyone(kind, about)
 
     def _tell_everyone(self, kind: str, about: dict[str, Any]) -> None:
         c, self._told = self._controller, self._told + 1

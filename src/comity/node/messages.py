@@ -134,6 +134,9 @@ class Messages:
             if not found:
                 self._listeners.pop(topic, None)
 
+    def is_listened_to(self, topic: str) -> bool:
+        return topic in self._listeners
+
     # Taking in
 
     def take(self, envelope: Envelope, sender: ProcessId) -> None:

@@ -23,6 +23,7 @@ from comity.agent import Agent
 from comity.bus.base import EVERYONE, LEADER, Bus, Cancel, Delivery, Link, to
 from comity.bus.outbox import Outbox
 from comity.client.client import Client
+from comity.client.sightings import TOPICS
 from comity.config import Settings
 from comity.errors import ComityError, Conflict, InvalidInput, ShuttingDown, TimedOut, UnknownAgent
 from comity.model import wire
@@ -145,6 +146,7 @@ class Node:
         self.announcer.start()
         await self._announced(self.settings.request_timeout_s if timeout_s is None else timeout_s)
         await self.client.open()
+        self._sight()
         self._due = self._loop.time()
         self._tick()
 
@@ -235,6 +237,7 @@ class Node:
         agent.move_in(self, int(self.wall() * 1000))
         self._agents[agent.name] = agent
         self.messages.listens(agent, agent.listeners)
+        self._sight()
         self.announcer.put(agent)
 
     def remove(self, agent: Agent | str) -> None:
@@ -269,6 +272,12 @@ class Node:
     def _listens(self, agent: Agent, topic: str) -> None:
         if self._agents.get(agent.name) is agent:
             self.messages.listens(agent, (topic,))
+            self._sight()
+
+    def _sight(self) -> None:
+        """If an agent listens to who joins or leaves: tell it."""
+        if self._is_started and any(self.messages.is_listened_to(topic) for topic in TOPICS.values()):
+            self.client.sightings(lambda envelope: self.messages.take(envelope, self.node))
 
     def _in_loop(self, call: Callable[..., None], *args: Any) -> None:
         if threading.get_ident() == self._thread:
