@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,25 @@ hypothesis.settings.load_profile("comity")
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 _counter = itertools.count(1)
+_ended = itertools.count(1)
 _LIVES_ON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write the traces of scenario files anew; then read the difference")
+
+
+def pytest_sessionstart() -> None:
+    """Collect garbage only between tests. What a test leaves behind is then reported for that test; and no finaliser runs inside
+    the coverage tracer, whose lock it would wait for on the very thread that holds it."""
+    gc.disable()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    result = yield
+    gc.collect(1 if next(_ended) % 20 else 2)
+    return result
 
 
 def need_server() -> None:
