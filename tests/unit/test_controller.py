@@ -12,7 +12,7 @@ from peers import LIMIT_S, World, until
 
 from comity.bus.base import LEADER, Delivery
 from comity.model import wire
-from comity.model.capability import Strategy
+from comity.model.capability import Requirements, Strategy
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import TaskFailure, TaskState
 
@@ -150,6 +150,17 @@ async def test_a_submit_that_cannot_be_is_refused_by_a_typed_error(
     client = await world.peer("c1")
     await client.say(wire.SubmitTask(client.spec(**more), queue=queue))
     assert (await client.hear(wire.Refused)).code == code
+
+
+async def test_who_would_rather_not_wait_is_refused_if_no_agent_meets_the_requirements(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    wanted = Requirements(tags=("gpu",))
+    await client.say(wire.SubmitTask(client.spec(requirements=wanted), queue=False))
+    assert (await client.hear(wire.Refused)).code == "no-agent"
+    await client.say(wire.SubmitTask(client.spec(requirements=wanted), queue=True))
+    await client.hear(wire.Accepted)
 
 
 async def test_more_than_may_wait_is_refused_and_nothing_is_evicted() -> None:

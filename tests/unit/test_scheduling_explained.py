@@ -9,7 +9,7 @@ import pytest
 from crowd import C, agent, scheduling, several
 
 from comity.core.scheduling import Scheduling
-from comity.model.capability import AgentStatus, Requirements, Resources, Strategy
+from comity.model.capability import AgentStatus, Offer, Requirements, Resources, Strategy
 from comity.model.ids import AgentId, ProcessId
 
 
@@ -111,3 +111,19 @@ def test_explain_foretells_the_choice_and_changes_nothing() -> None:
             made.measured(done, C, rng.uniform(1, 100), rng.random() < 0.9)
             made.give(done)
     made.check()
+
+
+def test_whether_anybody_could_serve_is_asked_of_live_agents() -> None:
+    made = scheduling(
+        agent("busy", concurrency=1, tags=("t",)),
+        agent("off", status=AgentStatus.PAUSED, kind="llm"),
+        agent("other", offers=(Offer("else", "1.0", ""),), tags=("t", "u")),
+    )
+    made.take(AgentId("n1/busy"))
+    assert made.serves(C, Requirements(tags=("t",)))
+    assert made.serves(C, Requirements(agent="n1/busy"))
+    assert not made.serves(C, Requirements(tags=("u",)))
+    assert not made.serves(C, Requirements(kind="llm"))
+    assert not made.serves(C, Requirements(version=">=2"))
+    assert not made.serves(C, Requirements(avoid=(AgentId("n1/busy"),)))
+    assert not made.serves("nothing", Requirements(tags=("t",)))

@@ -63,7 +63,7 @@ class Admission:
             limit = self.max_waiting
             raise Overloaded(f"{limit} tasks wait already", retry_after_s=1.0, limit=limit)
         if not item.queue:
-            self._somebody(spec.capability)
+            self._somebody(spec.capability, spec.requirements)
 
     def _check_time(self, task: TaskId, now_ms: int) -> None:
         if now_ms != self._now_ms:
@@ -76,11 +76,13 @@ class Admission:
                 raise TooOld(f"task {task} was made {ago_s:.0f} s ago", window_s=self.window_ms / 1000)
             raise BadInput(f"task id {task} lies {-ago_s:.0f} s in the future: is the clock right?")
 
-    def _somebody(self, capability: str) -> None:
+    def _somebody(self, capability: str, needs: Requirements | None) -> None:
         if not self.scheduling.offered(capability):
             raise UnknownCapability(f"no agent offers {capability!r}", capability=capability)
         if not self.scheduling.live(capability):
             raise NoAgent(f"no live agent offers {capability!r} now", capability=capability)
+        if needs is not None and not self.scheduling.serves(capability, needs):
+            raise NoAgent(f"no live agent that offers {capability!r} meets the requirements", capability=capability)
 
     def archived_in(self, task: TaskId) -> list[str]:
         """Keys of the archive chunks that may hold ``task``, newest first."""

@@ -63,6 +63,16 @@ class Question:
         return ""
 
 
+def serves(needs: Requirements, capability: str, among: Collection[Candidate]) -> bool:
+    """Whether one of ``among`` is live, busy or not, and meets ``needs``; True as well if there are too many to ask."""
+    match = Matcher(needs, capability)
+    return len(among) > _LOOKED_AT or any(
+        candidate.live and candidate.record is not None and match.meets(candidate.record)
+        and needs.agent in ("", candidate.id) and candidate.id not in needs.avoid
+        for candidate in among
+    )  # fmt: skip
+
+
 def explain(question: Question, pool: Pool, among: Collection[Candidate], fits: Fits) -> dict[str, Any]:
     """``pool`` ranks ``among``, or at least those of it that meet the requirements; ``choice`` is the first of them."""
     eligible = list(islice(filter(question.accepts, islice(pool.ranked(), _LOOKED_AT)), SHOWN))

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from comity.core.explaining import Question, explain
+from comity.core.explaining import Question, explain, serves
 from comity.core.matching import Feature, Matcher, Signature, asked, features, same_place, signature
 from comity.core.pools import Candidate, Host, Pool, first_of
 from comity.core.strategies import Fits, free_of, make_pool, weight_of
@@ -351,13 +351,16 @@ class Scheduling:
 
     def offered(self, capability: str) -> int:
         """How many agents offer it, whatever their status."""
-        offering = self._offerings.get(capability)
-        return len(offering.candidates) if offering is not None else 0
+        return len(self._offerings[capability].candidates) if capability in self._offerings else 0
 
     def live(self, capability: str) -> int:
         """How many of them are active on an eligible node, busy or not."""
+        return self._offerings[capability].live if capability in self._offerings else 0
+
+    def serves(self, capability: str, needs: Requirements) -> bool:
+        """Whether a live agent that offers it, busy or not, meets ``needs``; True as well if there are too many to ask."""
         offering = self._offerings.get(capability)
-        return offering.live if offering is not None else 0
+        return offering is not None and serves(needs, capability, self._rarest(offering, needs))
 
     def load(self, agent: AgentId) -> int:
         """Attempts and calls in flight."""
