@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from peers import LIMIT_S, World
+from peers import LIMIT_S, World, until
 
 from comity.controller.controller import Controller
 from comity.controller.pipeline import EntryClock
@@ -15,7 +15,8 @@ from comity.errors import Corrupt, Disconnected, TimedOut
 from comity.log.memory import MemoryLog
 from comity.model import wire
 from comity.model.codec import ROOT_DIGEST, seal
-from comity.model.task import Barrier, Entry
+from comity.model.ids import TaskId
+from comity.model.task import Barrier, Command, Entry, Expire
 
 Fault = Callable[[bytes, int], "str | None"]
 
@@ -210,3 +211,34 @@ def test_while_the_log_is_ahead_of_the_wall_clock_entry_time_goes_on_at_half_its
         assert stamped == max(2_000_000 + step * 500, (1000 + step) * 1000)
     clocks.wall, clocks.monotonic = 3001.0, 2051.0
     assert clock.now_ms() == 3_001_000, "caught up"
+
+
+async def test_a_barrier_takes_its_turn_however_much_is_proposed(world: World) -> None:
+    controller, _ = await faulty(world)
+    assert controller.leading is not None
+    leader = controller.leading.leader
+    for _ in range(10):
+        leader.propose(Expire(TaskId("before")))
+    leader.barrier(lambda: None)
+    leader.barrier(lambda: None)
+    written: list[Command] = []
+    while not any(isinstance(command, Barrier) for command in written):
+        leader.propose(Expire(TaskId("after")))
+        written += leader.fill(1)
+    assert [command.task for command in written if isinstance(command, Expire)] == ["before"] * 10
+    leader.barrier(lambda: None)
+    assert sum(isinstance(command, Barrier) for command in leader.fill(100_000)) == 1
+
+
+async def test_a_refusal_is_said_by_one_leader_only(world: World) -> None:
+    """A submit reaches whoever takes itself for the leader; refused here and taken in there, it would be both."""
+    first, log = await faulty(world, "k1")
+    client = await world.peer("c1")
+    assert first.leading is not None
+    first.leading.admission.shutting_down = True
+    log.fault = lambda _entry, _after: "lost"
+    second = await world.controller("k2")
+    assert first.led.is_set() and second.led.is_set()
+    await client.submit("x")
+    await until(lambda: not first.led.is_set())
+    assert not any(isinstance(item, wire.Refused) for item in client.items)

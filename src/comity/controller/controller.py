@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -44,6 +44,8 @@ STILL_S = 1.0
 """A leader whose beacons and whose log have been still for so long, plus up to half of it at random, is challenged."""
 PULSE_S = 0.25
 RETRY_S = 0.05
+REREAD = 16
+"""Entries of the past read at once."""
 
 _log = structlog.get_logger("comity.controller")
 
@@ -162,16 +164,16 @@ class Controller:
         await self._load()
         return self.ledger.index + 1 >= first
 
-    async def changes(self, after: int, upto: int) -> AsyncIterator[tuple[int, int, list[Change]]]:
+    async def changes(self, after: int, upto: int) -> AsyncGenerator[tuple[int, int, list[Change]], None]:
         """What the entries after ``after``, to ``upto``, changed: the log read again from the nearest snapshot before."""
         state, ledger = await self.past(after)
-        while ledger.index < upto and (items := await self.log.read(ledger.index)):
+        while ledger.index < upto and (items := await self.log.read(ledger.index, REREAD)):
             for index, data in items:
                 verdict = ledger.offer(index, data)
-                if isinstance(verdict, Effective):
-                    changed = state.apply(verdict.entry, index)
-                    if after < index <= upto:
-                        yield index, verdict.time_ms, changed
+                changed = state.apply(verdict.entry, index) if isinstance(verdict, Effective) else []
+                if after < index <= upto:
+                    yield index, state.time_ms, changed
+                await asyncio.sleep(0)
 
     def _offer(self, index: int, data: bytes) -> None:
         verdict = self.ledger.offer(index, data)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -12,12 +13,16 @@ import msgspec
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
 from comity.core.tasks import Change
-from comity.errors import ComityError
+from comity.errors import ComityError, TooLarge
 from comity.model.ids import ProcessId, TaskId
 from comity.model.wire import CURRENT, EventNotice, FollowEvents
 
 RECENT = 32_768
 """Changes kept at hand; an older past is read back from the log."""
+TOLD_AT_ONCE = 1000
+ROUNDS = 3
+FOR_MS_MAX = 120_000
+FOLLOWED_AT_ONCE = 64
 _encode = msgspec.json.Encoder().encode
 _INTERNAL = frozenset({"archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated"})
 
@@ -42,7 +47,7 @@ def describe(change: Change, at_ms: int) -> dict[str, Any]:
     return event
 
 
-Past = Callable[[int, int], AsyncIterator[tuple[int, int, list[Change]]]]
+Past = Callable[[int, int], AsyncGenerator[tuple[int, int, list[Change]], None]]
 """``past(after, upto)``: what the entries after ``after``, to ``upto``, changed: (index, entry time, changes). It starts later
 if the log does."""
 
@@ -70,64 +75,83 @@ class Events:
         self._past = past
         self._followers: dict[tuple[ProcessId, int], Follower] = {}
         self._recent: deque[tuple[int, int, list[Change]]] = deque()
+        self._reading = asyncio.Lock()
         self._kept = 0  # changes in ``_recent``, and one for each entry
 
     def end(self) -> None:
-        for follower in self._followers.values():
-            if follower.catching_up is not None:
-                follower.catching_up.cancel()
+        for key in list(self._followers):
+            self._drop(key)
 
     def follow(self, item: FollowEvents, sender: ProcessId) -> None:
-        """Begin, go on or stop. With ``after`` >= 0 the past comes first; what of it is gone is told by ``events.gap``, and
-        its end by ``events.current``."""
+        """Begin, go on or stop. With ``after`` >= 0 the past comes first; what of it is gone is told by ``events.gap``, and its
+        end by ``events.current``. Raises TooLarge for one who follows too often at a time."""
         key = (sender, item.ref)
-        until = self._time() + item.for_ms / 1000
+        until = self._time() + min(item.for_ms, FOR_MS_MAX) / 1000
         known = self._followers.get(key)
-        if item.for_ms <= 0:
-            self._followers.pop(key, None)
-        elif known is not None and item.after < 0:
+        if known is not None and item.after < 0 < item.for_ms:
             known.until = until
-        else:
-            follower = self._followers[key] = Follower(sender, item, until)
-            if item.after < 0:
-                return
-            if self._replay(follower):
-                self._post(follower, 0, CURRENT)
-            else:
-                follower.catching_up = asyncio.get_running_loop().create_task(self._catch_up(follower))
+            return
+        self._drop(key)
+        if item.for_ms <= 0:
+            return
+        if sum(process == sender for process, _ in self._followers) >= FOLLOWED_AT_ONCE:
+            raise TooLarge(f"{sender} follows events {FOLLOWED_AT_ONCE} times already", limit=FOLLOWED_AT_ONCE)
+        follower = self._followers[key] = Follower(sender, item, until)
+        if item.after >= 0:
+            follower.catching_up = asyncio.get_running_loop().create_task(self._catch_up(follower))
 
-    def _replay(self, follower: Follower) -> bool:
-        """Send what is owed from the recent past; False if that does not reach back far enough."""
-        if not self._recent or self._recent[0][0] > follower.next:
-            return False
-        for index, at_ms, changes in self._recent:
-            if index >= follower.next:
-                for change in changes:
-                    self._offer(follower, index, change, at_ms)
-        follower.next = self._recent[-1][0] + 1
-        return True
+    def _drop(self, key: tuple[ProcessId, int]) -> None:
+        follower = self._followers.pop(key, None)
+        if follower is not None and follower.catching_up is not None:
+            follower.catching_up.cancel()
 
     async def _catch_up(self, follower: Follower) -> None:
-        try:
-            while not self._replay(follower):
-                upto = self._recent[0][0] - 1 if self._recent else 0
-                async for index, at_ms, changes in self._past(follower.next - 1, upto):
-                    if index > follower.next:
-                        gap = {"type": "events.gap", "at": at_ms, "from": follower.next, "to": index - 1}
-                        self._post(follower, 0, _encode(gap))
-                    for change in changes:
-                        self._offer(follower, index, change, at_ms)
-                    follower.next = index + 1
-                follower.next = max(follower.next, upto + 1)
-                if not self._recent:
-                    break
-        except ComityError as error:
-            body = {"type": "events.gap", "at": 0, "from": follower.next, "to": None, "reason": error.message}
-            self._post(follower, 0, _encode(body))
-            follower.next = self._recent[0][0] if self._recent else follower.next
-            self._replay(follower)
+        """Tell the past, from the log as far as it is not at hand. Who cannot be told all of it before more than is kept has
+        happened again, a few times over, is told of a gap."""
+        for _ in range(ROUNDS):
+            if self._recent and self._recent[0][0] > follower.next:
+                await self._read_past(follower, self._recent[0][0] - 1)
+        while True:
+            if not self._replay(follower):
+                break
+            await asyncio.sleep(0)
         self._post(follower, 0, CURRENT)
         follower.catching_up = None
+
+    async def _read_past(self, follower: Follower, upto: int) -> None:
+        """What the log says of entries up to ``upto``; one follower at a time, for it takes as much memory as there are tasks."""
+        async with self._reading:
+            try:
+                async with aclosing(self._past(follower.next - 1, upto)) as past:
+                    async for index, at_ms, changes in past:
+                        self._skip_to(follower, index, at_ms)
+                        self._tell(follower, index, changes, at_ms)
+                        await asyncio.sleep(0)
+            except ComityError as error:
+                self._skip_to(follower, upto + 1, 0, error.message)
+        follower.next = max(follower.next, upto + 1)
+
+    def _replay(self, follower: Follower) -> bool:
+        """Send some of what is owed from the recent past; whether there is more."""
+        told = 0
+        for index, at_ms, changes in self._recent:
+            if index >= follower.next:
+                if told > TOLD_AT_ONCE:
+                    return True
+                self._skip_to(follower, index, at_ms)
+                self._tell(follower, index, changes, at_ms)
+                told += len(changes)
+        return False
+
+    def _skip_to(self, follower: Follower, index: int, at_ms: int, reason: str = "") -> None:
+        if index > follower.next > 0:
+            gap = {"type": "events.gap", "at": at_ms, "from": follower.next, "to": index - 1, "reason": reason}
+            self._post(follower, 0, _encode(gap))
+
+    def _tell(self, follower: Follower, index: int, changes: list[Change], at_ms: int) -> None:
+        for change in changes:
+            self._offer(follower, index, change, at_ms)
+        follower.next = index + 1
 
     def _offer(self, follower: Follower, index: int, change: Change, at_ms: int) -> None:
         if change.kind in _INTERNAL:
@@ -142,7 +166,7 @@ class Events:
     def _current(self) -> list[Follower]:
         now = self._time()
         for key in [key for key, follower in self._followers.items() if follower.until <= now]:
-            del self._followers[key]
+            self._drop(key)
         return [follower for follower in self._followers.values() if follower.catching_up is None]
 
     def publish(self, index: int, at_ms: int, changes: list[Change]) -> None:
@@ -153,9 +177,7 @@ class Events:
             self._kept -= len(self._recent.popleft()[2]) + 1
         if self._followers:
             for follower in self._current():
-                for change in changes:
-                    self._offer(follower, index, change, at_ms)
-                follower.next = index + 1
+                self._tell(follower, index, changes, at_ms)
 
     def live(self, event: dict[str, Any], task: TaskId | None = None) -> None:
         """Something that is no entry: progress, a log line, a suspicion, a refusal."""

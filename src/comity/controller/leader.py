@@ -64,6 +64,7 @@ from comity.model.wire import (
     Live,
     Pong,
     RateTask,
+    Refused,
     Route,
     Slot,
     SubmitTask,
@@ -119,8 +120,7 @@ class Leader:
         self._submits_under_way: dict[TaskId, None] = {}
         self._keys_under_way: dict[str, list[tuple[ProcessId, TaskId]]] = {}
         self._reports_under_way: dict[TaskId, int] = {}
-        self._barrier_calls: list[Callable[[], None]] = []
-        self._barriers: deque[list[Callable[[], None]]] = deque()
+        self._barriers: deque[list[Callable[[], None]]] = deque()  # what awaits each barrier, pending or in flight
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._now_ms = 0  # entry time when the message now being taken in arrived
@@ -198,7 +198,10 @@ class Leader:
 
     def barrier(self, call: Callable[[], None]) -> None:
         """``call`` once everything proposed before now is effective, and the log has confirmed that we still lead."""
-        self._barrier_calls.append(call)
+        if not self._pending or type(self._pending[-1]) is not Barrier:
+            self._pending.append(Barrier())
+            self._barriers.append([])
+        self._barriers[-1].append(call)
         self.wake()
 
     def notice(self, kind: str, **about: Any) -> None:
@@ -235,14 +238,18 @@ class Leader:
             self.admission.check(item, sender, len(self._submits_under_way), now_ms)
         except ComityError as error:
             self.admission.refused += 1
-            self.outbox.post(to(sender), refusal(item.spec.id, error))
-            self.notice("submit.refused", task=item.spec.id, node=sender, reason=error.code)
+            refused = refusal(item.spec.id, error)
+            self.barrier(lambda: self._refuse(refused, sender))  # definite only if no other leader has heard it too
             return
         spec = stamped(item.spec, sender, now_ms)
         self._submits_under_way[spec.id] = None
         if spec.key:
             self._keys_under_way[spec.key] = []
         self._pending.append(Submit(spec))
+
+    def _refuse(self, refused: Refused, sender: ProcessId) -> None:
+        self.outbox.post(to(sender), refused)
+        self.notice("submit.refused", task=refused.task, node=sender, reason=refused.code)
 
     def _follow(self, item: FollowTask, sender: ProcessId) -> None:
         for task_id in item.tasks:
@@ -348,10 +355,6 @@ class Leader:
             commands += self.reconcile.plan(room - len(due))
             if self.reconcile.is_behind:
                 self.pipeline.wake()
-        if self._barrier_calls and not pending:
-            self._barriers.append(self._barrier_calls)
-            self._barrier_calls = []
-            commands.append(Barrier())
         return commands
 
     # What became effective

@@ -17,6 +17,11 @@ from comity.model.ids import ProcessId, TaskId
 from comity.model.task import Attempt, Command, Ending, Fail, Task, TaskFailure, TaskState
 from comity.model.wire import Accepted, Ended, Run, Settled, Stop
 
+FOLLOWERS_MAX = 1000
+"""Processes told of one task's end, beside its submitter."""
+PAIRS_MAX = 4096
+"""In one item: it must fit into a message."""
+
 
 class Telling:
     """See the module. ``propose`` takes a command; ``follow_missing`` answers for a task that is not in memory."""
@@ -85,7 +90,10 @@ class Telling:
         elif task.is_terminal:
             self._send_end(task, {sender: None})
         elif task.spec.submitter != sender:
-            self._followers.setdefault(task_id, {})[sender] = None
+            who = self._followers.setdefault(task_id, {})
+            who[sender] = None
+            if len(who) > FOLLOWERS_MAX:  # who still waits asks again
+                del who[next(iter(who))]
 
     def settle(self, node: ProcessId, task: TaskId, token: int) -> None:
         """Tell ``node``, with the next ``flush``, that it may forget its report."""
@@ -94,9 +102,11 @@ class Telling:
     def flush(self) -> None:
         """Send what gathered while a message or an entry was acted on."""
         for process, pairs in self._accepted.items():
-            self.outbox.post(to(process), Accepted(tuple(pairs)))
+            for at in range(0, len(pairs), PAIRS_MAX):
+                self.outbox.post(to(process), Accepted(tuple(pairs[at : at + PAIRS_MAX])))
         for process, reports in self._settled.items():
-            self.outbox.post(to(process), Settled(tuple(reports)))
+            for at in range(0, len(reports), PAIRS_MAX):
+                self.outbox.post(to(process), Settled(tuple(reports[at : at + PAIRS_MAX])))
         self._accepted.clear()
         self._settled.clear()
 
