@@ -186,6 +186,16 @@ async def test_ends_are_typed() -> None:
                 assert caught.value.details["attempts"] == [{"epoch": 4}]
 
 
+async def test_a_failure_by_an_exception_names_it() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        leader.questions["task"] = {"attempts": []}
+        task = await client.submit("x")
+        leader.end("c1", task.id, TaskState.FAILED, "KeyError", "'gone'")
+        with pytest.raises(TaskFailed, match=r"failed: KeyError: 'gone'$"):
+            await task.result()
+
+
 async def test_results_may_be_typed_large_or_missing() -> None:
     class Report(msgspec.Struct):
         lines: int

@@ -132,6 +132,18 @@ async def test_a_waiting_task_says_why_it_waits(world: World) -> None:
     task = await client.submit("nobody")
     view = await client.ask("task", id=task)
     assert view["state"] == "submitted" and view["reason"] == "no agent offers nobody"
+    assert (await client.ask("why", id=task))["reason"] == "no agent offers nobody"
+    node = await world.peer("n1")
+    await node.join("a")
+    await client.submit()
+    run = await node.hear(wire.Run)
+    await node.say(wire.Failed(run.task, run.epoch, TaskFailure("KeyError", "'x'")))
+    await client.ask("barrier")
+    task = await client.submit(requirements=Requirements(tags=("gpu",)))
+    assert (await client.ask("task", id=task))["reason"] == "no agent that meets its requirements is free"
+    assert (await client.ask("why", id=task))["reason"].endswith("no agent can take echo now: 1 x lacks tag gpu")
+    reason = (await client.ask("task", id=run.task))["reason"]
+    assert reason.startswith("it backs off until") and reason.endswith("; n1/a: KeyError: 'x'")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ _STYLES = {
     "retrying": "yellow", "requeued": "yellow", "suspect": "yellow", "gap": "yellow", "interrupted": "yellow", "joined": "green",
     "elected": "magenta", "progress": "dim", "log": "dim", "submitted": "", "started": "cyan", "assigned": "cyan",
 }  # fmt: skip
-_TOLD = ("type", "at", "task", "agent", "node", "capability", "reason", "epoch", "index")
+_TOLD = ("type", "at", "task", "agent", "node", "capability", "code", "reason", "epoch", "index")
 
 
 def show_event(cli: Cli, event: dict[str, Any]) -> None:
@@ -33,8 +33,14 @@ def show_event(cli: Cli, event: dict[str, Any]) -> None:
         about.append(event["node"])
     about += [f"{key}={value}" for key, value in event.items() if key not in _TOLD and value not in (None, "")]
     style = _STYLES.get(kind.rpartition(".")[2], "")
-    reason = dim(plain(f"  {event['reason']}")) if event.get("reason") else ""
+    reason = dim(plain(f"  {reason_of(event)}")) if reason_of(event) else ""
     print(f"{dim(when)}  {paint(style, f'{kind:<15}')}  {plain('  '.join(map(str, about)))}{reason}", flush=True)
+
+
+def reason_of(event: dict[str, Any]) -> str:
+    """Why: an exception with its name, for its message alone may say little."""
+    code, reason = str(event.get("code") or ""), str(event.get("reason") or "")
+    return reason or code if code.islower() or not code else f"{code}: {reason}".removesuffix(": ")
 
 
 @command(app)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comity.cli.command import Cli, command, commands, read_json
+from comity.cli.events import reason_of
 from comity.cli.looks import plain
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ async def submit(
         telling = asyncio.create_task(_tell(cli, task))
         try:
             cli.output.show(await task.result(timeout))
+        except asyncio.CancelledError:
+            if not cli.output.as_json:
+                cli.output.note(f"{cli.output.over_ctrl_c}the task goes on: comity tasks watch {task.id}")
+            raise
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
@@ -105,9 +110,9 @@ async def _tell(cli: Cli, task: Task) -> None:
                 if kind == "progress":
                     cli.output.note(plain(_progress(event)))
                 elif kind == "log":
-                    cli.output.note(plain(str(event.get("message", ""))))
+                    cli.output.note(plain(_more(event)))
                 elif kind in ("retrying", "requeued"):
-                    cli.output.note(plain(f"{kind}: {event.get('reason', '')}"))
+                    cli.output.note(plain(f"{kind}: {reason_of(event)}"))
     finally:
         looking.cancel()
 
@@ -115,12 +120,18 @@ async def _tell(cli: Cli, task: Task) -> None:
 def _progress(event: dict[str, Any]) -> str:
     value = event.get("value")
     told = [f"{value:.0%}" if isinstance(value, float) and 0 <= value <= 1 else str(value)] if value is not None else []
+    return "  ".join([*told, _more(event)] if _more(event) else told)
+
+
+def _more(event: dict[str, Any]) -> str:
+    """What the attempt said beside the value."""
     known = ("type", "at", "task", "agent", "node", "index", "value")
-    return "  ".join([*told, *(str(more) for name, more in event.items() if name not in known)])
+    said = {name: more for name, more in event.items() if name not in known}
+    return "  ".join(str(more) if name == "message" else f"{name}={more}" for name, more in said.items())
 
 
 async def _why_waiting(cli: Cli, task: Task) -> None:
     await asyncio.sleep(LOOK_S)  # most tasks have ended by then
-    found = await task.status()
+    found = await task.why()
     if found["reason"]:
         cli.output.note(f"{task.id} waits: {plain(found['reason'])} (Ctrl-C leaves it waiting)")

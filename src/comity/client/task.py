@@ -126,10 +126,10 @@ class Task:
 
     async def _error(self, ended: Ended) -> ComityError:
         failure = ended.failure
-        code, message = (failure.code, failure.message) if failure is not None else ("", "")
+        code, said = (failure.code, failure.text) if failure is not None else ("", "it is not said why")
         details: dict[str, Any] = {"task": self.id, "code": code}
         if code == UnknownTask.code:
-            return UnknownTask(message, task=self.id)
+            return UnknownTask(said, task=self.id)
         named = by_code().get(code)
         kind = _STATE_ERRORS.get(ended.state, TaskFailed)
         if named is not None and issubclass(named, DeadlineExceeded | TaskRejected | TaskCanceled):
@@ -138,7 +138,7 @@ class Task:
             details["attempts"] = (await self.status(DETAIL_S))["attempts"]
         except (Indefinite, UnknownTask) as error:
             details["attempts"] = f"not known: {error.message}"
-        return kind(f"task {self.id} {ended.state}: {message or code}", **details)
+        return kind(f"task {self.id} {ended.state}: {said}", **details)
 
     async def status(self, timeout: float | None = None) -> dict[str, Any]:
         """What the network knows of it now: state, agent, node, epoch, retries, times, input, result, error, attempts,

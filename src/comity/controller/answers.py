@@ -254,16 +254,18 @@ class Answers:
         if task.state not in (TaskState.SUBMITTED, TaskState.WAITING):
             return ""
         capability = task.spec.capability
-        refusals = [f"{a.agent}: {a.failure.message if a.failure else a.ending}" for a in task.past if a.ending]
+        past = [f"{a.agent}: {a.failure.text if a.failure else a.ending}" for a in reversed(task.past) if a.ending]
         if task.not_before > self._state.time_ms:
             why = f"it backs off until {_iso(task.not_before)}"
         elif not self._reconcile.scheduling.offered(capability):
             why = f"no agent offers {capability}"
         elif not self._reconcile.scheduling.live(capability):
             why = f"no live agent offers {capability} now"
-        else:
+        elif task.spec.requirements is not None:
             why = "no agent that meets its requirements is free"
-        return "; ".join([why, *refusals[-3:]])
+        else:
+            why = f"no agent that offers {capability} is free"
+        return "; ".join([why, *list(dict.fromkeys(past))[:3]])
 
     async def _tasks(self, args: Args) -> dict[str, Any]:
         limit, before = max(1, min(args.limit, LIST_MAX)), args.before or "~"
@@ -294,10 +296,11 @@ class Answers:
         task = await self.find(check_task_id(args.id))
         spec = task.spec
         now = self._reconcile.scheduling.explain(spec.capability, spec.requirements, spec.strategy, ())
+        reason = self._why_waiting(task)
         return {
             "id": spec.id,
             "state": task.state,
-            "reason": self._why_waiting(task),
+            "reason": f"{reason}; {now['reason']}" if reason and now["live"] and not now["choice"] else reason,
             "assignment": self._choice(spec.id),
             "now": now,
         }

@@ -78,6 +78,13 @@ class TaskFailure(msgspec.Struct, array_like=True, frozen=True, gc=False):
     message: str = ""
     retryable: bool = True
 
+    @property
+    def text(self) -> str:
+        """In words: an exception with its name, for many say little without (``KeyError: 'x'``); ours speak for themselves."""
+        if not self.message or self.code.islower():
+            return self.message or self.code
+        return f"{self.code}: {self.message}"
+
 
 class Ending(enum.StrEnum):
     """How an attempt ended."""
