@@ -183,7 +183,7 @@ class Workload:
         """A task at random: capability, input, options."""
         random = self.random
         kind = random.choices(
-            ["echo", "nap", "large", "flaky", "broken", "picky", "stuck", "family"], [6, 6, 2, 3, 1, 3, 1, 2]
+            ["echo", "nap", "large", "flaky", "broken", "picky", "stuck", "family"], [5, 8, 2, 3, 1, 3, 1, 2]
         )[0]
         options: dict[str, Any] = {}
         if random.random() < 0.2:
@@ -196,7 +196,7 @@ class Workload:
             options["tags"] = ["quick"]
         value: Any = {
             "echo": {"value": random.randrange(1000)},
-            "nap": {"seconds": random.choice([0.01, 0.1, 0.5, 2.0])},
+            "nap": {"seconds": random.choice([0.01, 0.3, 1.0, 3.0, 3.0])},
             "large": {"size": random.choice([500, 2000, 40_000, 300_000])},
             "flaky": {"odds": random.choice([0.2, 0.6, 0.95])},
             "broken": {"value": "x" * random.choice([1, 3000])},
