@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jsonschema_rs
 
-from comity.errors import Disconnected, InvalidInput, TimedOut
+from comity.errors import BadInput, Disconnected, InvalidInput, TimedOut
 from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, parse_need, version_in_range
 from comity.model.codec import from_json
 from comity.model.ids import AgentId, ProcessId, node_of
@@ -259,8 +259,10 @@ class Directory:
         name: str = "",
     ) -> list[AgentRecord]:
         """Agents that meet every condition given, by id. ``capability`` may carry versions (``review>=1.2``). All of
-        ``tags``, one of ``any_tags`` and all ``labels`` must be there. Raises BadInput for a bad version range."""
+        ``tags``, one of ``any_tags`` and all ``labels`` must be there. Raises BadInput for a bad version range or status."""
         wanted, versions = parse_need(capability)
+        if status is not None and status not in set(AgentStatus):
+            raise BadInput(f"no status is called {status!r}; one of: {', '.join(AgentStatus)}", status=status)
 
         def fits(agent: AgentRecord) -> bool:
             return (

@@ -104,9 +104,9 @@ def test_exit_codes_are_stable() -> None:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (["submit", "greet", "{bad"], "invalid-input"),
-        (["submit", "greet", "Ada"], "invalid-input"),
-        (["submit", "greet", "@nowhere.json"], "invalid-input"),
+        (["submit", "greet", "{bad"], "bad-input"),
+        (["submit", "greet", "Ada"], "bad-input"),
+        (["submit", "greet", "@nowhere.json"], "bad-input"),
         (["submit", "greet", "{}", "--require", "colour=red"], "bad-input"),
         (["stats"], "unreachable"),
         (["stats", "--network", "not a name"], "bad-settings"),
@@ -211,7 +211,12 @@ def test_a_schema_is_told_as_one_would_say_it() -> None:
     }
     assert _brief(schema) == "{a: string, b: integer | null, c?: anything}"
     assert _brief({"type": "array", "items": {"type": "number"}}) == "[number]"
-    assert _brief({"$ref": "#/x"}) == '{"$ref": "#/x"}'
+    assert _brief({"$ref": "#/$defs/Order"}) == "Order"
+    assert _brief({"enum": ["good", None]}) == '"good" | null'
+    assert _brief({"type": "object", "additionalProperties": {"const": 1}}) == "{string: 1}"
+    assert _brief({"type": "array", "prefixItems": [{"type": "null"}, schema]}) == f"[null, {_brief(schema)}]"
+    assert _brief({"properties": {"inner": schema}, "type": "object"}) == "{inner?: " + _brief(schema) + "}"
+    assert _brief({"not": {}}) == '{"not": {}}'
     assert _brief({}) == _brief(True) == "anything"
 
 

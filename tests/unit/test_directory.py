@@ -110,6 +110,8 @@ def test_conditions_narrow() -> None:
     assert ids(labels={"tier": "1"}) == ["n1/a"]
     assert ids(kind="llm") == ["n1/a"]
     assert ids(status="paused") == ["n1/b"]
+    with pytest.raises(BadInput, match="happy"):
+        ids(status="happy")
     assert ids(node="n2") == ["n2/a"]
     assert ids(region="us") == ["n1/c"]
     assert ids(name="a") == ["n1/a", "n2/a"]

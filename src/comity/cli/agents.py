@@ -26,7 +26,9 @@ async def list_(
     cli: Cli,
     capability: Annotated[str, typer.Option("--capability", metavar="NAME", help="Only those that offer it.")] = "",
     tag: Annotated[list[str], typer.Option("--tag", metavar="TAG", help="Only those with this tag.")] = [],  # noqa: B006
-    status: Annotated[str | None, typer.Option("--status", metavar="STATUS", help="Only those with this status.")] = None,
+    status: Annotated[
+        str | None, typer.Option("--status", metavar="STATUS", help="Only those: active, paused, unhealthy, draining.")
+    ] = None,
 ) -> None:
     """All agents, with what is in flight at each."""
     async with cli.net() as net:
@@ -44,7 +46,8 @@ async def list_(
         for r in rows
     ]  # fmt: skip
     columns = ("AGENT", "STATUS", "NODE", "LOAD", "TAGS", "CAPABILITIES")
-    cli.output.table(columns, cells, "no agents; start some with: comity run MODULE_OR_FILE")
+    asked = capability or tag or status
+    cli.output.table(columns, cells, "no such agents" if asked else "no agents; start some with: comity run MODULE_OR_FILE")
 
 
 def _row(record: AgentRecord, load: dict[str, Any]) -> dict[str, Any]:
@@ -112,8 +115,10 @@ async def show(cli: Cli, agent: Name) -> None:
     cli.output.facts(known)
     for capability in capabilities:
         print(f"\n{bold(capability['name'])} {capability['version']}  {dim(plain(capability['description']))}")
-        schemas = [(what, plain(_brief(capability[f"{what}_schema"]))) for what in ("input", "output")]
-        cli.output.facts(schemas)
+        schemas = [capability["input_schema"], capability["output_schema"]]
+        named = {name: part for schema in schemas for name, part in schema.get("$defs", {}).items()}
+        parts = [*zip(("input", "output"), schemas, strict=True), *named.items()]
+        cli.output.facts((name, plain(_brief(part))) for name, part in parts)
 
 
 def _brief(schema: Any) -> str:
@@ -123,21 +128,21 @@ def _brief(schema: Any) -> str:
     properties = schema.get("properties")
     if schema.get("type") == "object" and isinstance(properties, dict):
         required = schema.get("required", ())
-        parts = [f"{name}{'' if name in required else '?'}: {_kind(part)}" for name, part in properties.items()]
+        parts = [f"{name}{'' if name in required else '?'}: {_brief(part)}" for name, part in properties.items()]
         return "{" + ", ".join(parts) + "}"
-    return _kind(schema)
-
-
-def _kind(schema: Any) -> str:
-    if not isinstance(schema, dict):
-        return "anything"
-    if schema.get("type") == "array" and "items" in schema:
-        return f"[{_kind(schema['items'])}]"
-    if isinstance(schema.get("type"), str):
-        return str(schema["type"])
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "enum" in schema or "const" in schema:
+        return " | ".join(json.dumps(value, ensure_ascii=False) for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:
-        return " | ".join(_kind(part) for part in schema["anyOf"])
-    return json.dumps(schema) if schema else "anything"
+        return " | ".join(_brief(part) for part in schema["anyOf"])
+    if schema.get("type") == "array" and "prefixItems" in schema:
+        return f"[{', '.join(_brief(part) for part in schema['prefixItems'])}]"
+    if schema.get("type") == "array" and "items" in schema:
+        return f"[{_brief(schema['items'])}]"
+    if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"{{string: {_brief(schema['additionalProperties'])}}}"
+    return str(schema["type"]) if isinstance(schema.get("type"), str) else json.dumps(schema)
 
 
 def _verb(name: str, help_: str, said: str) -> None:

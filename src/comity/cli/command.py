@@ -110,8 +110,8 @@ def command(
 
 
 def read_json(text: str) -> Any:
-    """JSON given on the command line: itself, ``@file``, or ``-`` for standard input. Raises InvalidInput."""
-    from comity.errors import InvalidInput
+    """JSON given on the command line: itself, ``@file``, or ``-`` for standard input. Raises BadInput."""
+    from comity.errors import BadInput, InvalidInput
     from comity.model.codec import from_json
 
     source = ""
@@ -121,9 +121,9 @@ def read_json(text: str) -> Any:
         try:
             text, source = Path(text[1:]).read_text(), f"{text[1:]}: "
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"cannot read {text[1:]}: {getattr(error, 'strerror', None) or error}") from error
+            raise BadInput(f"cannot read {text[1:]}: {getattr(error, 'strerror', None) or error}") from error
     try:
         return from_json(text.encode())
     except InvalidInput as error:
         hint = "" if source or text[:1] in ("{", "[", '"') else f"; a text is written with quotes: '\"{text}\"'"
-        raise InvalidInput(f"{source}{error.message}{hint}") from error
+        raise BadInput(f"{source}{error.message}{hint}") from error

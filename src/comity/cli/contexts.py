@@ -106,7 +106,8 @@ async def add(
     saved = _saved()
     path = str(credentials.expanduser().absolute()) if credentials is not None else ""
     saved.put(name, Context(urls=urls, network=check_token(network, "network"), credentials=path))
-    _done(cli, f"saved {bold(name)}", _row(name, saved.get(name), saved.current))
+    used = "; commands now use it" if saved.current == name else ""
+    _done(cli, f"saved {bold(name)}{used}", _row(name, saved.get(name), saved.current))
 
 
 @command(app, connects=False)

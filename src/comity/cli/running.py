@@ -203,14 +203,15 @@ def _greet(output: Output, node: Node, context: Context, files: list[Path]) -> N
         return
     many = "1 agent" if len(agents) == 1 else f"{len(agents):,} agents"
     output.say(f"{paint('green', '●')} node {bold(node.node)} is in network {bold(context.network)} with {many}")
+    width = max(len(name) for name, _, _ in agents[:12])
     for name, offers, topics in agents[:12]:
         does = [f"offers {', '.join(offers)}"] if offers else []
         does += [f"listens to {', '.join(topics)}"] if topics else []
-        output.say(f"  {bold(name)}  {dim('; '.join(does) or 'does nothing yet')}")
+        output.say(f"  {bold(name)}{' ' * (width - len(name))}  {dim('; '.join(does) or 'does nothing yet')}")
     if len(agents) > 12:
         output.say(dim(f"  and {len(agents) - 12:,} more"))
     if files:
-        output.say(dim(f"  starts again when one of {len(files)} files changes"))
+        output.say(dim(f"  starts again when {'its file' if len(files) == 1 else f'one of its {len(files)} files'} changes"))
     output.say(dim("Ctrl-C lets what runs end, and leaves."))
 
 

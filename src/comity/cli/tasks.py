@@ -48,8 +48,10 @@ def error_of(item: dict[str, Any]) -> str:
 @command(app, "list")
 async def list_(
     cli: Cli,
-    state: Annotated[str | None, typer.Option("--state", metavar="STATE", help="Only tasks in this state.")] = None,
-    capability: Annotated[str | None, typer.Option("--capability", metavar="NAME", help="Only tasks of this kind.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="STATE", help="Only those: submitted, waiting, working, failed ...")
+    ] = None,
+    capability: Annotated[str | None, typer.Option("--capability", metavar="NAME", help="Only those for this.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=1000, help="How many at most.")] = 20,
     before: Annotated[str | None, typer.Option("--before", metavar="TASK", help="The page after this task.")] = None,
 ) -> None:
@@ -69,7 +71,7 @@ async def list_(
     ]  # fmt: skip
     cli.output.table(("TASK", "STATE", "CAPABILITY", "AGENT", "AGE", "TOOK", "WHY"), rows, "no tasks")
     if len(found) == limit:
-        cli.output.note(f"more: comity tasks list --before {found[-1]['id']}")
+        cli.output.note(f"more: the same with --before {found[-1]['id']}")
 
 
 @command(app)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 
 from comity.agent import Agent
-from comity.errors import ComityError, Disconnected
+from comity.errors import ComityError, Disconnected, Indefinite
 from comity.model.capability import NodeRecord
 from comity.model.ids import ProcessId
 from comity.model.wire import encode_agents, encode_node
@@ -232,5 +232,6 @@ class Announcer:
             try:
                 await self._registry.delete(key)
             except ComityError as error:
-                _log.warning("cannot deregister", key=key, code=error.code, error=error.message)
+                tell = _log.info if isinstance(error, Indefinite) else _log.warning
+                tell("cannot deregister", key=key, code=error.code, error=error.message)
                 return
