@@ -45,7 +45,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.cli": ("comity",),
     "comity.__main__": ("comity.cli",),
     "comity.lazy": WORDS + FACES + ("comity.config",),
-    "comity": WORDS + ("comity.connect", "comity.lazy"),
+    "comity": (*WORDS, "comity.connect", "comity.lazy"),
 }
 ALONE = ("comity.bus", "comity.registry", "comity.log", "comity.store")
 NOBODY = ("comity.cli", "comity.sim")

@@ -13,7 +13,6 @@ assignment, event and metric. Two readers that apply the same entries hold equal
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -98,9 +97,8 @@ class Totals(msgspec.Struct, array_like=True, gc=False):
 class Tasks:
     """All that the log decides. Fields are public to read; only ``apply`` writes them."""
 
-    def __init__(self, network: NetworkId, *, key_window_ms: int = 86_400_000) -> None:
+    def __init__(self, network: NetworkId) -> None:
         self.network = network
-        self.key_window_ms = key_window_ms
         self.term = 0
         self.leader = ProcessId("")
         self.generation = 0
@@ -110,13 +108,11 @@ class Tasks:
         self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)  # invariant: counts what is in ``tasks``
         self.finished: dict[TaskId, None] = {}  # terminal and not yet archived, oldest first
         self.children: dict[TaskId, dict[TaskId, None]] = {}  # open children only
-        self.keys: dict[str, TaskId] = {}
-        self.old_keys: deque[tuple[int, str]] = deque()  # (forget at, key) of finished tasks
+        self.keys: dict[str, TaskId] = {}  # of tasks in ``tasks`` and ``archive``: a key is known as long as its task
         self.nodes: dict[ProcessId, NodeLease] = {}
-        self.ended: dict[ProcessId, int] = {}  # by node, the last incarnation whose lease ended: it must come back as a higher one
+        self.ended: dict[ProcessId, int] = {}  # by node, the last incarnation evicted: it must come back as a higher one
         self.archive: list[Chunk] = []
         self.archived = 0
-        self.archived_last = TaskId("")  # no id in ``archive`` is higher
         self.snapshots: list[SnapshotTaken] = []
         self.strategies: dict[str, Strategy] = {}
         self.totals = Totals()
@@ -201,21 +197,15 @@ class Tasks:
         self.counts[TaskState.SUBMITTED] += 1
         self.totals.submitted += 1
         if spec.key:
-            self._forget_old_keys()
             self.keys[spec.key] = task_id
         if spec.parent is not None:
             self.children.setdefault(spec.parent, {})[task_id] = None
         self.changes.append(Change("task.submitted", task))
 
-    def _forget_old_keys(self) -> None:
-        while self.old_keys and self.old_keys[0][0] <= self.time_ms:
-            self.keys.pop(self.old_keys.popleft()[1], None)
-
     def _assign(self, command: Assign, index: int, _ordinal: int) -> None:
         task = self.tasks.get(command.task)
         lease = self.nodes.get(command.node)
-        if command.epoch > self.last_epoch:
-            self.last_epoch = command.epoch
+        self.last_epoch = max(self.last_epoch, command.epoch)
         fits = task is not None and task.state in _OPEN and task.epoch < command.epoch
         if task is None or not fits or lease is None or lease.incarnation != command.incarnation:
             self.changes.append(Change("assignment.void", task, node=command.node, task_id=command.task))
@@ -283,8 +273,6 @@ class Tasks:
             self.totals.canceled += 1
         else:
             self.totals.failed += 1
-        if spec.key:
-            self.old_keys.append((self.time_ms + self.key_window_ms, spec.key))
         if spec.parent is not None:
             siblings = self.children.get(spec.parent)
             if siblings is not None:
@@ -404,20 +392,25 @@ class Tasks:
         gone = [task_id for task_id in command.ids if task_id in self.finished]
         if not gone:
             return
+        keys = {}
         for task_id in gone:
             del self.finished[task_id]
             task = self.tasks.pop(task_id)
             self._touch(task)
             self.counts[task.state] -= 1
-        self.archive.append(chunk(command.key, gone, command.finished_ms))
+            if task.spec.key:
+                keys[task.spec.key] = task_id
+        self.archive.append(chunk(command, gone, keys, self.archive[-1] if self.archive else None))
         self.archived += len(gone)
-        self.archived_last = max(self.archived_last, self.archive[-1].last)
         self.changes.append(Change("archive.grown", reason=command.key))
 
     def _dropped(self, command: Dropped, index: int, _ordinal: int) -> None:
-        kept = [held for held in self.archive if held.key not in command.keys]
-        self.archived -= sum(held.count for held in self.archive) - sum(held.count for held in kept)
-        self.archive = kept
+        for held in self.archive:
+            if held.key in command.keys:
+                self.archived -= held.count
+                for key in held.keys:
+                    self.keys.pop(key, None)
+        self.archive = [held for held in self.archive if held.key not in command.keys]
         self.changes.extend(Change("archive.dropped", reason=key) for key in command.keys)
 
     def _snapshot_taken(self, command: SnapshotTaken, index: int, _ordinal: int) -> None:
@@ -473,6 +466,10 @@ class Tasks:
             if task.attempt is not None:
                 _hold(task.attempt.epoch == task.epoch, task_id, "the attempt has the task's epoch")
                 _hold(on_nodes.get(task_id) == task.attempt.node, task_id, "its node knows of it")
+        keys = {task.spec.key: task_id for task_id, task in self.tasks.items() if task.spec.key}
+        for held in self.archive:
+            keys |= held.keys
+        _hold(keys == self.keys, "keys", "lead to tasks that are there or archived")
         _hold(counted == self.counts, "counts", "count what is there")
         _hold(all(self.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
 
