@@ -81,7 +81,7 @@ async def _find(net: Client, agent: str) -> AgentRecord:
 
 @command(app)
 async def show(cli: Cli, agent: Name) -> None:
-    """One agent: its record, and its capabilities with their schemas."""
+    """One agent: its record, its capabilities and their schemas."""
     import msgspec
 
     async with cli.net() as net:

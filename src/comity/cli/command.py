@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 _HERE: dict[str, Any] = {"rich_help_panel": "Which network"}
 _OUT: dict[str, Any] = {"rich_help_panel": "Output"}
 
+AWAY, BACK = "the server is away; trying to reach it again", "connected again"
+
 Connect = Annotated[str | None, typer.Option("--connect", metavar="URL", help="The server's address.", **_HERE)]
 ContextName = Annotated[str | None, typer.Option("--context", metavar="NAME", help="A saved one: comity context.", **_HERE)]
 Network = Annotated[str | None, typer.Option("--network", metavar="NAME", help="The network's name.", **_HERE)]
 Creds = Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose credentials to use.", **_HERE)]
 Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="A local network's data.", **_HERE)]
 Form = Annotated[str | None, typer.Option("--output", "-o", metavar="table|json", help="In a pipe it is json.", **_OUT)]
-Debug = Annotated[bool, typer.Option("--debug", envvar="COMITY_DEBUG", show_envvar=False, help="Show tracebacks.", **_OUT)]
+Debug = Annotated[
+    bool, typer.Option("--debug", envvar="COMITY_DEBUG", show_envvar=False, help="Show tracebacks and log lines.", **_OUT)
+]
 
 _CONNECTING: dict[str, Any] = {
     "connect": Connect, "context": ContextName, "network": Network, "credentials": Creds, "data": Data,
@@ -62,7 +66,12 @@ class Cli:
 
         async with comity.connect(settings=self.loaded()) as net:
             started()
+            if not self.output.as_json:
+                net.on_link(self._tell_link)
             yield net
+
+    def _tell_link(self, up: bool) -> None:
+        self.output.note(BACK if up else AWAY)
 
 
 Work = Callable[..., Coroutine[Any, Any, None]]

@@ -37,7 +37,7 @@ def _row(name: str, context: Context, current: str) -> dict[str, Any]:
 
 @command(app, "list", connects=False)
 async def list_(cli: Cli) -> None:
-    """All saved contexts, and the network of this machine's default data directory."""
+    """All saved connections, and this machine's own network."""
     from comity.contexts import LOCAL, Context
 
     saved = _saved()

@@ -144,6 +144,6 @@ class Group(TyperGroup):
             formatter.write_dl(rows)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        rows = [(name, self.commands[name].get_short_help_str(60)) for name in self.list_commands(ctx)]
+        rows = [(name, self.commands[name].get_short_help_str(200)) for name in self.list_commands(ctx)]
         with formatter.section(bold("Commands")):
             formatter.write_dl(rows)

@@ -19,7 +19,7 @@ async def send(
     body: Body = "null",
     topic: Annotated[str, typer.Option("--topic", metavar="TOPIC", help="Which of its functions gets it.")] = "",
     request: Annotated[bool, typer.Option("--request/--no-request", help="Wait for a reply, and print it.")] = True,
-    timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for it.")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for it (30).")] = None,
 ) -> None:
     """Say something to an agent, live: it is not kept if the agent is away."""
     value = read_json(body)

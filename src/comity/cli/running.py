@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comity.cli.command import Cli, command, commands
+from comity.cli.command import AWAY, BACK, Cli, command, commands
 from comity.cli.looks import bold, dim, paint
 from comity.cli.output import Output, started, tell
 
@@ -227,7 +227,7 @@ async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, chan
         if link is Link.CLOSED:
             closed.set()
         else:
-            output.note("connected again" if link is Link.UP else "the server is away; trying to reach it again")
+            output.note(BACK if link is Link.UP else AWAY)
 
     bus.on_state(tell_link)
     waits = [signals.asked.wait(), closed.wait()]

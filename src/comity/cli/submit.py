@@ -63,15 +63,22 @@ async def submit(
         float | None, typer.Option("--timeout", metavar="SECONDS", help="How long to wait; the task goes on after.")
     ] = None,
     priority: Annotated[int, typer.Option("--priority", metavar="0..9", help="Higher first.")] = 5,
-    deadline: Annotated[float | None, typer.Option("--deadline", metavar="SECONDS", help="When it is too late.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option("--deadline", metavar="SECONDS", help="Fail it if it has not ended by then.")
+    ] = None,
     key: Annotated[str | None, typer.Option("--key", metavar="KEY", help="The same key is the same task.")] = None,
     tag: Annotated[list[str], typer.Option("--tag", metavar="TAG", help="Only agents with this tag.")] = [],  # noqa: B006
     require: Annotated[
         list[str], typer.Option("--require", metavar="KEY=VALUE", help="What its agent must have: label=zone:a, gpu=1 ...")
     ] = [],  # noqa: B006
-    strategy: Annotated[str | None, typer.Option("--strategy", metavar="NAME", help="How its agent is chosen.")] = None,
-    retries: Annotated[int | None, typer.Option("--retries", metavar="N", help="How often after a failure.")] = None,
-    queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Wait for an agent if none is there.")] = True,
+    strategy: Annotated[
+        str | None,
+        typer.Option("--strategy", metavar="NAME", help="least_loaded, round_robin, weighted_random or best_fit."),
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option("--retries", metavar="N", help="How often it is tried again after a failure.")
+    ] = None,
+    queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Wait if no live agent can do it, or be refused.")] = True,
 ) -> None:
     """Give the network a task, and print its result.
 

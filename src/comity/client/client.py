@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack
 
 import msgspec
 
-from comity.bus.base import LEADER, Bus
+from comity.bus.base import LEADER, Bus, Link
 from comity.bus.outbox import Outbox
 from comity.client.exchange import Exchange
 from comity.client.sightings import TOPICS
@@ -107,6 +107,10 @@ class Client:
     def directory(self) -> Directory:
         """The watched copy of the registry. ``discover`` waits until it is there."""
         return self._exchange.directory
+
+    def on_link(self, call: Callable[[bool], None]) -> None:
+        """``call(up)`` whenever the connection to the server breaks or stands again. Waits go on meanwhile."""
+        self._exchange.bus.on_state(lambda link: call(link is Link.UP) if link is not Link.CLOSED else None)
 
     def leader_ms(self) -> int:
         """What the leader's clock reads now, in milliseconds since 1970, as told when contact was made."""
