@@ -21,6 +21,7 @@ from comity.controller.leader import Leader
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.snapshot import Writing
 from comity.core import reconcile as reconciling
+from comity.core.archive import holding
 from comity.core.ledger import Ledger
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
@@ -165,10 +166,7 @@ def keys_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 @plant(faults={"deaf": 1, "loss": 1})
 def only_the_newest_archive_chunk_is_remembered(patch: pytest.MonkeyPatch) -> None:
-    newest = property(
-        lambda state: state.archive[-1].last if state.archive else TaskId(""), lambda state, value: None
-    )
-    patch.setattr(Tasks, "archived_last", newest, raising=False)
+    patch.setattr("comity.controller.leader.holding", lambda archive, task: holding(archive[-1:], task))
 
 
 # The leader
