@@ -60,7 +60,8 @@ def test_every_command_explains_itself(name: str) -> None:
     assert shown.output.startswith(f"Usage: comity {name}")
     if name in GROUPS:
         assert "Commands:" in shown.output
-        names = [line.split()[0] for line in shown.output.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
+        listed = shown.output.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+        names = [line.split()[0] for line in listed if line[2] != " "]
         for sub in names:
             help_ = typed(name, sub, "--help").output
             assert "--output table|json" in help_
