@@ -72,7 +72,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     max_waiting: int = 100_000
     dedup_window_s: float = 600.0
-    key_window_s: float = 86_400.0
     keep_finished: int = 1_000_000
     keep_finished_s: float = 7 * 86_400.0
     snapshot_every: int = 100_000
@@ -107,7 +106,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         self._must_exceed("orphan_s", "lease_s", "an orphan is what outlives its node's lease")
         self._must_exceed("dedup_window_s", "submit_timeout_s", "a resend must still be known as one")
         self._must_exceed("keep_finished_s", "dedup_window_s", "a resend of a finished task must find it")
-        self._must_exceed("keep_finished_s", "key_window_s", "a key must lead to a task that is still kept")
 
     def _must_exceed(self, longer: str, shorter: str, why: str, times: int = 1) -> None:
         have, bound = getattr(self, longer), getattr(self, shorter)

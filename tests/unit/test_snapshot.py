@@ -44,7 +44,7 @@ def contents(state: Tasks) -> bytes:
     """Everything that is replicated, comparably."""
     return msgspec.msgpack.encode(
         [
-            sorted(state.tasks.items()), state.counts, list(state.finished), state.children, state.keys, list(state.old_keys),
+            sorted(state.tasks.items()), state.counts, list(state.finished), state.children, state.keys,
             state.nodes, state.archive, state.archived, state.snapshots, state.totals, state.last_epoch, state.generation,
             state.strategies,
         ],
@@ -62,7 +62,7 @@ async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
 
 
 async def reload(data: bytes, network: NetworkId = NET) -> tuple[Tasks, Ledger]:
-    return await load(chunks(data), network, key_window_ms=86_400_000)
+    return await load(chunks(data), network)
 
 
 def busy_state() -> Tasks:

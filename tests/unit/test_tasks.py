@@ -202,15 +202,15 @@ def test_the_same_id_or_key_is_the_same_task(story: Story) -> None:
     assert story.state.keys == {"order-7": T1}
 
 
-def test_a_key_is_forgotten_some_time_after_its_task_ended() -> None:
+def test_a_key_is_known_as_long_as_its_task() -> None:
     story = Story()
-    story.state.key_window_ms = 1000
-    story.do(Submit(spec(T1, key="k")), Cancel(T1), at=100)
-    story.do(Submit(spec(T2, key="k")), at=1099)
-    assert T2 not in story.state.tasks
-    story.do(Submit(spec(T2, key="k")), Submit(spec(TaskId("t3"), key="other")), at=1101)
-    story.do(Submit(spec(TaskId("t4"), key="k")), at=1102)
-    assert story.state.keys["k"] == "t4"
+    again = Submit(spec(T2, key="k"))
+    story.do(Submit(spec(T1, key="k")), Cancel(T1))
+    assert story.kinds(again) == []
+    assert story.kinds(Archived("chunk", (T1,), 9), again) == ["archive.grown"]
+    assert story.state.keys == {"k": T1}
+    assert story.kinds(Dropped(("chunk", "other")), again)[-1] == "task.submitted"
+    assert story.state.keys == {"k": T2}
 
 
 def test_a_large_payload_stays_in_the_log(story: Story) -> None:

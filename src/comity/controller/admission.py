@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from comity.core.archive import may_hold
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
 from comity.errors import (
@@ -83,10 +82,6 @@ class Admission:
             raise NoAgent(f"no live agent offers {capability!r} now", capability=capability)
         if needs is not None and not self.scheduling.serves(capability, needs):
             raise NoAgent(f"no live agent that offers {capability!r} meets the requirements", capability=capability)
-
-    def archived_in(self, task: TaskId) -> list[str]:
-        """Keys of the archive chunks that may hold ``task``, newest first."""
-        return [held.key for held in reversed(self.state.archive) if may_hold(held, task)]
 
 
 def check_capability(name: str) -> None:

@@ -15,7 +15,7 @@ from comity.bus.base import to
 from comity.bus.outbox import Outbox
 from comity.controller.archive import Archive
 from comity.controller.payloads import Payloads
-from comity.core.archive import may_hold
+from comity.core.archive import holding
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
 from comity.errors import BadInput, ComityError, Definite, NotFound, TooLarge, UnknownTask
@@ -223,11 +223,10 @@ class Answers:
         task = self._state.tasks.get(task_id)
         if task is not None:
             return task
-        for chunk in reversed(self._state.archive):
-            if may_hold(chunk, task_id):
-                found = (await self._archive.chunk(chunk.key)).get(task_id)
-                if found is not None:
-                    return found
+        for chunk in holding(self._state.archive, task_id):
+            found = (await self._archive.chunk(chunk.key)).get(task_id)
+            if found is not None:
+                return found
         raise UnknownTask(f"no task {task_id} is known, or it finished too long ago", task=task_id)
 
     async def _task(self, args: Args) -> dict[str, Any]:

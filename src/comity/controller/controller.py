@@ -81,7 +81,7 @@ class Controller:
         self.scheduling = Scheduling(random)
         self.census = Census(registry, self.scheduling)
         self.payloads = Payloads(log)
-        self.state = Tasks(self.network_id, key_window_ms=int(settings.key_window_s * 1000))
+        self.state = Tasks(self.network_id)
         self.ledger = Ledger(network_id)
         self.sees_departures = False
         self.leading: Term | None = None
@@ -133,13 +133,12 @@ class Controller:
     async def past(self, index: int | None) -> tuple[Tasks, Ledger]:
         """State and ledger from the newest snapshot that can be read and lies at ``index`` or before (None: any); empty ones if
         there is none."""
-        window_ms = int(self.settings.key_window_s * 1000)
         for key in await newest_snapshot(self.store, index):
             try:
-                return await load(self.store.get(key), self.network_id, key_window_ms=window_ms)
+                return await load(self.store.get(key), self.network_id)
             except Corrupt as error:
                 _log.error("a snapshot is damaged; trying an older one", key=key, error=error.message)
-        return Tasks(self.network_id, key_window_ms=window_ms), Ledger(self.network_id)
+        return Tasks(self.network_id), Ledger(self.network_id)
 
     async def _catch_up(self) -> None:
         """Read and apply to the log's tail, as far as can be seen from here."""

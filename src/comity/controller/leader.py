@@ -22,6 +22,7 @@ from comity.controller.lag import Lag
 from comity.controller.liveness import Liveness
 from comity.controller.pipeline import ASSIGN_BYTES, COMMANDS_MAX, EntryClock, Pipeline, weight
 from comity.controller.telling import Telling
+from comity.core.archive import holding
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Change, Tasks
 from comity.errors import BadInput, ComityError, InvalidInput, TooLarge
@@ -226,7 +227,7 @@ class Leader:
             self.telling.follow(self.state.keys[spec.key], sender)
         elif spec.key and spec.key in self._keys_under_way:
             self._keys_under_way[spec.key].append((sender, spec.id))
-        elif spec.id <= self.state.archived_last and self.admission.archived_in(spec.id):
+        elif next(holding(self.state.archive, spec.id), None) is not None:
             self.telling.accept(sender, spec.id, spec.id)
             self.telling.follow(spec.id, sender)
         else:

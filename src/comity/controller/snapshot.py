@@ -1,13 +1,12 @@
 """Replicated state as bytes and back. Writing stalls nobody: tasks are encoded in slices, and one that changes before its turn
 is encoded just before it does (copy on write), so that the whole is the state after exactly one entry.
 
-Format: length-prefixed MessagePack frames; the first is a ``Head``, each following one a list of tasks.
+Format: length-prefixed MessagePack frames; the first is a ``Head``, then come lists of the archive's chunks, then of tasks.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -17,16 +16,18 @@ from comity.core.ledger import Ledger, LedgerState
 from comity.core.tasks import NodeLease, Tasks, Totals
 from comity.errors import Corrupt, ForeignData
 from comity.model.capability import Strategy
-from comity.model.ids import NetworkId, ProcessId, TaskId
+from comity.model.codec import UNREADABLE
+from comity.model.ids import NetworkId, ProcessId
 from comity.model.task import SnapshotTaken, Task
 
-FORMAT = 1
+FORMAT = 2
 SLICE = 400
-"""Tasks encoded without giving way; about a millisecond."""
+CHUNKS = 64
+"""Tasks, and chunks of the archive, encoded without giving way; about a millisecond."""
 
 
 class Head(msgspec.Struct, array_like=True):
-    """Everything but the tasks, and what can be derived from them."""
+    """Everything but the tasks and the archive's chunks, of which it has the number, and what can be derived from them."""
 
     format: int
     ledger: LedgerState
@@ -34,10 +35,8 @@ class Head(msgspec.Struct, array_like=True):
     generation: int
     last_epoch: int
     tasks: int
-    keys: dict[str, TaskId]
-    old_keys: list[tuple[int, str]]
+    chunks: int
     nodes: dict[ProcessId, tuple[int, int]]
-    archive: list[Chunk]
     snapshots: list[SnapshotTaken]
     totals: Totals
     strategies: dict[str, Strategy]
@@ -46,6 +45,7 @@ class Head(msgspec.Struct, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _head = msgspec.msgpack.Decoder(Head)
+_chunks = msgspec.msgpack.Decoder(list[Chunk])
 _tasks = msgspec.msgpack.Decoder(list[Task])
 
 
@@ -62,13 +62,13 @@ class Writing:
         self.index = ledger.index
         self.digest = ledger.digest
         self._state = state
+        self._archive = list(state.archive)
         self._left = dict(state.tasks)
         self._saved: list[Task | bytes] = []
         nodes = {node: (lease.incarnation, lease.since_ms) for node, lease in state.nodes.items()}
         head = Head(
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
-            state.keys, list(state.old_keys), nodes, state.archive, state.snapshots, state.totals,
-            state.strategies, state.ended,
+            len(self._archive), nodes, state.snapshots, state.totals, state.strategies, state.ended,
         )  # fmt: skip
         self._head = _encode(head)
         state.before_change = self._save
@@ -81,6 +81,9 @@ class Writing:
         """The bytes, in frames; gives way to others between them."""
         try:
             yield _frame(self._head)
+            for at in range(0, len(self._archive), CHUNKS):
+                yield _frame(_encode(self._archive[at : at + CHUNKS]))
+                await asyncio.sleep(0)
             while self._left or self._saved:
                 saved, self._saved = self._saved, []
                 if saved:
@@ -106,23 +109,27 @@ def _array(encoded: list[Task | bytes]) -> bytes:
     return b"\xdd" + len(parts).to_bytes(4, "big") + b"".join(parts)
 
 
-async def load(chunks: AsyncIterator[bytes], network: NetworkId, *, key_window_ms: int) -> tuple[Tasks, Ledger]:
+async def load(chunks: AsyncIterator[bytes], network: NetworkId) -> tuple[Tasks, Ledger]:
     """State and ledger from a snapshot's bytes. Raises Corrupt, or ForeignData for another network or a newer format."""
     head: Head | None = None
     tasks: list[Task] = []
+    archive: list[Chunk] = []
     try:
         async for frame in _frames(chunks):
             if head is None:
                 head = _head.decode(frame)
+                if head.format != FORMAT or head.ledger.network != network:
+                    said = "a snapshot of another network, or of another version"
+                    raise ForeignData(said, network=head.ledger.network)
+            elif len(archive) < head.chunks:
+                archive += _chunks.decode(frame)
             else:
                 tasks += _tasks.decode(frame)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise Corrupt(f"a snapshot cannot be read: {error}") from error
-    if head is None or head.tasks != len(tasks):
+    if head is None or head.tasks != len(tasks) or head.chunks != len(archive):
         raise Corrupt("a snapshot is incomplete")
-    if head.format != FORMAT or head.ledger.network != network:
-        raise ForeignData("a snapshot of another network, or of a newer version", network=head.ledger.network)
-    return _restore(head, tasks, network, key_window_ms), Ledger.restore(head.ledger)
+    return _restore(head, archive, tasks, network), Ledger.restore(head.ledger)
 
 
 async def _frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -139,19 +146,21 @@ async def _frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         raise Corrupt("a snapshot ends in mid-frame")
 
 
-def _restore(head: Head, tasks: list[Task], network: NetworkId, key_window_ms: int) -> Tasks:
-    state = Tasks(network, key_window_ms=key_window_ms)
+def _restore(head: Head, archive: list[Chunk], tasks: list[Task], network: NetworkId) -> Tasks:
+    state = Tasks(network)
     state.term, state.leader, state.generation = head.ledger.term, head.leader, head.generation
     state.last_epoch, state.time_ms = head.last_epoch, head.ledger.time_ms
-    state.keys, state.old_keys = head.keys, deque(head.old_keys)
-    state.archive, state.snapshots, state.totals = head.archive, head.snapshots, head.totals
+    state.archive, state.snapshots, state.totals = archive, head.snapshots, head.totals
     state.strategies, state.ended = head.strategies, head.ended
-    state.archived = sum(chunk.count for chunk in head.archive)
-    state.archived_last = max((chunk.last for chunk in head.archive), default=state.archived_last)
+    for chunk in archive:
+        state.archived += chunk.count
+        state.keys.update(chunk.keys)
     state.nodes = {node: NodeLease(incarnation, since) for node, (incarnation, since) in head.nodes.items()}
-    for task in sorted(tasks, key=lambda task: task.spec.id):
+    for task in sorted(tasks, key=lambda task: (task.created_at, task.spec.id)):
         task_id = task.spec.id
         state.tasks[task_id] = task
+        if task.spec.key:
+            state.keys[task.spec.key] = task_id
         state.counts[task.state] += 1
         if task.attempt is not None:
             state.nodes[task.attempt.node].attempts[task_id] = None

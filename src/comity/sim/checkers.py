@@ -14,7 +14,7 @@ from comity.core.ledger import Effective, Ledger
 from comity.core.tasks import Change, Tasks
 from comity.model.codec import ROOT_DIGEST, digest, unseal
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId
-from comity.model.task import Complete, Entry, Lead, Logged, Payload, Stored, Submit, TaskState
+from comity.model.task import Archived, Complete, Dropped, Entry, Lead, Logged, Payload, Stored, Submit, TaskState
 from comity.sim.history import Operation
 from comity.sim.loop import SimulationError
 
@@ -58,15 +58,16 @@ class End(NamedTuple):
 class Auditor:
     """Reads every entry at the moment it is appended, and knows which process wrote it."""
 
-    def __init__(self, network: NetworkId, truth: Truth | None = None, key_window_ms: int = 86_400_000) -> None:
+    def __init__(self, network: NetworkId, truth: Truth | None = None) -> None:
         self.network = network
         self.truth = truth
         self.items: list[tuple[int, bytes]] = []
         self.ledger = Ledger(network)
-        self.state = Tasks(network, key_window_ms=key_window_ms)
+        self.state = Tasks(network)
         self.submitted: dict[TaskId, int] = {}  # to the index of the entry
         self.keys: dict[str, TaskId] = {}
         self.ends: dict[TaskId, End] = {}
+        self._chunks: dict[str, tuple[TaskId, ...]] = {}
         self.leaders: dict[int, ProcessId] = {}  # by term
         self.void = 0
         self._term = 0
@@ -120,6 +121,11 @@ class Auditor:
                 if not spec.key or spec.key not in self.keys:
                     self.submitted.setdefault(spec.id, index)
                     self.keys.setdefault(spec.key, spec.id)
+            elif isinstance(command, Archived):
+                self._chunks[command.key] = command.ids
+            elif isinstance(command, Dropped):  # a key is known as long as its task
+                gone = {task: None for key in command.keys for task in self._chunks.get(key, ())}
+                self.keys = {key: task for key, task in self.keys.items() if task not in gone}
 
     def _changed(self, index: int, entry: Entry, change: Change) -> None:
         """Changes come after the whole entry was applied, so a task may look further than its change."""

@@ -105,7 +105,7 @@ class World:
         self.links = Links(self.loop, Random(f"{seed}/links"), self.trace)
         self.settings = msgspec.structs.replace(self._settings(), **(settings or {}))
         self.truth = Truth()
-        self.auditor = Auditor(NetworkId(programs.NETWORK), self.truth, int(self.settings.key_window_s * 1000))
+        self.auditor = Auditor(NetworkId(programs.NETWORK), self.truth)
         self.history = History()
         self.servers = Servers(self.links, Tail(self.links, self._appended))
         self.torture_s = self.random.choice([5.0, 10.0, 18.0]) if torture_s is None else torture_s
@@ -237,7 +237,7 @@ class World:
         store = MemoryStore(self.servers.store)
         for stored in await store.list(keeping.SNAPSHOTS):
             chunks = store.get(stored.key)
-            state, ledger = await snapshot.load(chunks, self.auditor.network, key_window_ms=self.auditor.state.key_window_ms)
+            state, ledger = await snapshot.load(chunks, self.auditor.network)
             for index, data in self.auditor.items[ledger.index :]:
                 verdict = ledger.offer(index, data)
                 if isinstance(verdict, Effective):
