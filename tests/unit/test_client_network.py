@@ -18,9 +18,20 @@ from comity.model.ids import ProcessId
 from comity.model.task import TaskState
 
 
-def notice(leader: StandInLeader, follow: wire.FollowEvents, index: int, kind: str, **about: Any) -> None:
+def notice(
+    leader: StandInLeader, follow: wire.FollowEvents, index: int, kind: str, number: int = 0, **about: Any
+) -> None:
     body = msgspec.json.encode({"type": kind, "at": 1, **about})
-    leader.say("c1", wire.EventNotice(follow.ref, index, body))
+    leader.say("c1", wire.EventNotice(follow.ref, index, body, number))
+
+
+async def following(leader: StandInLeader, number: int = 1) -> wire.FollowEvents:
+    """The ``number``-th time that somebody began to follow events."""
+    def begun() -> list[wire.FollowEvents]:
+        return [item for item in leader.all(wire.FollowEvents) if item.for_ms]
+
+    await until(lambda: len(begun()) >= number)
+    return begun()[number - 1]
 
 
 async def test_questions() -> None:
@@ -173,7 +184,7 @@ async def test_events_resume_where_they_broke_off() -> None:
         second = asyncio.ensure_future(anext(events))
         await old.bus.close()
         new = await g.leader("k2", term=2)
-        follow = await new.first(wire.FollowEvents)
+        follow = await following(new)
         assert follow.after == 4
         notice(new, follow, 5, "task.submitted", task="t1")  # seen
         notice(new, follow, 5, "task.submitted", task="t2")  # the rest of that entry
@@ -195,11 +206,59 @@ async def test_a_slow_reader_is_resumed_from_the_log(monkeypatch: pytest.MonkeyP
         await until(lambda: first.done())
         assert [(await first)["index"], (await anext(events))["index"]] == [1, 2]
         third = asyncio.ensure_future(anext(events))
-        again = await leader.first(wire.FollowEvents, 2)
+        again = await following(leader, 2)
         assert again.after == 1
         for index in range(2, 4):
             notice(leader, again, index, "node.joined", node=f"n{index}")
         assert (await third)["index"] == 3
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_slow_reader_takes_nothing_from_behind_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.client.streams.QUEUED", 2)
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        await client.ready()
+        events = client.events()
+        first = asyncio.ensure_future(anext(events))
+        follow = await following(leader)
+        for index in range(1, 4):  # the third does not fit
+            notice(leader, follow, index, "node.joined")
+        assert (await first)["index"] == 1
+        notice(leader, follow, 4, "node.joined")  # there is room, but the third is missing
+        await leader.outbox.drain()
+        await until(lambda: client._exchange.streams._open[follow.ref].received == 4)
+        assert (await anext(events))["index"] == 2
+        third = asyncio.ensure_future(anext(events))
+        again = await following(leader, 2)
+        for index in range(2, 4):
+            notice(leader, again, index, "node.joined")
+        assert (await third)["index"] == 3
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_what_was_lost_on_the_way_is_asked_for_again() -> None:
+    """A connection that broke and came back, before anybody noticed; or the leader's own."""
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        await client.ready()
+        events = client.events(after=0)
+        first = asyncio.ensure_future(anext(events))
+        follow = await following(leader)
+        notice(leader, follow, 1, "node.joined", number=1)
+        assert (await first)["index"] == 1
+        second = asyncio.ensure_future(anext(events))
+        notice(leader, follow, 3, "node.joined", number=3)
+        notice(leader, follow, 4, "node.joined", number=4)
+        again = await following(leader, 2)
+        assert (again.after, again.ref != follow.ref) == (0, True)
+        notice(leader, follow, 5, "node.joined", number=5)  # on its way still, under the old number
+        for index in range(1, 6):
+            notice(leader, again, index, "node.joined", number=index)
+        assert (await second)["index"] == 2
+        assert [(await anext(events))["index"] for _ in range(3)] == [3, 4, 5]
+        leader.say("c1", wire.EventNotice(again.ref, 0, wire.CURRENT, 7))  # the last one was lost
+        assert (await following(leader, 3)).after == 4
         await events.aclose()  # type: ignore[attr-defined]
 
 

@@ -184,3 +184,19 @@ async def test_a_node_of_many_attempts_is_settled_in_messages_that_fit(
         assert len(item.reports) <= 3
         settled += [task for task, _ in item.reports]
     assert sorted(settled) == sorted(tasks)
+
+
+async def test_a_followers_notices_are_counted_and_the_count_is_said_again() -> None:
+    sent: list[wire.EventNotice] = []
+    told = Told(0)
+    told.events = Events(Sent(lambda item: sent.append(item)), lambda: 0.0, told._past)  # type: ignore[arg-type]
+    told.events.publish(1, 0, [change(1)] * 2)
+    told.events.follow(wire.FollowEvents(1, after=0), C1)
+    told.events.follow(wire.FollowEvents(1, after=-1), C1)  # it is being told the past: no word on the count yet
+    await until(lambda: len(sent) == 3)
+    told.events.follow(wire.FollowEvents(2, after=-1), C1)
+    told.events.publish(2, 0, [change(2)])
+    told.events.follow(wire.FollowEvents(1, after=-1), C1)
+    assert [(item.ref, item.index, item.number) for item in sent] == [
+        (1, 1, 1), (1, 1, 2), (1, 0, 3), (1, 2, 4), (2, 2, 1), (1, 0, 5),
+    ]  # fmt: skip

@@ -24,10 +24,12 @@ QUEUED = 10_000
 
 class Stream:
     """One reader's events. ``index`` is the log index it has read up to; ``at_index`` the events it has read of that
-    one entry, which may come again."""
+    one entry, which may come again. ``number`` is the leader's name for it, another at each resumption; ``received``
+    how many notices came under that name."""
 
     def __init__(self, number: int, after: int, task: TaskId | None) -> None:
         self.number = number
+        self.received = 0
         self.task = task
         self.index = after
         self.at_index: dict[bytes, None] = {}
@@ -76,11 +78,15 @@ class Streams:
             self._contact.seek()
 
     def _resume(self, stream: Stream) -> None:
-        """From the last entry read on, that one again: it may have been cut in the middle."""
+        """From the last entry read on, that one again: it may have been cut in the middle. What is still on its way under
+        the old number counts for nothing."""
+        self.close(stream)
+        stream.number, stream.received = self._rng.getrandbits(53), 0
+        self._open[stream.number] = stream
         self._follow(stream, max(stream.index - 1, 0) if stream.index >= 0 else -1)
 
     def _renew(self, lost: bool) -> None:
-        for stream in self._open.values():
+        for stream in list(self._open.values()):
             self._resume(stream)
 
     def _look(self) -> None:
@@ -94,7 +100,10 @@ class Streams:
         stream = self._open.get(item.ref)
         if stream is None:
             return
-        if len(stream.queue) >= QUEUED:
+        stream.received += 1
+        if item.number > stream.received:
+            self._resume(stream)
+        elif stream.has_gap or len(stream.queue) >= QUEUED:
             stream.has_gap = True
         else:
             stream.queue.append(item)

@@ -55,9 +55,10 @@ if the log does."""
 
 
 class Follower:
-    """Who follows. ``next`` is the first index still owed; while ``catching_up`` new entries wait for the past."""
+    """Who follows. ``next`` is the first index still owed, ``sent`` how many notices were; while ``catching_up`` new entries wait
+    for the past."""
 
-    __slots__ = ("catching_up", "next", "process", "ref", "task", "until")
+    __slots__ = ("catching_up", "next", "process", "ref", "sent", "task", "until")
 
     def __init__(self, process: ProcessId, item: FollowEvents, until: float) -> None:
         self.process = process
@@ -65,6 +66,7 @@ class Follower:
         self.task = item.task
         self.until = until
         self.next = item.after + 1
+        self.sent = 0
         self.catching_up: asyncio.Task[None] | None = None
 
 
@@ -92,6 +94,8 @@ class Events:
         known = self._followers.get(key)
         if known is not None and item.after < 0 < item.for_ms:
             known.until = until
+            if known.catching_up is None:
+                self._post(known, 0, CURRENT)
             return
         self._drop(key)
         if item.for_ms <= 0:
@@ -163,7 +167,8 @@ class Events:
             self._post(follower, index, _encode(describe(change, at_ms)))
 
     def _post(self, follower: Follower, index: int, body: bytes) -> None:
-        self._outbox.post(to(follower.process), EventNotice(follower.ref, index, body))
+        follower.sent += 1
+        self._outbox.post(to(follower.process), EventNotice(follower.ref, index, body, follower.sent))
 
     def _current(self) -> list[Follower]:
         now = self._time()

@@ -130,15 +130,17 @@ class Routed(Item, tag=24):
 
 class EventNotice(Item, tag=25):
     """One event for a follower: ``index`` is the log index it comes from (0 for live ones: progress, log, membership),
-    ``body`` a JSON object with at least ``type`` and ``at`` (UTC ms)."""
+    ``body`` a JSON object with at least ``type`` and ``at`` (UTC ms). ``number`` counts those sent to this ``ref`` from 1: one
+    left out was lost on the way."""
 
     ref: int
     index: int
     body: bytes
+    number: int = 0
 
 
 CURRENT = b'{"type":"events.current","at":0}'
-"""Body of the notice that ends the past a follower asked for."""
+"""Body of the notice that ends the past a follower asked for, and of one that says only how many there were so far."""
 
 
 class Leading(Item, tag=26):
