@@ -24,11 +24,12 @@ from itertools import count
 from typing import Any, TypeVar
 
 from nats import errors
-from nats.aio.client import Client, Server, Srv
+from nats.aio.client import Server
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from comity.bus.base import Address, Cancel, Delivery, Link, Receive, split
+from comity.bus.connection import Connection
 from comity.errors import (
     AccessDenied,
     BadInput,
@@ -52,8 +53,6 @@ HIGH_WATER = 1024 * 1024
 """Bytes that may wait to be written before ``send`` waits for the server to take them."""
 SMALLEST_PAYLOAD = 512 * 1024 + 4096
 """A server that takes less cannot carry our batches."""
-PENDING_MESSAGES = 1024 * 1024
-PENDING_BYTES = 512 * 1024 * 1024
 
 _DENIAL = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
 _FORBIDDEN = re.compile('permissions violation for (publish|subscription) to "([^"]+)"')
@@ -61,45 +60,12 @@ _FORBIDDEN = re.compile('permissions violation for (publish|subscription) to "([
 log = logging.getLogger(__name__)
 
 
-class Connection(Client):
-    """nats-py's client, mended where 2.16 would break a promise of the bus (a test holds each)."""
-
-    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
-        # The original writes PING past the commands that still wait to be written: flush() would confirm too early.
-        self._pongs.append(future or asyncio.get_running_loop().create_future())
-        await self._send_command(b"PING\r\n")
-        await self._flush_pending()
-
-    async def _process_pong(self) -> None:
-        # A flush() that was canceled leaves a canceled future; setting its result would end the reader, silently.
-        if self._pongs and self._pongs[0].done():
-            self._pongs[0] = asyncio.get_running_loop().create_future()
-        await super()._process_pong()
-
-    async def _attempt_reconnect(self) -> None:
-        # What was not written yet must not be sent late, and who waits for an answer of the lost server waits in vain.
-        self._pending.clear()
-        self._pending_data_size = 0
-        for future in (*self._pongs, *self._resp_map.values()):
-            if not future.done():
-                future.set_exception(errors.ConnectionReconnectingError())
-                future.exception()  # nobody may be waiting: then it is not news
-        self._pongs.clear()
-        await super()._attempt_reconnect()
-
-    async def _connect_to_server(self, s: Srv) -> None:
-        # An attempt that failed half way would leave its socket open.
-        if self._transport:
-            self._transport.close()  # type: ignore[no-untyped-call]
-        await super()._connect_to_server(s)
-
-
 class NatsBus:
     """One process's end of a NATS network. See ``base.Bus``. Made by ``connect``.
 
     ``connection`` may be used for JetStream too; while it is down, its publishes fail at once (nothing is kept for later), and
     requests under way fail with ``ConnectionReconnectingError`` when it breaks. ``faults`` counts what went wrong beside the
-    calls: ``denied`` (the server refused a subject), ``slow`` (messages dropped because we did not keep up), ``forged``.
+    calls: ``denied`` (the server refused a subject), ``forged``.
     """
 
     connection: Connection
@@ -107,7 +73,7 @@ class NatsBus:
     def __init__(self, process: ProcessId, network: str) -> None:
         self.process = ProcessId(check_token(process, "process id"))
         self.network = check_token(network, "network")
-        self.faults = {"denied": 0, "slow": 0, "forged": 0}
+        self.faults = {"denied": 0, "forged": 0}
         self._link = Link.CLOSED
         self._closing = False
         self._why = ""
@@ -179,9 +145,7 @@ class NatsBus:
     async def _start(self, subject: str, take: Callable[[Msg], Awaitable[None]], queue: str = "") -> Subscription:
         """Subscribe; returns once the server has it. Raises Disconnected, AccessDenied."""
         try:
-            made = await self.connection.subscribe(
-                subject, queue, take, pending_msgs_limit=PENDING_MESSAGES, pending_bytes_limit=PENDING_BYTES
-            )
+            made = await self.connection.subscribe(subject, queue, take)
         except errors.Error as error:
             raise Disconnected(f"cannot subscribe: {error}") from error
         try:
@@ -334,9 +298,7 @@ class NatsBus:
             self._fault("forged", f"{message.subject} carried something")
 
     async def _on_error(self, error: Exception) -> None:
-        if isinstance(error, errors.SlowConsumerError):
-            self._fault("slow", f"a message on {error.subject} was dropped: too many wait to be received")
-        elif forbidden := _FORBIDDEN.search(str(error)):
+        if forbidden := _FORBIDDEN.search(str(error)):
             verb, subject = forbidden.groups()
             if verb == "subscription":
                 self._forbidden.add(subject)
