@@ -17,6 +17,7 @@ import nats
 import psutil
 import pytest
 import pytest_asyncio
+import structlog
 from nats.aio.client import Client
 
 from comity.credentials import Authority, Credentials, Role
@@ -40,6 +41,13 @@ def pytest_sessionstart() -> None:
     """Collect garbage only between tests. What a test leaves behind is then reported for that test; and no finaliser runs inside
     the coverage tracer, whose lock it would wait for on the very thread that holds it."""
     gc.disable()
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that a test ran in this process has set where logs go: to a stream that ends with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
