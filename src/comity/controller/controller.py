@@ -30,7 +30,7 @@ from comity.controller.term import Term
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Change, Tasks
-from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput
+from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput, NotFound
 from comity.log.base import Log
 from comity.model.codec import seal
 from comity.model.ids import NetworkId, ProcessId
@@ -136,8 +136,8 @@ class Controller:
         for key in await newest_snapshot(self.store, index):
             try:
                 return await load(self.store.get(key), self.network_id)
-            except Corrupt as error:
-                _log.error("a snapshot is damaged; trying an older one", key=key, error=error.message)
+            except (Corrupt, NotFound) as error:
+                _log.error("a snapshot is damaged or gone; trying an older one", key=key, error=error.message)
         return Tasks(self.network_id), Ledger(self.network_id)
 
     async def _catch_up(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import structlog
@@ -43,7 +43,7 @@ Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A snapshot, and how much had been written in this term when it was taken."""
+    """A snapshot, its time, and how much had been written in this term when it was taken."""
 
     index: int
     commands: int
@@ -87,7 +87,10 @@ class Keeping:
         self._window_ms = window_ms
         self._work: asyncio.Task[None] | None = None
         self._doomed: deque[str] = deque()
-        self._marks: deque[Mark] = deque()
+        self._marks: deque[Mark] = deque(
+            Mark(taken.index, taken.index - ledger.index, 0, taken.time_ms) for taken in state.snapshots
+        )  # since one of an earlier term at least as many commands were written as entries
+        self._is_swept = False
         self._trim_to = 0
         self._retry_at = 0.0
         self._snapshot_after = 0.0
@@ -105,7 +108,8 @@ class Keeping:
             if change.kind in ("archive.dropped", "snapshot.dropped"):
                 self._doomed.append(change.reason)
             elif change.kind == "snapshot.taken":
-                self._marks.append(Mark(self._state.snapshots[-1].index, *self._written, self._now_ms()))
+                taken = self._state.snapshots[-1]
+                self._marks.append(Mark(taken.index, *self._written, taken.time_ms))
 
     def look(self, commands: int, bytes_written: int) -> None:
         """Start whatever is due; called a few times a second with what was appended in this term."""
@@ -120,6 +124,8 @@ class Keeping:
     def _due(self, bytes_written: int) -> Work | None:
         state = self._state
         last = state.snapshots[-1].index if state.snapshots else 0
+        if not self._is_swept:
+            return self._sweep
         if self._doomed:
             return self._delete
         if self._may_trim_to() > self._trim_to:
@@ -173,21 +179,23 @@ class Keeping:
                 break
             ids.append(task_id)
         tasks = [self._state.tasks[task_id] for task_id in sorted(ids)]
+        moved = [payload.key for task in tasks for payload in (task.spec.input, task.result) if _is_moved(payload)]
         whole = [await self._whole(task) for task in tasks]
         finished_ms = max(task.finished_at for task in tasks)
         key = f"{ARCHIVE}{ids[0]}-{self._ledger.index}-{self._state.term}"
         await self._store.put(key, encode_chunk(whole))
         self._propose(Archived(key, tuple(ids), finished_ms))
         await self._effective()
+        self._doomed.extend(moved)
 
     async def _whole(self, task: Task) -> Task:
-        """``task`` without places in the log, which may be trimmed."""
-        if type(task.spec.input) is Logged:
-            spec = msgspec.structs.replace(task.spec, input=await self._payloads.load(task.spec.input))
-            task = msgspec.structs.replace(task, spec=spec)
-        if type(task.result) is Logged:
-            task = msgspec.structs.replace(task, result=await self._payloads.load(task.result))
-        return task
+        """``task`` with its payloads in place, but for those that others stored."""
+        spec = msgspec.structs.replace(task.spec, input=await self._payload(task.spec.input))
+        result = await self._payload(task.result) if task.result is not None else None
+        return msgspec.structs.replace(task, spec=spec, result=result)
+
+    async def _payload(self, payload: Payload) -> Payload:
+        return await self._store.read(payload.key) if _is_moved(payload) else await self._payloads.load(payload)
 
     def _stale_chunks(self) -> list[str]:
         """Chunks too many or too old; never one with a task whose submit, if repeated, would not be refused as too old."""
@@ -207,6 +215,18 @@ class Keeping:
         self._propose(Dropped(tuple(self._stale_chunks())))
         await self._effective()
 
+    async def _sweep(self) -> None:
+        """Doom what leaders before stored and did not come to tell of, or to delete. They cannot any more."""
+        state = self._state
+        known = dict.fromkeys([*(held.key for held in state.archive), *(taken.key for taken in state.snapshots)])
+        for task in list(state.tasks.values()):
+            known.update((payload.key, None) for payload in (task.spec.input, task.result) if _is_moved(payload))
+        for prefix in (ARCHIVE, SNAPSHOTS, MOVED):
+            for stored in await self._store.list(prefix):
+                if stored.key not in known and int(stored.key.rpartition("-")[2]) < state.term:
+                    self._doomed.append(stored.key)
+        self._is_swept = True
+
     async def _delete(self) -> None:
         while self._doomed:
             await self._store.delete(self._doomed[0])
@@ -222,7 +242,7 @@ class Keeping:
         finally:
             writing.close()
         await self._verify(stored)
-        self._propose(SnapshotTaken(writing.index, key, writing.digest))
+        self._propose(SnapshotTaken(writing.index, key, writing.digest, writing.time_ms))
         await self._effective()
 
     async def _verify(self, stored: Stored) -> None:
@@ -250,12 +270,12 @@ class Keeping:
     async def _trim(self) -> None:
         """Cut the log; payloads that lie below go to the store first."""
         upto = self._may_trim_to()
-        places = logged_before(self._state, upto)
+        places = await logged_before(self._state, upto)
         for task_id, is_result, place in places:
             payload = await self._payloads.load(place)
             if isinstance(payload, bytes):
                 name = "result" if is_result else "input"
-                stored = await self._store.put(f"{MOVED}{task_id}-{name}-{place.index}", payload)
+                stored = await self._store.put(f"{MOVED}{task_id}-{name}-{place.index}-{self._state.term}", payload)
                 self._propose(Moved(TaskId(task_id), stored, is_result))
         if places:
             await self._effective()
@@ -265,9 +285,14 @@ class Keeping:
             self._marks.popleft()
 
 
+def _is_moved(payload: Payload | None) -> TypeGuard[Stored]:
+    """Whether it lay in the log once: then it is ours to delete."""
+    return type(payload) is Stored and payload.key.startswith(MOVED)
+
+
 def _size(payload: Payload | None) -> int:
     """Bytes it takes in a chunk of the archive."""
-    if type(payload) is Logged:
+    if type(payload) is Logged or _is_moved(payload):
         return payload.size
     return len(payload) if type(payload) is bytes else 0
 

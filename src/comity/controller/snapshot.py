@@ -61,6 +61,7 @@ class Writing:
             raise AssertionError("one snapshot at a time")
         self.index = ledger.index
         self.digest = ledger.digest
+        self.time_ms = ledger.time_ms
         self._state = state
         self._archive = list(state.archive)
         self._left = dict(state.tasks)

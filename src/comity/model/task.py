@@ -244,11 +244,13 @@ class Dropped(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=15):
 
 
 class SnapshotTaken(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=16):
-    """State after entry ``index`` is in store ``key``, read back and verified; ``digest`` is that entry's digest."""
+    """State after entry ``index`` is in store ``key``, read back and verified; ``digest`` is that entry's digest, ``time_ms`` its
+    time."""
 
     index: int
     key: str
     digest: bytes
+    time_ms: int = 0
 
 
 class Moved(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=17):

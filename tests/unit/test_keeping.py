@@ -1,0 +1,94 @@
+"""What the leader keeps and lets go: log, snapshots, archive and moved payloads, over several terms."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from peers import LIMIT_S, World, until
+
+from comity.controller import keeping
+from comity.controller.controller import Controller
+from comity.model import wire
+from comity.store.memory import MemoryStore
+
+BIG = b'"' + b"y" * 5_000 + b'"'
+
+
+def stored(world: World, prefix: str) -> list[str]:
+    return [key for key in sorted(world.store.values) if key.startswith(prefix)]
+
+
+async def filled(world: World, snapshots: int) -> Controller:
+    """A leader that took snapshots, with a waiting task whose input lies in the log before them."""
+    controller = await world.controller("k1")
+    client = await world.peer("c1")
+    await client.submit("later", input=BIG)
+    async with asyncio.timeout(LIMIT_S):
+        while len(controller.state.snapshots) < snapshots:
+            await client.submit("later")
+    return controller
+
+
+async def test_the_age_of_the_log_is_known_over_a_change_of_leader() -> None:
+    """Else a network whose leader changes more often than its events are kept never cuts its log."""
+    short: dict[str, Any] = {"submit_timeout_s": 0.1, "dedup_window_s": 0.2, "keep_finished_s": 1.0}
+    world = World(snapshot_every=5, **short)
+    first = await filled(world, 2)
+    await first.stop()
+    assert world.log.first == 1
+    world.settings = World(snapshot_every=1_000_000, **short).settings
+    second = await world.controller("k2")
+    await until(lambda: world.log.first > 1)
+    await second.stop()
+
+
+async def test_a_moved_payload_goes_with_its_task_to_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(snapshot_every=5, keep_finished=1)
+    controller = await filled(world, 2)
+    client = await world.peer("c2")
+    async with asyncio.timeout(LIMIT_S):
+        while not stored(world, keeping.MOVED) or world.log.first == 1:
+            await client.submit("later")
+    moved = next(task for task in controller.state.tasks.values() if keeping._is_moved(task.spec.input)).spec.id
+    monkeypatch.setattr(keeping, "CHUNK_AGE_MS", 0)
+    await client.say(wire.CancelTask(1, moved))
+    await until(lambda: moved not in controller.state.tasks and not stored(world, keeping.MOVED))
+    assert (await client.ask("task", id=moved))["input"] == "y" * 5_000
+    await controller.stop()
+
+
+async def test_what_leaders_before_left_behind_is_deleted() -> None:
+    world = World(snapshot_every=5)
+    first = await filled(world, 2)
+    known = stored(world, "network/")
+    store = MemoryStore(world.store)
+    left = ["network/archive/x-1-1", "network/snapshot/0000000000000001-1", "network/payload/x-input-1-1"]
+    newer = [key.removesuffix("-1") + "-9" for key in left]
+    for key in [*left, *newer]:
+        await store.put(key, b"left")
+    await first.stop()
+    second = await world.controller("k2")
+    await until(lambda: not any(key in world.store.values for key in left))
+    assert set(known) <= set(world.store.values), "what the log tells of stays"
+    assert set(newer) <= set(world.store.values), "a later leader may be about to tell of it"
+    await second.stop()
+
+
+async def test_a_snapshot_that_goes_while_it_is_looked_for_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(snapshot_every=5)
+    first = await filled(world, 2)
+    await first.stop()
+    newest = first.state.snapshots[-1].key
+    listed = keeping.newest_snapshot
+
+    async def then_gone(*args: Any) -> list[str]:
+        keys = await listed(*args)
+        world.store.values.pop(newest, None)
+        return keys
+
+    monkeypatch.setattr("comity.controller.controller.newest_snapshot", then_gone)
+    second = await world.controller("k2")
+    assert second.state.totals == first.state.totals
+    await second.stop()
