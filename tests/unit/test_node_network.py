@@ -123,7 +123,7 @@ async def test_children_end_with_their_parent(stage: Stage) -> None:
     task = await net.client.submit("parent")
     await until(lambda: len(stage.nodes[0].attempts.running) == 2)
     await task.cancel("enough")
-    with pytest.raises(TaskCanceled):
+    with pytest.raises(TaskCanceled, match="canceled: enough"):
         await task.result(30)
     await until(lambda: bool(ended))
     assert ended == [f"{task.id} True"]

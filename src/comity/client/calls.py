@@ -107,9 +107,9 @@ class Calls:
         call = self._open[number]
         if not call.future.done():
             if call.posted_at > float("-inf"):
-                error: ComityError = TimedOut(f"no answer to {call.what!r} within {timeout_s:g} s")
+                error: ComityError = TimedOut(f"no answer to {call.what!r} within {round(timeout_s, 2):g} s")
             else:
-                error = Unreachable(f"no controller leads, or none can be reached: asked for {timeout_s:g} s")
+                error = Unreachable(f"no controller leads, or none can be reached: asked for {round(timeout_s, 2):g} s")
             call.future.set_exception(error)
 
     def _renew(self, lost: bool) -> None:

@@ -167,7 +167,7 @@ class Messages:
 
 
 def _late(agent: AgentId, timeout_s: float) -> TimedOut:
-    return TimedOut(f"{agent} did not reply within {timeout_s:g} s", agent=agent)
+    return TimedOut(f"{agent} did not reply within {round(timeout_s, 2):g} s", agent=agent)
 
 
 def _error(agent: AgentId, performative: Performative, body: Any) -> ComityError | None:

@@ -175,4 +175,4 @@ class Outcomes:
 
 def _late(task: TaskId, waiter: asyncio.Future[Ended], timeout_s: float) -> None:
     if not waiter.done():
-        waiter.set_exception(TimedOut(f"task {task} has not ended within {timeout_s:g} s", task=task))
+        waiter.set_exception(TimedOut(f"task {task} has not ended within {round(timeout_s, 2):g} s", task=task))

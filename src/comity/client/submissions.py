@@ -183,10 +183,10 @@ class Submissions:
             if self._open.get(task) is submission:
                 self._forget(submission)
                 if submission.posted_at == NEVER:
-                    said = f"no controller leads, or none can be reached: tried for {timeout_s:g} s"
+                    said = f"no controller leads, or none can be reached: tried for {round(timeout_s, 2):g} s"
                     submission.batch.settle(Unreachable(said, task=task))
                 else:
-                    said = f"the submit of {task} was not answered within {timeout_s:g} s"
+                    said = f"the submit of {task} was not answered within {round(timeout_s, 2):g} s"
                     submission.batch.settle(TimedOut(said, task=task))
 
     def _renew(self, lost: bool) -> None:

@@ -289,7 +289,8 @@ class Tasks:
     def _failed(self, task: Task, failure: TaskFailure, ending: Ending, not_before: int) -> None:
         attempt = self._end_attempt(task, ending, failure)
         if task.cancel_at or ending is Ending.CANCELED:
-            self._finish(task, TaskState.CANCELED, "task.canceled", attempt, failure.message)
+            task.failure = _called_off(failure.message if ending is Ending.CANCELED else "")
+            self._finish(task, TaskState.CANCELED, "task.canceled", attempt, task.failure.message)
         elif not failure.retryable or task.retries_used >= task.spec.retries:
             task.failure = failure
             self._finish(task, TaskState.FAILED, "task.failed", attempt, failure.message)
@@ -309,6 +310,7 @@ class Tasks:
         failure = TaskFailure(ending, reason) if reason else None
         attempt = self._end_attempt(task, ending, failure)
         if task.cancel_at:
+            task.failure = _called_off("")
             self._finish(task, TaskState.CANCELED, "task.canceled", attempt, reason)
             return
         task.not_before = not_before
@@ -334,9 +336,8 @@ class Tasks:
             self._end_canceled(task, command.reason)
 
     def _end_canceled(self, task: Task, reason: str) -> None:
-        failure = TaskFailure("task-canceled", reason or "canceled", retryable=False)
-        attempt = self._end_attempt(task, Ending.CANCELED, failure) if task.attempt is not None else None
-        task.failure = failure
+        task.failure = _called_off(reason)
+        attempt = self._end_attempt(task, Ending.CANCELED, task.failure) if task.attempt is not None else None
         self._finish(task, TaskState.CANCELED, "task.canceled", attempt, reason)
 
     def _expire(self, command: Expire, index: int, _ordinal: int) -> None:
@@ -472,6 +473,10 @@ class Tasks:
         _hold(keys == self.keys, "keys", "lead to tasks that are there or archived")
         _hold(counted == self.counts, "counts", "count what is there")
         _hold(all(self.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
+
+
+def _called_off(reason: str) -> TaskFailure:
+    return TaskFailure("task-canceled", reason or "canceled", retryable=False)
 
 
 def _hold(true: bool, what: str, rule: str) -> None:
