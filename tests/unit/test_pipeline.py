@@ -183,15 +183,33 @@ def test_entry_time_follows_the_wall_clock_but_never_jumps() -> None:
     clocks = Clocks()
     clock = EntryClock(lambda: clocks.wall, lambda: clocks.monotonic)
     clock.start(900_000, jump=False)
-    assert clock.stamp() == 901_000, "one second an entry at most"
+    assert clock.stamp() == 900_000, "no entry by itself makes time pass"
     clocks.wall, clocks.monotonic = 1000.5, 50.5
-    assert clock.stamp() == 902_500
+    assert clock.stamp() == 901_000, "twice the pace while behind"
+    clocks.monotonic = 60.5
+    assert clock.now_ms() == 912_000, "but no more than a second an entry"
     clocks.wall = 10.0
-    assert clock.stamp() == 902_500, "never backwards"
-    clocks.wall, clocks.monotonic = 1e9, 51.0
-    assert clock.now_ms() == 904_000
+    assert clock.stamp() == 906_000, "half the pace while ahead, and never backwards"
+    clocks.wall, clocks.monotonic = 908.0, 62.0
+    assert clock.stamp() == 908_000, "the wall clock's while that is near"
+    clock.start(0, jump=False)
+    clocks.wall = 1e9
     clock.start(0, jump=False)
     assert clock.stamp() == int(1e12), "a new log begins now"
+
+
+@pytest.mark.parametrize("wrong_s", [-86_400.0, 0.0, 86_400.0])
+@pytest.mark.parametrize("rate", [1, 7, 5000])
+def test_durations_are_right_within_a_factor_of_two_whatever_the_wall_clock_says(rate: int, wrong_s: float) -> None:
+    """``rate`` entries a second, for ten seconds."""
+    clocks = Clocks()
+    clock = EntryClock(lambda: clocks.wall, lambda: clocks.monotonic)
+    clock.start(1_000_000, jump=False)
+    stamped = 0
+    for entry in range(1, 10 * rate + 1):
+        clocks.wall, clocks.monotonic = 1000 + wrong_s + entry / rate, 50.0 + entry / rate
+        stamped = clock.stamp()
+    assert 4_999 <= stamped - 1_000_000 <= 20_000
 
 
 def test_a_confirmed_jump_goes_to_the_wall_clock_at_once() -> None:

@@ -31,41 +31,35 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class EntryClock:
-    """Entry time: the leader's wall clock, but never backwards, and never forward by more than its monotonic clock moved plus
-    one second an entry. A step of the machine's clock so becomes a drift that nobody notices. While the log is ahead of the
-    wall clock, time goes on at half its pace until that has caught up: whatever waits for a moment gets there."""
+    """Entry time: the leader's wall clock, but it never runs backwards, and where the wall clock is elsewhere it gets there at
+    half or at twice its pace (and gains no more than one second an entry). A step of the machine's clock so becomes a drift:
+    whatever waits for a moment waits half as long, or twice as long, at worst."""
 
     def __init__(self, wall: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._wall = wall
         self._monotonic = monotonic
-        self._last_ms = 0
+        self._last_ms = 0.0
         self._last_at = monotonic()
-        self._ahead_ms = 0  # when entry time was last the wall clock's, or this clock started
-        self._ahead_at = self._last_at
 
     def start(self, last_ms: int, jump: bool) -> None:
         """Go on from the log's last entry time; ``jump``: an operator confirms whatever the wall clock says now."""
-        wall_ms = int(self._wall() * 1000)
-        self._last_ms = self._ahead_ms = max(last_ms, wall_ms) if jump or not last_ms else last_ms
-        self._last_at = self._ahead_at = self._monotonic()
+        wall_ms = self._wall() * 1000
+        self._last_ms = max(last_ms, wall_ms) if jump or not last_ms else last_ms
+        self._last_at = self._monotonic()
+
+    def _now(self) -> float:
+        moved_ms = (self._monotonic() - self._last_at) * 1000
+        soonest = self._last_ms + moved_ms + min(moved_ms, 1000.0)
+        return min(max(self._wall() * 1000, self._last_ms + moved_ms / 2), soonest)
 
     def now_ms(self) -> int:
         """Entry time now; reading it moves nothing."""
-        return max(self._slow_ms(), self._fast_ms(), self._last_ms)
-
-    def _slow_ms(self) -> int:
-        return self._ahead_ms + int((self._monotonic() - self._ahead_at) * 500)
-
-    def _fast_ms(self) -> int:
-        moved_ms = int((self._monotonic() - self._last_at) * 1000)
-        return min(int(self._wall() * 1000), self._last_ms + moved_ms + 1000)
+        return int(self._now())
 
     def stamp(self) -> int:
         """Entry time for the next entry."""
-        slow_ms, self._last_ms, self._last_at = self._slow_ms(), self.now_ms(), self._monotonic()
-        if self._last_ms > slow_ms:
-            self._ahead_ms, self._ahead_at = self._last_ms, self._last_at
-        return self._last_ms
+        self._last_ms, self._last_at = self._now(), self._monotonic()
+        return int(self._last_ms)
 
 
 class Flight(NamedTuple):
