@@ -35,6 +35,13 @@ async def until(true: Callable[[], bool]) -> None:
             turn.clear()
 
 
+async def a_while(seconds: float) -> None:
+    """Let time pass, to see that nothing happens in it."""
+    over = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, over.set)
+    await over.wait()
+
+
 class World:
     """Everything the controllers of one network share."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from peers import ECHO, LIMIT_S, Peer, World, until
+from peers import ECHO, LIMIT_S, Peer, World, a_while, until
 
 from comity.bus.base import LEADER
 from comity.controller.controller import CONTROLLERS
@@ -118,15 +118,13 @@ async def test_an_agent_named_in_two_chunks_lives_as_long_as_the_last_says(world
 
 
 
-
-
 async def test_who_says_that_he_leads_a_higher_term_deposes_nobody(world: World) -> None:
     controller = await world.controller()
     client = await world.peer("c1")
     for term in (5, 2**62):
         await client.bus.send(CONTROLLERS, wire.encode([wire.Leading(term, client.name, 0)]))
     for _ in range(3):
-        await asyncio.sleep(0.3)
+        await a_while(0.3)
         await client.submit("x")
     assert controller.led.is_set() and controller.state.term == 1
 
@@ -141,12 +139,12 @@ async def test_who_says_that_he_leads_keeps_no_standby_from_taking_over(world: W
         while True:
             for leader in ("k1", "c1"):
                 await client.bus.send(CONTROLLERS, wire.encode([wire.Leading(2**62, ProcessId(leader), 0)]))
-            await asyncio.sleep(0.1)
+            await a_while(0.1)
 
     lying = asyncio.create_task(lie())
     await first.stop()
     await asyncio.wait_for(standby.led.wait(), LIMIT_S)
-    await asyncio.sleep(0.6)
+    await a_while(0.6)
     assert standby.led.is_set() and standby.state.term == 2
     lying.cancel()
 
