@@ -14,8 +14,8 @@ from comity.model.task import Archived
 
 
 class Chunk(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One store object of finished tasks. ``marks``: sorted 64-bit hashes of their ids, native order, as bytes; ``keys``: those of its
-    tasks that have one. ``reach``: no id in this chunk, or in any before it, is higher."""
+    """One store object of finished tasks. ``marks``: sorted 64-bit hashes of their ids, native order, as bytes; ``keys``:
+    those of its tasks that have one. ``reach``: no id in this chunk, or in any before it, is higher."""
 
     key: str
     first: TaskId
