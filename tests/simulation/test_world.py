@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from pathlib import Path
@@ -90,6 +91,20 @@ class TestUsersOwnAgents:
         with pytest.raises(Violation, match="1 open tasks") as caught:
             World(4, agents=echoing, clients=1, torture_s=0.0, faults={}).run(work)
         assert "everything to end" in str(caught.value)
+
+
+def test_a_client_that_was_idle_for_long_still_knows_leader_time() -> None:
+    """Entry time goes at half the client's pace here: after some minutes its ids would lie in the leader's future."""
+
+    async def work(net: Client) -> None:
+        for _ in range(3):
+            assert await (await net.submit("echo", {"value": 7})).result() == 7
+            await asyncio.sleep(300)
+
+    world = World(5, controllers=1, nodes=1, clients=1, agents=echoing, torture_s=1.0, faults={})
+    world.loop.call_later(10.0, world.controllers[0].clock.set, -86_400.0)
+    world.settle_s = 1000.0
+    assert world.run(work).ends == {"completed": 3}
 
 
 class TestCommandLine:

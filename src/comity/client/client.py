@@ -159,7 +159,8 @@ class Client:
             payloads += self._encode(agreed.spec.capability, inputs[start : start + _AT_ONCE])
             if start:
                 await asyncio.sleep(0)  # others have their turn
-        if exchange.contact.hello is None:
+        if not exchange.contact.is_timely:
+            exchange.contact.seek()
             await self.ready(self._left_s(until - exchange.loop.time(), agreed.deadline))
         specs: list[TaskSpec] = []
         for payload in payloads:

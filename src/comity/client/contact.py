@@ -27,6 +27,8 @@ from comity.model.wire import Answer, Ask, Item, Leading
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 1.0
 HELLOS_KEPT = 8
+TIMELY_S = 60.0
+"""How long leader time is known once it was told: then clocks may have gone apart, and entry time may run at another pace."""
 
 
 class Hello(msgspec.Struct):
@@ -59,6 +61,7 @@ class Contact:
         self.term = -1
         self.hello: Hello | None = None
         self._ahead_ms = 0.0  # leader time minus the loop's time
+        self._told_at = float("-inf")
         self._renewed: list[Callable[[bool], None]] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._asked: dict[int, float] = {}  # hello's number -> when it was sent
@@ -79,7 +82,13 @@ class Contact:
 
     def set_time(self, now_ms: int) -> None:
         """The leader's clock read ``now_ms`` a moment ago."""
-        self._ahead_ms = now_ms - self._loop.time() * 1000
+        self._told_at = self._loop.time()
+        self._ahead_ms = now_ms - self._told_at * 1000
+
+    @property
+    def is_timely(self) -> bool:
+        """Whether leader time was told lately: ids are made from it."""
+        return self._loop.time() - self._told_at < TIMELY_S
 
     def post(self, item: Item) -> None:
         self._outbox.post(LEADER, item)

@@ -51,8 +51,6 @@ from comity.sim.loop import Life, SimulationError, VirtualLoop, current_process
 from comity.sim.workload import Caller, Workload
 from comity.store.memory import MemoryStore
 
-SETTLE_S = 120.0
-"""How soon after healing everything must have ended."""
 STOP_S = 30.0
 LOOK_S = 0.1
 JOBS = 35
@@ -109,6 +107,8 @@ class World:
         self.history = History()
         self.servers = Servers(self.links, Tail(self.links, self._appended))
         self.torture_s = self.random.choice([5.0, 10.0, 18.0]) if torture_s is None else torture_s
+        self.settle_s = 120.0
+        """How soon after healing everything must have ended."""
         self.known: list[str] = []
         self._work: Work | None = None
         self._unfinished: dict[str, None] = {}  # clients at work
@@ -172,7 +172,7 @@ class World:
         await self.faults.torture(self._until)
         await asyncio.sleep(max(0.0, self._until - self.loop.time()))
         self.faults.heal()
-        await self._by(SETTLE_S, self._settled(), "everything to end")
+        await self._by(self.settle_s, self._settled(), "everything to end")
         await self._by(STOP_S, self._stop(), "everything to stop")
         self._judge()
         await self._judge_snapshots()
