@@ -375,6 +375,23 @@ async def test_events_tell_a_tasks_life(world: World) -> None:
     assert (await client.hear(wire.EventNotice, lambda n: n.body == wire.CURRENT)).ref == 6
 
 
+async def test_events_say_why_an_attempt_failed_and_nothing_of_it_before(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    task = await client.submit(retries=0)
+    run = await node.hear(wire.Run)
+    await node.say(wire.Failed(task, run.epoch, TaskFailure("KeyError", "'x'")))
+    await client.hear(wire.Ended)
+    await client.say(wire.FollowEvents(7, after=0, task=task))
+    seen = []
+    while not seen or seen[-1]["type"] != "task.failed":
+        seen.append(msgspec.json.decode((await client.hear(wire.EventNotice)).body))
+    assert [(event["type"], event.get("code"), event.get("reason")) for event in seen] == [
+        ("task.submitted", None, None), ("task.assigned", None, None), ("task.failed", "KeyError", "'x'"),
+    ]  # fmt: skip
+
+
 async def test_events_of_long_ago_are_read_back_from_the_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comity.controller.events.RECENT", 3)
     await world.controller()

@@ -40,12 +40,12 @@ def describe(change: Change, at_ms: int) -> dict[str, Any]:
         event["agent"] = attempt.agent
         event["node"] = attempt.node
         event["epoch"] = attempt.epoch
-        if attempt.failure is not None:
-            event["code"] = attempt.failure.code
     if change.node is not None:
         event["node"] = change.node
     if change.reason:
         event["reason"] = change.reason
+        if attempt is not None and attempt.failure is not None:
+            event["code"] = attempt.failure.code
     return event
 
 
