@@ -56,11 +56,11 @@ class Outbox:
 
 
 def _cut(lane: list[bytes]) -> list[bytes]:
-    """Take from the front what fits in one message."""
+    """Take from the front what makes one message: ``wire.BATCH_BYTES``, or one larger item."""
     size = 0
     for number, data in enumerate(lane):
         size += len(data)
-        if size > wire.BATCH_LIMIT:
+        if size > wire.BATCH_BYTES and number:
             batch = lane[:number]
             del lane[:number]
             return batch

@@ -23,8 +23,9 @@ from comity.model.task import Command, Entry
 
 DEPTH = 4
 ENTRY_BYTES = 512 * 1024
-COMMANDS_MAX = 2048
-"""Commands in one entry: bounds the time that building, applying and replaying one takes."""
+COMMANDS_MAX = 512
+"""Commands in one entry: bounds the time that building, applying and replaying one takes, a few milliseconds each. No more than
+one entry is built, and one applied, in a turn of the loop: others have their turn in between."""
 ASSIGN_BYTES = 320
 """Of an assignment, or of what time calls for, at most."""
 _encode = msgspec.msgpack.Encoder().encode
@@ -99,6 +100,7 @@ class Pipeline:
         self._index = ledger.index
         self._digest = ledger.digest
         self._woken = False
+        self._landing = False
         self.is_broken = False
         self._stalled_since: float | None = None
 
@@ -119,15 +121,15 @@ class Pipeline:
 
     def _pump(self) -> None:
         self._woken = False
-        while not self.is_broken and not self.is_full:
-            try:
-                commands = self._fill(min(ENTRY_BYTES, self._log.entry_limit) - 1024)
-                if not commands:
-                    return
+        if self.is_broken or self.is_full:
+            return
+        try:
+            commands = self._fill(min(ENTRY_BYTES, self._log.entry_limit) - 1024)
+            if commands:
                 self._append(commands)
-            except Exception as fault:
-                self._break(fault)
-                return
+                self.wake()
+        except Exception as fault:
+            self._break(fault)
 
     def _append(self, commands: list[Command]) -> None:
         entry = Entry(self.ledger.network, self.term, self._digest, self._clock.stamp(), commands)
@@ -142,29 +144,43 @@ class Pipeline:
         self._digest = digest
 
     def _landed(self, _: asyncio.Task[int]) -> None:
-        while self._flights and self._flights[0].append.done() and not self.is_broken:
-            flight = self._flights[0]
-            if flight.append.cancelled():
-                self._break(Disconnected("the append was given up"))
-                return
-            refused = flight.append.exception()
-            if refused is not None:
-                self._break(refused if isinstance(refused, Exception) else Disconnected(str(refused)))
-                return
-            self._flights.popleft()
-            self._stalled_since = asyncio.get_running_loop().time() if self._flights else None
-            self.bytes += flight.size
-            self.commands += len(flight.entry.commands)
-            index = self.ledger.accept(flight.entry, flight.digest)
-            if index != flight.append.result():
-                self._break(AssertionError(f"the log put entry {index} at {flight.append.result()}"))
-                return
-            try:
-                self._effective(index, flight.entry)
-            except Exception as fault:
-                self._break(fault)
-                return
+        if not self._landing:
+            self._land()
+
+    def _land(self) -> None:
+        """Take in the oldest entry in flight, if its append has ended; the next one in another turn."""
+        self._landing = False
+        if self.is_broken or not self._flights or not self._flights[0].append.done():
+            return
+        flight = self._flights[0]
+        if flight.append.cancelled():
+            self._break(Disconnected("the append was given up"))
+            return
+        refused = flight.append.exception()
+        if refused is not None:
+            self._break(refused if isinstance(refused, Exception) else Disconnected(str(refused)))
+            return
+        self._flights.popleft()
+        loop = asyncio.get_running_loop()
+        self._stalled_since = loop.time() if self._flights else None
+        if self._flights:
+            self._landing = True
+            loop.call_soon(self._land)
+        self._count(flight)
         self.wake()
+
+    def _count(self, flight: Flight) -> None:
+        """It counts: have it applied."""
+        self.bytes += flight.size
+        self.commands += len(flight.entry.commands)
+        index = self.ledger.accept(flight.entry, flight.digest)
+        if index != flight.append.result():
+            self._break(AssertionError(f"the log put entry {index} at {flight.append.result()}"))
+            return
+        try:
+            self._effective(index, flight.entry)
+        except Exception as fault:
+            self._break(fault)
 
     def _break(self, error: Exception) -> None:
         self.is_broken = True

@@ -19,7 +19,9 @@ from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
 
 BATCH_LIMIT = 512 * 1024
-"""Bytes of one bus message; a larger batch is cut."""
+"""Bytes of one bus message, and of one item."""
+BATCH_BYTES = 128 * 1024
+"""A larger batch is cut: bounds the time that taking in one message takes, a few milliseconds."""
 
 
 class Item(msgspec.Struct, array_like=True, frozen=True, gc=False):
