@@ -35,14 +35,17 @@ class Work:
         room = asyncio.Semaphore(window)
 
         async def batch(size: int) -> None:
-            async with room:
-                sent = perf_counter()
-                for task in await self.bench.net.submit_many("bench.echo", [{"text": self._text}] * size):
-                    self.wrong += await task.result() != len(self._text)
-                    latencies.append(perf_counter() - sent)
+            sent = perf_counter()
+            for task in await self.bench.net.submit_many("bench.echo", [{"text": self._text}] * size):
+                self.wrong += await task.result() != len(self._text)
+                latencies.append(perf_counter() - sent)
+            room.release()
 
-        sizes = (min(BATCH, self.count - start) for start in range(0, self.count, BATCH))
-        await asyncio.gather(*(batch(size) for size in sizes))
+        async with asyncio.TaskGroup() as batches:
+            for start in range(0, self.count, BATCH):
+                await room.acquire()
+                batches.create_task(batch(min(BATCH, self.count - start)))
+                await asyncio.sleep(0)  # one batch is encoded in a turn of the loop
         return latencies
 
     async def waiting(self, nodes: int, agents: int) -> dict[str, Any]:

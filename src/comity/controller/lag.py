@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Any
 
 LOOK_S = 0.01
 WINDOW_S = 10.0
@@ -47,8 +48,17 @@ class Lag:
         if self._timer is not None:
             self._timer.cancel()
 
-    def figures(self) -> dict[str, float]:
-        """Of the last ten seconds, in milliseconds: ``p99_ms`` and ``max_ms``."""
-        self._forget(self._loop.time())
+    def figures(self) -> dict[str, Any]:
+        """Of the last ten seconds, in milliseconds: ``p99_ms``, ``max_ms``, and ``max_ms_by_second``, the last second first."""
+        now = self._loop.time()
+        self._forget(now)
         late = sorted(seconds for _, seconds in self._late) or [0.0]
-        return {"p99_ms": round(late[int(len(late) * 0.99)] * 1000, 1), "max_ms": round(late[-1] * 1000, 1)}
+        by_second = [0.0] * (int(WINDOW_S) + 1)
+        for at, seconds in self._late:
+            ago = int(now - at)
+            by_second[ago] = max(by_second[ago], _ms(seconds))
+        return {"p99_ms": _ms(late[int(len(late) * 0.99)]), "max_ms": _ms(late[-1]), "max_ms_by_second": by_second}
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
