@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner, Result
 
 from comity import Agent, Requirements, errors
@@ -17,6 +19,7 @@ from comity.cli import looks
 from comity.cli.agents import _brief
 from comity.cli.app import GROUPS, SECTIONS, app
 from comity.cli.loading import files_of, load, replicate, split
+from comity.cli.logs import configure
 from comity.cli.output import Output, exit_code
 from comity.cli.submit import requirements
 from comity.cli.tasks import age, took
@@ -437,3 +440,27 @@ def test_doctor_looks_at_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comity.cli.doctor.FILES", 1 << 40)
     found = checks()
     assert (found["disk"]["verdict"], found["open files"]["verdict"]) == ("wrong", "note")
+
+
+# Log lines
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_log_lines_are_one_form_whoever_writes_them(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, structlog.get_config()
+    try:
+        configure(logging.WARNING, as_json=as_json)
+        logging.getLogger("library").warning("from %s", "afar")
+        logging.getLogger("library").info("unasked")
+        structlog.get_logger().warning("from here", number=1)
+        said = capsys.readouterr().err.splitlines()
+    finally:
+        root.handlers[:], level, options = before
+        root.setLevel(level)
+        structlog.configure(**options)
+    if as_json:
+        found = [json.loads(line) for line in said]
+        assert [(line["level"], line["event"]) for line in found] == [("warning", "from afar"), ("warning", "from here")]
+    else:
+        assert [line[9:] for line in said] == ["[warning  ] from afar", "[warning  ] from here number=1"]
