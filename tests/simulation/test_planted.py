@@ -195,7 +195,7 @@ def a_result_is_told_before_the_log_has_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leader, "_ending", hasty)
 
 
-@plant(controllers=3, faults={"partition": 1, "stall": 1, "one-way cut": 1})
+@plant(controllers=2, clients=2, torture_s=18.0, faults={"split": 1})
 def a_leader_answers_without_asking_the_log(patch: pytest.MonkeyPatch) -> None:
     make = Answers.__init__
 
@@ -256,7 +256,10 @@ def a_snapshot_is_written_while_tasks_change(patch: pytest.MonkeyPatch) -> None:
 
 @plant(faults={"power cut": 1, "crash": 0.5}, settings=CLOSE_LIMITS)
 def payloads_are_trimmed_away_with_the_log(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(keeping, "logged_before", lambda state, upto: [])
+    async def none(*_: Any) -> list[Any]:
+        return []
+
+    patch.setattr(keeping, "logged_before", none)
 
 
 @plant(settings=CLOSE_LIMITS)

@@ -86,6 +86,7 @@ class Faults:
             "slow server": self._slow_server,
             "stale reads": self._stale_reads,
             "stall": self._stall,
+            "split": self._split,
             "clock": self._clock,
             "lag": self._lag,
             "outage": self._outage,
@@ -106,7 +107,7 @@ class Faults:
             if loop.time() >= until:
                 return
             kind = self.random.choices(list(self.weights), list(self.weights.values()))[0]
-            least_s = 3.0 if kind == "stall" else 0.0
+            least_s = 3.0 if kind in ("stall", "split") else 0.0
             self.strike(kind, least_s + min(self.random.expovariate(1 / self.lasting_s), 15.0))
 
     def strike(self, kind: str, lasts_s: float) -> None:
@@ -329,6 +330,24 @@ class Faults:
         def end() -> None:
             self.links.on_append.remove(wrote)
             self.links.release(name, "log")
+            mend()
+
+        return end
+
+    def _split(self, lasts_s: float) -> Undo:
+        """A controller and half of all others are on their own; what it writes is held up, so that it does not notice."""
+        names = [host.name for host in self.hosts]
+        left = [self.random.choice(self.favourites).name]
+        right = [name for name in names if name != left[0]]
+        self.random.shuffle(right)
+        while len(right) > len(left):
+            left.append(right.pop())
+        self._tell("split", f"{left} from {right}")
+        mend = self._cut_all([pair for a in left for b in right for pair in ((a, b), (b, a))])
+        self.links.hold(left[0], "log")
+
+        def end() -> None:
+            self.links.release(left[0], "log")
             mend()
 
         return end

@@ -148,7 +148,7 @@ class Workload:
             (12, self._task),
             (3, self._keyed),
             (2, self._many),
-            (3, self._someone_elses),
+            (5, self._someone_elses),
             (2, self._request),
             (1, self._relay),
             (1, self._broadcast),
@@ -241,7 +241,8 @@ class Workload:
     async def _someone_elses(self) -> None:
         """Ask about a task that another client may have submitted."""
         if self.caller.known:
-            task = self.client.task(self.random.choice(self.caller.known))
+            task = self.client.task(self.random.choice(self.caller.known[-12:]))
+            await self.caller.status(task)
             await self._follow_up(task)
             await self.caller.result(task)
 
