@@ -304,6 +304,7 @@ def one_task_has_two_outcomes(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.planted
 @pytest.mark.parametrize(("bug", "world"), PLANTS, ids=[bug.__name__ for bug, _ in PLANTS])
 def test_a_planted_fault_is_found(bug: Plant, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     bug(monkeypatch)
