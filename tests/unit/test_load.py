@@ -9,6 +9,7 @@ import pytest
 from peers import Peer, World, until
 
 from comity.controller.controller import Controller
+from comity.controller.numbers import loads
 from comity.model import wire
 from comity.model.capability import NodeRecord
 from comity.model.ids import AgentId
@@ -108,3 +109,59 @@ async def test_a_node_that_is_back_already_is_not_cleared_away(world: World) -> 
     await until(lambda: not controller.state.nodes)
     await until(lambda: controller.leading is not None and not controller.leading._beside)
     assert list(world.registry.records) == ["nodes/n1", "agents/n1/0"]
+
+
+async def test_a_node_that_lost_its_lease_under_another_leader_gets_no_work(world: World) -> None:
+    """Else its agents are chosen again and again, and every assignment is void."""
+    first = await world.controller("k1")
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    node.silence()
+    records = dict(world.registry.records)
+    second = await world.controller("k2")
+    await until(lambda: first.leading is None)
+    await node.say(wire.Leaving(1))
+    await until(lambda: not second.state.nodes and not world.registry.records)
+    for key, record in records.items():
+        await node.registry.put(key, record.value)
+    await second.stop()
+    await until(lambda: first.led.is_set())
+    await client.submit()
+    assert first.scheduling.offered("echo") == 1 and first.scheduling.live("echo") == 0
+
+
+async def test_the_busiest_agents_are_listed_first_and_no_more_than_fit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join(*(f"a{i}" for i in range(6)), slots=9)
+    node.silence()
+    busy = {AgentId("n1/a4"): 3, AgentId("n1/a1"): 7, AgentId("n1/a2"): 3}
+    await node.say(msgspec.structs.replace(node.beacon(1000, 1), calls=busy))
+    rows = (await client.ask("agents"))["agents"]
+    assert [(row["id"], row["load"]) for row in rows] == [
+        ("n1/a1", 7), ("n1/a2", 3), ("n1/a4", 3), ("n1/a0", 0), ("n1/a3", 0), ("n1/a5", 0),
+    ]  # fmt: skip
+    assert controller.leading is not None
+    few = loads(controller.leading.leader, controller.census, 2)
+    assert [row["id"] for row in few] == ["n1/a1", "n1/a2"]
+    stats = await client.ask("stats")
+    assert stats["agents"] == {"active": 6} and stats["per_node"][0]["agents"] == 6
+    await node.registry.delete("agents/n1/0")
+    await until(lambda: not controller.census.agents)
+    assert (await client.ask("stats"))["agents"] == {}
+
+
+async def test_the_age_of_the_oldest_waiting_task_is_known_over_a_restart(world: World) -> None:
+    first = await world.controller("k1")
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    await client.submit()
+    await node.hear(wire.Run)
+    waiting = await client.submit("x")
+    await client.submit("x")
+    await first.stop()
+    world.wall += 100
+    second = await world.controller("k2")
+    age = (await client.ask("stats"))["oldest_waiting_s"]
+    assert age == pytest.approx((second.state.time_ms - second.state.tasks[waiting].created_at) / 1000, abs=1.0)
+    assert age >= 99

@@ -3,6 +3,7 @@ scheduler which agents exist. Whether a node may run anything is up to its lease
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ class Census:
                 except ComityError as error:
                     self.malformed += 1
                     _log.warning("a registry record cannot be read", key=change.key, error=error.message)
+                await asyncio.sleep(0)  # a record may hold hundreds of agents
 
     def _take(self, change: Change) -> None:
         kind, _, rest = change.key.partition("/")

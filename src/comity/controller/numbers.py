@@ -11,6 +11,8 @@ from comity.core.tasks import Totals
 from comity.model.task import TaskState
 
 WINDOW_S = 10.0
+LISTED = 1000
+"""Agents in one answer, which must fit into a message."""
 
 
 class Rates:
@@ -36,11 +38,11 @@ class Rates:
 def oldest_waiting_s(leader: Leader) -> float:
     """Age of the oldest task that waits for an agent, in seconds."""
     state = leader.state
-    waiting = (TaskState.SUBMITTED, TaskState.WAITING)
     if not state.waiting:
         return 0.0
-    oldest = min(task.created_at for task in state.tasks.values() if task.state in waiting)
-    return max(0.0, (leader.clock.now_ms() - oldest) / 1000)
+    waiting = (TaskState.SUBMITTED, TaskState.WAITING)
+    oldest = next(task for task in state.tasks.values() if task.state in waiting)  # they lie in the order of their creation
+    return max(0.0, (leader.clock.now_ms() - oldest.created_at) / 1000)
 
 
 def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, str]) -> dict[str, Any]:
@@ -48,9 +50,6 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
     state = leader.state
     totals = state.totals
     states = [leader.liveness.states.get(node, ("alive", ""))[0] for node in state.nodes]
-    by_status: dict[str, int] = {}
-    for agent in census.agents.values():
-        by_status[agent.status] = by_status.get(agent.status, 0) + 1
     return {
         "network": state.network,
         "role": "leader",
@@ -73,7 +72,7 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         "rates": rates.rates(),
         "loop_lag": leader.lag.figures(),
         "nodes": {kind: states.count(kind) for kind in ("alive", "suspect", "draining")},
-        "agents": by_status,
+        "agents": dict(census.by_status),
         "per_node": nodes(leader, census),
         "per_agent": loads(leader, census, 50),
     }
@@ -81,9 +80,6 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
 
 def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
     """Each node with a lease, its membership state and its own last figures."""
-    per_node: dict[str, int] = {}
-    for agent in census.agents.values():
-        per_node[agent.node] = per_node.get(agent.node, 0) + 1
     rows = []
     for node, lease in sorted(leader.state.nodes.items()):
         beacon, record = leader.liveness.beacons.get(node, (0.0, None))[1], census.nodes.get(node)
@@ -96,7 +92,7 @@ def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
                 "incarnation": lease.incarnation,
                 "since_ms": lease.since_ms,
                 "attempts": len(lease.attempts),
-                "agents": per_node.get(node, 0),
+                "agents": census.per_node.get(node, 0),
                 "seen_ago_s": leader.liveness.seen_ago_s(node),
                 "cpu": beacon.cpu if beacon is not None else None,
                 "memory_mb": beacon.memory_mb if beacon is not None else None,
@@ -111,21 +107,23 @@ def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
     return rows
 
 
-def loads(leader: Leader, census: Census, limit: int = 10_000) -> list[dict[str, Any]]:
+def loads(leader: Leader, census: Census, limit: int = LISTED) -> list[dict[str, Any]]:
     """The busiest agents first: what is in flight at each, against what it takes at once."""
-    load = leader.reconcile.scheduling.load
-    rows = [(load(agent.id), agent) for agent in census.agents.values()]
-    rows.sort(key=lambda row: (-row[0], row[1].id))
+    rows = {agent.id: (load, agent) for load, agent in leader.reconcile.scheduling.busiest(limit)}
+    for agent in census.agents.values():
+        if len(rows) >= limit:
+            break
+        rows.setdefault(agent.id, (0, agent))
     return [
         {
             "id": agent.id,
             "name": agent.name,
             "node": agent.node,
             "status": agent.status,
-            "load": count,
+            "load": load,
             "concurrency": agent.concurrency,
             "node_state": leader.liveness.states.get(agent.node, ("unknown", ""))[0],
             "last_seen_ago_s": leader.liveness.seen_ago_s(agent.node),
         }
-        for count, agent in rows[:limit]
+        for load, agent in rows.values()
     ]

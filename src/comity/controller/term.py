@@ -109,14 +109,15 @@ class Term:
         census.put = self._put_agent
         census.remove = self.reconcile.remove_agent
         census.changed = self._agent_changed
-        for agent in census.agents.values():
-            self.reconcile.put_agent(agent)
 
     def begin(self) -> None:
         c = self._controller
         self.events.publish(c.ledger.index, c.state.time_ms, [Change("leader.elected", node=c.bus.process)])
         self._apply_strategies()
         self.leader.begin()
+        for node in c.scheduling.eligible_nodes():
+            if node not in c.state.nodes:  # it lost its lease while another controller led
+                self.reconcile.set_node(node, False)
         for node, lease in c.state.nodes.items():
             self.liveness.restore(node, lease.incarnation)
         self.liveness.step(Leadership(True))
@@ -184,7 +185,7 @@ class Term:
 
     def _put_agent(self, agent: AgentRecord) -> None:
         self.reconcile.put_agent(agent)
-        self.leader.wake()
+        self.pipeline.wake()
 
     def _agent_changed(self, kind: str, agent: AgentRecord) -> None:
         status = AgentStatus.LEFT if kind == "agent.left" else agent.status

@@ -79,7 +79,6 @@ class Reconcile:
         self._dirty: dict[str, None] = {}
         self._timers: Heap[tuple[int, int, TaskId, int]] = Heap(self._is_live)
         self._refusals: dict[TaskId, dict[AgentId, int]] = {}  # by task, who refused it, and until when that is remembered
-        self._capabilities: dict[AgentId, tuple[str, ...]] = {}
         self._proposals: deque[Command] = deque()
         self._next_epoch = state.next_epoch()
         self._now_ms = state.time_ms
@@ -88,12 +87,10 @@ class Reconcile:
 
     def put_agent(self, agent: AgentRecord) -> None:
         self.scheduling.put_agent(agent)
-        self._capabilities[agent.id] = tuple(offer.name for offer in agent.offers)
         self._freed(agent.id)
 
     def remove_agent(self, agent: AgentId) -> None:
         self.scheduling.remove_agent(agent)
-        self._capabilities.pop(agent, None)
 
     def set_node(self, node: NodeId, eligible: bool, cpu_free: float = 0.0, memory_free_mb: float = 0.0) -> None:
         """A node's agents may, or may no longer, be given attempts."""
@@ -108,11 +105,12 @@ class Reconcile:
                 self._dirty[capability] = None
 
     def _freed(self, agent: AgentId) -> None:
-        for capability in self._capabilities.get(agent, ()):
-            waiting = self._waiting.get(capability)
+        record = self.scheduling.record(agent)
+        for offer in record.offers if record is not None else ():
+            waiting = self._waiting.get(offer.name)
             if waiting is not None:
                 waiting.freed(agent)
-                self._dirty[capability] = None
+                self._dirty[offer.name] = None
 
     def freed(self, agent: AgentId) -> None:
         """A slot of ``agent`` is given back."""

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
+from heapq import nsmallest
 from typing import Any
 
 from comity.core.explaining import Question, explain, serves
 from comity.core.matching import Feature, Matcher, Signature, asked, features, same_place, signature
 from comity.core.pools import Candidate, Host, Pool, first_of
-from comity.core.strategies import Fits, free_of, make_pool, weight_of
+from comity.core.strategies import Offering, PoolKey, free_of, make_pool, weight_of
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.ids import AgentId, ProcessId
@@ -32,22 +33,6 @@ FEW = 4096
 POOLS = 256
 _MATCHERS = 1024
 
-_PoolKey = tuple[str, Signature, Strategy]
-
-
-class Offering:
-    """One capability: who offers it, how many of them are live, and the pools in use."""
-
-    __slots__ = ("base", "candidates", "fits", "live", "name", "pools", "strategy")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.candidates: dict[Candidate, None] = {}
-        self.live = 0
-        self.strategy: Strategy | None = None
-        self.fits = Fits()
-        self.base: dict[Strategy, Pool] = {}
-        self.pools: dict[_PoolKey, tuple[Matcher, Pool]] = {}
 
 
 class Scheduling:
@@ -62,10 +47,11 @@ class Scheduling:
         self._chosen_strategies: dict[str, Strategy] = {}
         self._by_feature: dict[Feature, dict[Candidate, None]] = {}
         self._matchers: dict[tuple[str, Signature], Matcher] = {}
-        self._selective: OrderedDict[_PoolKey, Pool] = OrderedDict()
+        self._selective: OrderedDict[PoolKey, Pool] = OrderedDict()
         self._selective_members = 0
         self._offers = 0
         self._stale: dict[Candidate, None] = {}  # changed since they were last put in their places
+        self._busy: dict[Candidate, None] = {}  # those with something in flight
 
     # Agents and nodes
 
@@ -150,14 +136,18 @@ class Scheduling:
 
     def clear_load(self) -> None:
         """Nothing is in flight: the leader starts afresh."""
-        for candidate in list(self._candidates.values()):
+        for candidate in list(self._busy):
             candidate.held = candidate.calls = 0
             self._loaded(candidate)
             self._forget(candidate)
 
     def _loaded(self, candidate: Candidate) -> None:
-        candidate.load = candidate.held + candidate.calls
+        load = candidate.load = candidate.held + candidate.calls
         self._stale[candidate] = None
+        if load:
+            self._busy[candidate] = None
+        else:
+            self._busy.pop(candidate, None)
 
     def _settle(self) -> None:
         """Put those that changed in their places: once each, however often they changed, before anybody looks."""
@@ -263,7 +253,7 @@ class Scheduling:
             _enter(candidate, pool)
         return pool
 
-    def _selective_pool(self, offering: Offering, needs: Requirements, match: Matcher, key: _PoolKey) -> Pool:
+    def _selective_pool(self, offering: Offering, needs: Requirements, match: Matcher, key: PoolKey) -> Pool:
         pool = make_pool(key[2], offering.fits, self._random)
         match.asked = 0
         for candidate in self._rarest(offering, needs):
@@ -277,7 +267,7 @@ class Scheduling:
             self._drop_pool(next(iter(self._selective)))
         return pool
 
-    def _drop_pool(self, key: _PoolKey) -> None:
+    def _drop_pool(self, key: PoolKey) -> None:
         pool = self._selective.pop(key)
         self._selective_members -= len(pool)
         del self._offerings[key[0]].pools[key]
@@ -367,6 +357,11 @@ class Scheduling:
         candidate = self._candidates.get(agent)
         return candidate.load if candidate is not None else 0
 
+    def busiest(self, most: int) -> list[tuple[int, AgentRecord]]:
+        """Those with something in flight, and how much: up to ``most`` of them, the most loaded first, then by id."""
+        busy = [(candidate.load, candidate.record) for candidate in self._busy if candidate.record is not None]
+        return nsmallest(most, busy, key=lambda row: (-row[0], row[1].id))
+
     def agents(self) -> Iterator[AgentRecord]:
         """All agents, in the order in which they came."""
         return (candidate.record for candidate in self._candidates.values() if candidate.record is not None)
@@ -374,6 +369,9 @@ class Scheduling:
     def record(self, agent: AgentId) -> AgentRecord | None:
         candidate = self._candidates.get(agent)
         return candidate.record if candidate is not None else None
+
+    def eligible_nodes(self) -> list[ProcessId]:
+        return [host.id for host in self._hosts.values() if host.eligible]
 
     def capabilities(self) -> list[str]:
         return sorted(self._offerings)
@@ -467,6 +465,7 @@ class Scheduling:
         self._settle()
         for candidate in self._candidates.values():
             record = candidate.record
+            assert (candidate in self._busy) == (candidate.load > 0)
             assert candidate.held >= 0 and candidate.calls >= 0 and candidate.load == candidate.held + candidate.calls
             assert candidate.ready == (candidate.live and candidate.load < candidate.limit)
             if record is None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from math import inf, isnan, log2
 from operator import attrgetter
 
+from comity.core.matching import Matcher, Signature
 from comity.core.pools import HEAVIEST, LIGHTEST, OUT, Candidate, Match, Pool, Queues, Urn, first_of
 from comity.model.capability import Performance, Strategy, strategy
 
@@ -289,3 +290,22 @@ def make_pool(how: Strategy, fits: Fits, random: Callable[[], float]) -> Pool:
     if how is Strategy.WEIGHTED_RANDOM:
         return Urn(random)
     return Ranked(fits)
+
+
+PoolKey = tuple[str, Signature, Strategy]
+"""What makes a pool of those that meet requirements: capability, requirements, strategy."""
+
+
+class Offering:
+    """One capability: who offers it, how many of them are live, and the pools in use."""
+
+    __slots__ = ("base", "candidates", "fits", "live", "name", "pools", "strategy")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.candidates: dict[Candidate, None] = {}
+        self.live = 0
+        self.strategy: Strategy | None = None
+        self.fits = Fits()
+        self.base: dict[Strategy, Pool] = {}
+        self.pools: dict[PoolKey, tuple[Matcher, Pool]] = {}

@@ -38,7 +38,7 @@ def strategy(name: str) -> Strategy:
         raise BadInput(f"unknown strategy {name!r}; one of: {', '.join(Strategy)}", strategy=name) from None
 
 
-class Performance(msgspec.Struct, array_like=True, gc=False):
+class Performance(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """How well an agent does one capability. Declared figures are priors until measured (``samples`` > 0)."""
 
     latency_ms: float = 0.0
@@ -63,7 +63,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     declared: Performance | None = None
 
 
-class Resources(msgspec.Struct, array_like=True, gc=False):
+class Resources(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Amounts of CPU (cores), memory (MiB) and GPU (devices), total and used."""
 
     cpu: float = 0.0
@@ -74,7 +74,7 @@ class Resources(msgspec.Struct, array_like=True, gc=False):
     gpu_used: float = 0.0
 
 
-class Offer(msgspec.Struct, array_like=True, frozen=True):
+class Offer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A capability in an agent's record: its schemas are published once, under their hash."""
 
     name: str
@@ -84,7 +84,7 @@ class Offer(msgspec.Struct, array_like=True, frozen=True):
     declared: Performance | None = None
 
 
-class AgentRecord(msgspec.Struct, kw_only=True, array_like=True):
+class AgentRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     """One agent as the registry shows it. Times are UTC milliseconds."""
 
     id: AgentId
@@ -105,7 +105,7 @@ class AgentRecord(msgspec.Struct, kw_only=True, array_like=True):
     offers: tuple[Offer, ...] = ()
 
 
-class NodeRecord(msgspec.Struct, kw_only=True, array_like=True):
+class NodeRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     """One node as the registry shows it: which agent chunks it published, and where it runs."""
 
     id: ProcessId
@@ -120,7 +120,7 @@ class NodeRecord(msgspec.Struct, kw_only=True, array_like=True):
     draining: bool = False
 
 
-class Requirements(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+class Requirements(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
     """What a task demands of its agent, beside the capability. ``version`` is a range such as ``>=1.2,<2``."""
 
     tags: tuple[str, ...] = ()
