@@ -22,6 +22,8 @@ from comity.registry.base import Change, Registry
 __all__ = ["Directory", "Seen", "Sight"]
 
 Sight = Literal["joined", "changed", "left"]
+Feature = tuple[str, ...]
+"""What agents can be found by: ("tag", "gpu"), ("label", "team", "red"), ("name", "reviewer") ..."""
 
 
 class Seen(NamedTuple):
@@ -46,10 +48,8 @@ class Directory:
         self._agents: dict[AgentId, AgentRecord] = {}
         self._chunks: dict[str, dict[AgentId, None]] = {}
         self._home: dict[AgentId, str] = {}
-        self._by_capability: dict[str, dict[AgentId, None]] = {}
         self._offered: dict[str, dict[str, int]] = {}  # capability -> schema hash -> how many agents offer it so
-        self._by_name: dict[str, dict[AgentId, None]] = {}
-        self._by_node: dict[ProcessId, dict[AgentId, None]] = {}
+        self._having: dict[Feature, dict[AgentId, Any]] = {}
         self._schemas: dict[str, dict[str, Capability]] = {}  # by hash, then by the registry key that says so
         self._validators: dict[str, Validator | None] = {}
         self._watchers: dict[int, Callable[[list[Seen]], None]] = {}
@@ -148,14 +148,14 @@ class Directory:
         old = self.nodes.get(node)
         if value is None:
             if old is not None:
-                seen += [Seen("left", self._agents[a]) for a in self._by_node.get(node, ())]
+                seen += [Seen("left", self._agents[a]) for a in self._having.get(("node", node), ())]
                 seen.append(Seen("left", self.nodes.pop(node)))
             return
         new = decode_node(value)
         self.nodes[node] = new
         if old is None:
             seen.append(Seen("joined", new))
-            seen += [Seen("joined", self._agents[a]) for a in self._by_node.get(node, ())]
+            seen += [Seen("joined", self._agents[a]) for a in self._having.get(("node", node), ())]
         elif new != old:
             seen.append(Seen("changed", new))
 
@@ -186,11 +186,10 @@ class Directory:
             self._unindex(known)
         self._agents[agent.id] = agent
         for offer in agent.offers:
-            self._by_capability.setdefault(offer.name, {})[agent.id] = None
             hashes = self._offered.setdefault(offer.name, {})
             hashes[offer.schema] = hashes.get(offer.schema, 0) + 1
-        self._by_name.setdefault(agent.name, {})[agent.id] = None
-        self._by_node.setdefault(node_of(agent.id), {})[agent.id] = None
+        for feature in _features(agent):
+            self._having.setdefault(feature, {})[agent.id] = None
         if node_of(agent.id) in self.nodes:
             seen.append(Seen("joined" if known is None else "changed", agent))
 
@@ -202,13 +201,12 @@ class Directory:
 
     def _unindex(self, agent: AgentRecord) -> None:
         for offer in agent.offers:
-            _forget(self._by_capability, offer.name, agent.id)
             hashes = self._offered[offer.name]
             hashes[offer.schema] -= 1
             if not hashes[offer.schema]:
                 _forget(self._offered, offer.name, offer.schema)
-        _forget(self._by_name, agent.name, agent.id)
-        _forget(self._by_node, node_of(agent.id), agent.id)
+        for feature in _features(agent):
+            _forget(self._having, feature, agent.id)
 
     def _put_schema(self, key: str, value: bytes | None) -> None:
         name = key.rpartition("/")[2]
@@ -230,14 +228,14 @@ class Directory:
 
     def offers(self, capability: str) -> bool:
         """Whether any agent, of any status, offers it."""
-        return capability in self._by_capability
+        return capability in self._offered
 
     def agent(self, agent: AgentId) -> AgentRecord | None:
         return self._agents.get(agent) if node_of(agent) in self.nodes else None
 
     def named(self, name: str) -> list[AgentRecord]:
         """Agents called ``name``, by id."""
-        return [agent for agent in map(self.agent, sorted(self._by_name.get(name, ()))) if agent is not None]
+        return [agent for agent in map(self.agent, sorted(self._having.get(("name", name), ()))) if agent is not None]
 
     def capability(self, name: str, schema: str = "") -> Capability | None:
         """The full description of a capability (of that schema hash, or as any agent offers it), if it is known
@@ -277,17 +275,16 @@ class Directory:
                 and (not wanted or _offers(agent, wanted, versions))
             )
 
-        return [agent for agent in self._fewest(wanted, name, node) if fits(agent)]
+        asked: list[Feature] = [("tag", tag) for tag in tags]
+        asked += [("label", key, value) for key, value in (labels or {}).items()]
+        given = {"capability": wanted, "kind": kind, "region": region, "node": node, "name": name}
+        asked += [(what, value) for what, value in given.items() if value]
+        return [agent for agent in self._having_all(asked) if fits(agent)]
 
-    def _fewest(self, capability: str, name: str, node: str) -> Iterator[AgentRecord]:
+    def _having_all(self, asked: list[Feature]) -> Iterator[AgentRecord]:
         """Agents on nodes that are here, by id, from the smallest index that applies."""
         pools: list[dict[AgentId, Any]] = [self._agents]
-        if capability:
-            pools.append(self._by_capability.get(capability, {}))
-        if name:
-            pools.append(self._by_name.get(name, {}))
-        if node:
-            pools.append(self._by_node.get(ProcessId(node), {}))
+        pools += [self._having.get(feature, {}) for feature in asked]
         fewest = min(pools, key=len)
         for agent_id in sorted(fewest):
             if node_of(agent_id) in self.nodes:
@@ -371,6 +368,18 @@ class Validator:
 
 
 _BUILTIN = (dict, list, tuple, str, int, float, type(None))
+
+
+def _features(agent: AgentRecord) -> dict[Feature, None]:
+    found: dict[Feature, None] = {("node", node_of(agent.id)): None, ("name", agent.name): None}
+    found.update({("capability", offer.name): None for offer in agent.offers})
+    found.update({("tag", tag): None for tag in agent.tags})
+    found.update({("label", key, value): None for key, value in agent.labels.items()})
+    if agent.kind:
+        found["kind", agent.kind] = None
+    if agent.region:
+        found["region", agent.region] = None
+    return found
 
 
 def _offers(agent: AgentRecord, capability: str, versions: str) -> bool:

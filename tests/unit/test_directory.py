@@ -264,3 +264,11 @@ def test_the_indices_agree_with_what_is_there_and_watchers_with_both(batches: li
         for name in "abc":
             assert directory.named(name) == [a for a in everybody if a.name == name]
         assert {a.id: a for a in everybody} == {key: a for key, a in heard.items() if isinstance(a, AgentRecord)}
+
+
+def test_what_agents_have_in_common_is_one_object() -> None:
+    offers = (Offer("x", "1.0", "s"), Offer("y", "1.0", "s"))
+    sent = [record("n1", f"a{i}", *offers) for i in range(3)]
+    read = wire.decode_agents(wire.encode_agents(sent))
+    assert read == sent
+    assert all(agent.offers is read[0].offers and agent.node is read[0].node for agent in read)

@@ -348,10 +348,17 @@ def encode_agents(agents: list[AgentRecord]) -> bytes:
 
 
 def decode_agents(data: bytes) -> list[AgentRecord]:
+    """The agents of a chunk. What many have in common is one object: there may be a hundred thousand."""
     try:
-        return _agents.decode(data)
+        agents = _agents.decode(data)
     except UNREADABLE as error:
         raise InvalidInput(f"not a list of agents: {error}") from error
+    shared: dict[Any, Any] = {}
+    for agent in agents:
+        agent.node = shared.setdefault(agent.node, agent.node)
+        agent.offers = shared.setdefault(agent.offers, agent.offers)
+        agent.resources = shared.setdefault(agent.resources, agent.resources)
+    return agents
 
 
 def encode_node(node: NodeRecord) -> bytes:
