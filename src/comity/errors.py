@@ -12,7 +12,7 @@
     │   │   ├── UnknownAgent          no agent has this name or id
     │   │   ├── UnknownNode           no node of this id has a lease
     │   │   └── UnknownCapability     nobody offers it
-    │   ├── NoAgent                   nobody alive offers it now, and queueing was not wanted
+    │   ├── NoAgent                   nobody alive can do it now, and queueing was not wanted
     │   ├── Overloaded                refused by admission control; carries retry_after_s
     │   ├── ShuttingDown              the network or node refuses new work
     │   ├── Conflict                  a compare-and-set, key or name is already taken
@@ -96,7 +96,7 @@ class NotSerializable(BadInput):
 
 class TooLarge(BadInput):
     code = "too-large"
-    advice = "Send less at once, or raise the limit in the settings."
+    advice = "Send less at once, or a reference to what is large."
 
 
 class BadSettings(BadInput):
@@ -131,7 +131,7 @@ class UnknownCapability(NotFound):
 
 class NoAgent(Definite):
     code = "no-agent"
-    advice = "Start an agent that offers it, or leave out --no-queue so that the task waits."
+    advice = "Start an agent that can do it, or leave out --no-queue so that the task waits."
 
 
 class Overloaded(Definite):

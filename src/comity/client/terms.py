@@ -36,7 +36,7 @@ class TaskOptions(TypedDict, total=False):
     ``priority`` 0 to 9, higher first (5). ``deadline_s``: seconds until it must be done. ``tags`` the agent must have,
     beside ``requirements``. ``strategy`` by which the agent is picked. ``retries`` after failures;
     ``attempt_timeout_s`` from an attempt's start; ``start_timeout_s`` from its assignment. ``queue`` False: be refused
-    rather than wait.
+    if no live agent can do it, busy or not.
     """
 
     priority: int
