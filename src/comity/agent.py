@@ -311,11 +311,12 @@ def _texts(value: Iterable[str]) -> tuple[str, ...]:
 
 
 def _resources(value: Resources | Mapping[str, float]) -> Resources:
-    return value if isinstance(value, Resources) else Resources(**value)
+    given = msgspec.structs.asdict(value) if isinstance(value, Resources) else value
+    return Resources(**{name: msgspec.convert(amount, float) for name, amount in dict(given).items()})
 
 
 def _at_least_one(value: Any) -> int:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or not 1 <= value < 2**31:
         raise ValueError(f"{value!r} is not a whole number from 1")
     return value
 

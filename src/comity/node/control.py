@@ -8,6 +8,7 @@ import msgspec
 
 from comity.errors import BadInput, NotFound
 from comity.model.capability import AgentStatus
+from comity.model.codec import UNREADABLE
 from comity.model.wire import Control as Order
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Control:
         """Do it; what there is to say about it, as JSON. Raises BadInput, UnknownAgent, NotFound."""
         try:
             args = msgspec.json.decode(order.args, type=_Args)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise BadInput(f"{order.what}: {error}") from error
         if order.what == "drain":
             self._node.spawn(self._node.drain(args.timeout_s))

@@ -22,13 +22,22 @@ import structlog
 from comity.agent import Agent, Listener, Offered
 from comity.bus.base import to
 from comity.client.client import Client
-from comity.errors import ComityError, InvalidInput, NotSerializable, Refuse, ShuttingDown, TooLarge, UnknownAgent
+from comity.errors import (
+    BadInput,
+    ComityError,
+    InvalidInput,
+    NotSerializable,
+    Refuse,
+    ShuttingDown,
+    TooLarge,
+    UnknownAgent,
+)
 from comity.handles import Attempt, Message
 from comity.model import wire
 from comity.model.capability import AgentStatus
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
-from comity.model.ids import AgentId, ProcessId, TaskId, base32
+from comity.model.ids import AgentId, ProcessId, TaskId, base32, check_token
 from comity.model.task import LOG_LIMIT
 from comity.node.failing import failure_of, place
 from comity.node.performing import Performer, ended
@@ -80,9 +89,18 @@ class Call:
         return self._messages.speak(self)
 
 
+def _is_somewhere(reply_to: str) -> bool:
+    """Whether a reply can be sent there; "" is to the sender."""
+    try:
+        return not reply_to or bool(check_token(reply_to.partition("/")[0], "address"))
+    except BadInput:
+        return False
+
+
 class Messages:
     """``find`` gives an agent of this node by name, ``speak`` gives a live call its verbs. Dropped and counted: ``expired`` ones,
-    ``forged`` ones whose sender is not the process they came from, ``late`` replies that nobody waits for."""
+    ``forged`` ones whose sender is not the process they came from or that want a reply nowhere, ``late`` replies that nobody
+    waits for."""
 
     def __init__(
         self,
@@ -141,7 +159,7 @@ class Messages:
 
     def take(self, envelope: Envelope, sender: ProcessId) -> None:
         """A message from ``sender``, as the bus says, that no request of this process's waits for."""
-        if envelope.sender.partition("/")[0] != sender:
+        if envelope.sender.partition("/")[0] != sender or not _is_somewhere(envelope.reply_to):
             self.forged += 1
         elif envelope.remaining_ms < 0 or 0 < envelope.expires_at <= self._wall() * 1000:
             self.expired += 1
