@@ -169,7 +169,7 @@ WRONG = [
     (["tasks", "list", "--state", "happy"], "bad-input", 2),
     (["agents", "show", "nobody"], "unknown-agent", 5),
     (["nodes", "show", "nobody"], "unknown-node", 5),
-    (["send", "nobody/x", "1"], "peer-lost", 3),
+    (["send", "nobody/x", "1"], "unknown-agent", 5),
     (["stats", "--connect", "nats://127.0.0.1:9"], "unreachable", 3),
     (["run", HELLO, "--name", "hello"], "conflict", 6),
 ]

@@ -272,6 +272,7 @@ class Client:
         """The agent meant by an id or a name; None for a capability. Raises UnknownAgent, BadInput, TimedOut."""
         if "/" in target:
             node_of(AgentId(target))
+            await self._exchange.look()  # so that nobody there can be told from nobody there any more
             return AgentId(target)
         await self.directory.ready(timeout_s)
         named = self.directory.named(target)

@@ -220,7 +220,7 @@ class Exchange:
             await self.ask("barrier", {}, timeout_s)
 
     async def look(self) -> None:
-        """Before the first submits: give the copy of the registry a moment to come, for inputs are checked by it."""
+        """Before the first calls: give the copy of the registry a moment to come, for inputs and errors are checked by it."""
         if not self.directory.is_loaded:
             now = self.loop.time()
             self._look_until = min(self._look_until, now + FIRST_LOOK_S)
