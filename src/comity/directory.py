@@ -107,7 +107,10 @@ class Directory:
         assert self._loaded is not None
         try:
             async for changes in self._registry.watch(""):
-                self.apply(changes)
+                self._heard_at = self._time()
+                for change in changes:
+                    self.apply([change])
+                    await asyncio.sleep(0)  # a record may hold hundreds of agents: others have their turn
                 if not self._loaded.done():
                     self._loaded.set_result(None)
             raise Disconnected("the registry was closed")

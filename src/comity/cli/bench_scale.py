@@ -18,8 +18,8 @@ SLOTS = 8
 
 
 async def measure(bench: Bench, nodes: int, agents: int) -> dict[str, Any]:
-    """Start ``nodes`` with one agent each, then as many with ``agents`` between them; the difference is what agents take."""
-    bare, _ = await bench.hire(nodes, nodes, SLOTS)
+    """Start a node with one agent, then ``nodes`` with ``agents`` between them; the difference is what agents take."""
+    bare, _ = await bench.hire(1, 1, SLOTS)
     await bench.net.discover("bench.echo")
     before = {part: rss_bytes(bench.parts[part]) for part in ("controller", "client")}
     meter, began = Meter(bench), perf_counter()
@@ -34,7 +34,7 @@ async def measure(bench: Bench, nodes: int, agents: int) -> dict[str, Any]:
         "registered_s": round(registered_s, 3),
         **{key: value for key, value in registered.items() if "_us_" not in key},
         "cpu_us_per_agent": registered["cpu_us_per_task"],
-        "bytes_per_agent": round((rss_bytes(full) - rss_bytes(bare)) / agents),
+        "bytes_per_agent": round((rss_bytes(full) - nodes * rss_bytes(bare)) / agents),
         "controller_bytes_per_agent": round(grown["controller"] / agents),
         "client_bytes_per_agent": round(grown["client"] / agents),
         **await _discovery(bench, found),
