@@ -52,9 +52,9 @@ def test_the_story_of_a_killed_node() -> None:
     assert seen.moves == {"t1": 10_200, "t2": 10_340}
     assert [line.partition(" s  ")[2] for line in seen.story] == told
     assert told == [
-        "node-2 killed (SIGKILL), with 2 tasks in its hands",
+        "node-2 killed (SIGKILL) in the midst of it",
         "0.09 s later the network gave node-2 up and put its work back",
-        "0.20 s after the kill the first of them ran again, on node-3",
+        "0.20 s after the kill the first of its tasks ran again, on node-3",
         "0.34 s after the kill all 2 of them ran elsewhere",
     ]
     assert (seen.lanes["node-2"].lost, seen.lanes["node-3"].taken_over) == (2, 2)
@@ -65,7 +65,7 @@ def test_an_idle_node_may_die_without_a_move() -> None:
     seen.kill("node-2", 5)
     seen.event({"type": "node.evicted", "node": "node-2", "at": 9})
     assert seen.moves == {}
-    assert "with 0 tasks" in told[0]
+    assert len(told) == 2
 
 
 def test_events_of_strangers_and_of_other_kinds_change_nothing() -> None:

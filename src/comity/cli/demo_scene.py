@@ -81,8 +81,7 @@ class Scene:
         """``node`` was killed just now."""
         self.victim, self.killed_at_ms = node, at_ms
         self.lanes[node].is_gone = True
-        held = len(self.lanes[node].running)
-        self.say(f"{node} killed (SIGKILL), with {_count(held, 'task')} in its hands")
+        self.say(f"{node} killed (SIGKILL) in the midst of it")
 
     def busiest(self, nodes: list[str]) -> str:
         """Of ``nodes``, the one with most work in hand; the last of several."""
@@ -106,7 +105,7 @@ class Scene:
         self.lanes[node].taken_over += 1
         ran = sum(at is not None for at in self.moves.values())
         if ran == 1:
-            self.say(f"{self._after(at_ms)} s after the kill the first of them ran again, on {node}")
+            self.say(f"{self._after(at_ms)} s after the kill the first of its tasks ran again, on {node}")
         if ran == len(self.moves) > 1:
             self.say(f"{self._after(at_ms)} s after the kill all {ran} of them ran elsewhere")
 
