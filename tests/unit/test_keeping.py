@@ -33,12 +33,13 @@ async def filled(world: World, snapshots: int) -> Controller:
 
 async def test_the_age_of_the_log_is_known_over_a_change_of_leader() -> None:
     """Else a network whose leader changes more often than its events are kept never cuts its log."""
-    short: dict[str, Any] = {"submit_timeout_s": 0.1, "dedup_window_s": 0.2, "keep_finished_s": 1.0}
+    short: dict[str, Any] = {"submit_timeout_s": 0.1, "dedup_window_s": 0.2, "keep_finished_s": 600.0}
     world = World(snapshot_every=5, **short)
     first = await filled(world, 2)
     await first.stop()
     assert world.log.first == 1
     world.settings = World(snapshot_every=1_000_000, **short).settings
+    world.wall += 1200
     second = await world.controller("k2")
     await until(lambda: world.log.first > 1)
     await second.stop()
