@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Protocol
 
+from comity.errors import BadInput
 from comity.sim.links import Links, Odds
 from comity.sim.loop import Life, Process, VirtualLoop
 
@@ -91,6 +92,9 @@ class Faults:
             "lag": self._lag,
             "outage": self._outage,
         }
+        unknown = [kind for kind in weights or {} if kind not in kinds]
+        if unknown:
+            raise BadInput(f"no fault is called {unknown[0]!r}; one of: {', '.join(kinds)}", fault=unknown[0])
         drawn = {kind: random.random() ** 2 for kind in kinds if random.random() < 0.5}
         self.weights = drawn if weights is None else dict(weights)
         self.every_s = random.choice([0.15, 0.4, 1.0, 3.0])
