@@ -210,7 +210,7 @@ def test_times_are_told_briefly() -> None:
 def test_a_schema_is_told_as_one_would_say_it() -> None:
     schema = {
         "type": "object",
-        "properties": {"a": {"type": "string"}, "b": {"anyOf": [{"type": "integer"}, {"type": "null"}]}, "c": {}},
+        "properties": {"c": {}, "a": {"type": "string"}, "b": {"anyOf": [{"type": "integer"}, {"type": "null"}]}},
         "required": ["a", "b"],
     }
     assert _brief(schema) == "{a: string, b: integer | null, c?: anything}"

@@ -128,7 +128,8 @@ def _brief(schema: Any) -> str:
     properties = schema.get("properties")
     if schema.get("type") == "object" and isinstance(properties, dict):
         required = schema.get("required", ())
-        parts = [f"{name}{'' if name in required else '?'}: {_brief(part)}" for name, part in properties.items()]
+        names = sorted(properties, key=lambda name: name not in required)
+        parts = [f"{name}{'' if name in required else '?'}: {_brief(properties[name])}" for name in names]
         return "{" + ", ".join(parts) + "}"
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
