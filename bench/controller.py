@@ -15,6 +15,7 @@ import cProfile
 import gc
 import pstats
 import random
+import statistics
 import time
 from itertools import islice
 
@@ -22,6 +23,7 @@ import uvloop
 
 from comity.bus.base import LEADER, Delivery, to
 from comity.bus.memory import MemoryBus, MemoryNetwork
+from comity.cli.bench_figures import pace_us
 from comity.config import Settings
 from comity.controller.controller import Controller
 from comity.log.memory import MemoryLog, MemoryLogState
@@ -37,24 +39,6 @@ BATCH = 256
 IN_FLIGHT = 8192
 SLOTS = 2048
 INPUT = b'{"text":"' + b"x" * 245 + b'"}'
-
-
-PACE_STEPS = 1000
-
-
-def pace() -> float:
-    """Seconds of processor time for ``PACE_STEPS`` small steps of the kind the controller takes: a machine that others use too is
-    slower, and so are these."""
-    begun = time.process_time()
-    kept: dict[str, TaskSpec] = {}
-    ids = [f"001m82yb3znyp8j61m6{number:05d}" for number in range(PACE_STEPS)]
-    for task in ids:
-        kept[task] = TaskSpec(task, "echo", INPUT, "client")  # type: ignore[arg-type]
-    for task in ids:
-        found = kept.get(task)
-        if found is not None and found.capability == "echo" and not found.key:
-            del kept[task]
-    return time.process_time() - begun
 
 
 class Peers:
@@ -171,8 +155,9 @@ async def run(count: int, agents: int, waiting: bool, profile: cProfile.Profile 
             await asyncio.sleep(0.002)
             late.append(time.perf_counter() - due)
             if len(paces) * 0.1 < time.process_time() - began:
-                paces.append(pace())
-                peers.used_s += paces[-1]
+                begun = time.process_time()
+                paces.append(pace_us())
+                peers.used_s += time.process_time() - begun
 
     watcher = asyncio.create_task(watch())
     peers.used_s = 0.0
@@ -195,7 +180,7 @@ async def run(count: int, agents: int, waiting: bool, profile: cProfile.Profile 
         beating.cancel()
     await controller.stop()
     figures["cpu_us_per_task"] = used / count * 1e6
-    figures["per_pace"] = used / count / (sum(paces) / len(paces) / PACE_STEPS)
+    figures["per_pace"] = used / count * 1e6 / statistics.median(paces)
     figures["peers_us_per_task"] = peers.used_s / count * 1e6
     figures["loop_lag_max_ms"] = max(late) * 1000
     return figures

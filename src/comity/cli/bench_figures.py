@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from time import perf_counter
+from heapq import heappop
+from statistics import median
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from comity.model.ids import ProcessId, TaskId
+from comity.model.task import TaskSpec
 
 if TYPE_CHECKING:
     from comity.cli.bench_network import Bench
 
 LOOK_S = 0.005
+PACE_STEPS = 5000
 Call = Callable[[], Awaitable[object]]
 
 
@@ -29,12 +37,32 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
+def pace_us() -> float:
+    """Microseconds of processor time for one step of a fixed loop: of the kind of work a controller does, none of its code. A
+    figure divided by this can be compared between machines, and between one that is busy and one that is not."""
+    spec = TaskSpec(TaskId(""), "pace", b"x" * 256, ProcessId("pace"))
+    kept: dict[str, TaskSpec] = {}
+    begun = process_time()
+    for number in range(PACE_STEPS):
+        found = _decode(_encode(msgspec.structs.replace(spec, id=f"pace{number * 7919 % PACE_STEPS:020d}")))
+        kept[found.id] = found
+    waiting = sorted((task.priority, name) for name, task in kept.items() if not task.key)
+    while waiting:
+        del kept[heappop(waiting)[1]]
+    return (process_time() - begun) / PACE_STEPS * 1e6
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(TaskSpec).decode
+
+
 class Meter:
     """Measures from when it is made until ``stop``: time, CPU of every process, and how late the event loops were, ours and the
     leader's. ``perf_counter`` throughout: uvloop's own clock counts milliseconds."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
+        self._pace = [pace_us(), pace_us()]
         self._late: list[float] = []
         self._watch = asyncio.get_running_loop().create_task(self._look())
         self._cpu = bench.cpu_s()
@@ -50,6 +78,7 @@ class Meter:
         """Figures of ``count`` things called ``what``. Lag of the leader is that of the last ten seconds at most."""
         took, cpu = perf_counter() - self._began, self._bench.cpu_s()
         self._watch.cancel()
+        self._pace += [pace_us(), pace_us()]
         used = {part: round((seconds - self._cpu[part]) / count * 1e6, 1) for part, seconds in cpu.items()}
         ours = spread(self._late)
         leaders = (await self._bench.net.stats())["loop_lag"]
@@ -57,6 +86,7 @@ class Meter:
         return {
             f"{what}_per_s": round(count / took),
             "cpu_us_per_task": round(sum(used.values()), 1),
+            "pace_us": round(median(self._pace), 3),
             **{f"cpu_us_{part}": value for part, value in used.items()},
             "loop_lag_p99_ms": max(ours["p99_ms"], min(leaders["p99_ms"], leaders_max)),
             "loop_lag_max_ms": max(ours["max_ms"], leaders_max),
