@@ -28,12 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trace", action="store_true", help="show everything that happens")
     parser.add_argument("--task", default="", metavar="TEXT", help="with --trace: only lines about what contains TEXT")
     parser.add_argument("--keep-going", action="store_true", help="go on after a violation")
+    parser.add_argument("--liars", type=int, default=0, metavar="N", help="with N processes that say what is not so")
     given = parser.parse_args(arguments)
     until = time.monotonic() + given.minutes * 60 if given.minutes else None
     count = bad = 0
     began = time.monotonic()
     while (time.monotonic() < until) if until is not None else count < given.seeds:
-        bad += not live(given.seed + count, given.trace, given.task, brief=given.seeds > 1 or until is not None)
+        bad += not live(given.seed + count, given.liars, given.trace, given.task, brief=given.seeds > 1 or until is not None)
         count += 1
         if bad and not given.keep_going:
             break
@@ -44,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def live(seed: int, show: bool, about: str, *, brief: bool) -> bool:
+def live(seed: int, liars: int, show: bool, about: str, *, brief: bool) -> bool:
     """Live one life and print it; whether all promises were kept."""
-    world = World(seed)
+    world = World(seed, liars=liars)
     try:
         report = world.run()
     except SimulationError as error:

@@ -45,6 +45,7 @@ from comity.sim.doors import Tail
 from comity.sim.faults import Faults
 from comity.sim.history import History
 from comity.sim.hosts import Host, Servers
+from comity.sim.liar import liar
 from comity.sim.linear import check
 from comity.sim.links import Event, Links, Trace
 from comity.sim.loop import Life, SimulationError, VirtualLoop, current_process
@@ -77,7 +78,8 @@ class Report(NamedTuple):
 class World:
     """One life, by its seed. How many ``controllers``, ``nodes`` and ``clients`` there are, how long faults go on (``torture_s``;
     0: none), how much each kind of fault weighs (``faults``; {}: none) and the settings are drawn from the seed, but for what is
-    given. ``agents()`` makes the agents of one node, anew whenever a node starts (default: ``crew.crew``)."""
+    given. ``liars`` say what is not so, as long as faults go on. ``agents()`` makes the agents of one node, anew whenever a node
+    starts (default: ``crew.crew``)."""
 
     def __init__(
         self,
@@ -86,6 +88,7 @@ class World:
         controllers: int | None = None,
         nodes: int | None = None,
         clients: int | None = None,
+        liars: int = 0,
         agents: Callable[[], Iterable[Agent]] = crew,
         torture_s: float | None = None,
         faults: Mapping[str, float] | None = None,
@@ -118,6 +121,8 @@ class World:
         self.nodes = [self._host(f"n{n}", node) for n in range(1, nodes + 1)]
         self.clients = [self._host(f"u{n}", programs.client(self._client)) for n in range(1, clients + 1)]
         self.hosts = [*self.controllers, *self.nodes, *self.clients]
+        lies = liar(lambda: self.auditor.state, [host.name for host in self.hosts], self._until)
+        self.liars = [self._host(f"x{n}", lies) for n in range(1, liars + 1)]
         self.faults = Faults(self.links, self.hosts, Random(f"{seed}/faults"), self.controllers, faults)
 
         self.limits = {
@@ -167,7 +172,7 @@ class World:
                 gc.enable()
 
     async def _life(self) -> None:
-        for host in self.hosts:
+        for host in [*self.hosts, *self.liars]:
             host.revive()
         await self.faults.torture(self._until)
         await asyncio.sleep(max(0.0, self._until - self.loop.time()))
