@@ -95,7 +95,7 @@ class Town:
         self._stack.push_async_callback(kill, process)
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), LIMIT_S)
-        assert line, self.said()
+        assert line, f"ended with {await process.wait()}: {self.said()}"
         return process, json.loads(line)
 
     def said(self) -> str:

@@ -35,7 +35,9 @@ async def profiled(bench: Bench, file: Path | None) -> AsyncIterator[None]:
         "--format", FORMATS.get(file.suffix, "flamegraph"), "--output", os.fspath(file),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
+    assert process.stderr is not None
     try:
+        first = await asyncio.wait_for(process.stderr.readline(), STOP_S)  # it says that it begins, or why not
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -44,7 +46,8 @@ async def profiled(bench: Bench, file: Path | None) -> AsyncIterator[None]:
     if process.returncode != 0:
         from comity.errors import BadSettings
 
-        raise BadSettings(f"py-spy could not watch: {said.decode(errors='replace').strip()[-300:]}")
+        why = (first + said).decode(errors="replace").strip()[-300:]
+        raise BadSettings(f"py-spy could not watch: {why}")
     bench.settings["profile"] = str(file)
 
 

@@ -1,0 +1,88 @@
+"""``comity bench``: every benchmark runs, loses nothing, and prints the keys it promises."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from terminal import Terminal
+
+from conftest import need_server
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
+
+ALWAYS = {"lost", "count", "peak_rss_mb", "settings", "loop_lag_p99_ms", "loop_lag_max_ms"}
+LATENCY = {"p50_ms", "p99_ms", "max_ms"}
+TASKS = ALWAYS | {"tasks_per_s", "cpu_us_per_task", "pace_us", "duplicated", "start_s"}
+MESSAGES = ALWAYS | {"messages_per_s", "cpu_us_per_task"}
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Terminal:
+    need_server()
+    return Terminal(tmp_path)
+
+
+def run(user: Terminal, *words: str) -> dict[str, Any]:
+    figures: dict[str, Any] = user.ok("bench", *words, "-o", "json").json
+    assert figures["lost"] == 0, figures
+    assert figures.get("duplicated", 0) == 0, figures
+    assert figures["settings"]["durability"] == "verified"
+    return figures
+
+
+def test_tasks(user: Terminal) -> None:
+    figures = run(user, "tasks", "--count", "600", "--nodes", "2", "--agents", "10")
+    assert figures.keys() >= TASKS | LATENCY
+    assert (figures["count"], figures["settings"]["nodes"], figures["settings"]["agents"]) == (600, 2, 10)
+    assert run(user, "tasks", "--count", "200", "--callers", "20").keys() >= TASKS | LATENCY
+    alone = run(user, "tasks", "--count", "30", "--sequential", "--payload", "2000")
+    assert alone.keys() >= TASKS | LATENCY
+    assert alone["p50_ms"] <= alone["p99_ms"] <= alone["max_ms"]
+
+
+def test_tasks_that_wait(user: Terminal) -> None:
+    figures = run(user, "tasks", "--count", "500", "--waiting")
+    assert figures.keys() >= TASKS | {"submits_per_s", "bytes_per_task"}
+
+
+def test_messages(user: Terminal) -> None:
+    assert run(user, "messages", "--count", "300").keys() >= MESSAGES | LATENCY
+    assert run(user, "messages", "--count", "30", "--sequential").keys() >= MESSAGES | LATENCY
+    assert run(user, "messages", "--count", "5000", "--one-way")["count"] == 5000
+    told = run(user, "messages", "--count", "100", "--broadcast", "--nodes", "2", "--agents", "20")
+    assert (told["broadcasts"], told["count"]) == (5, 100)
+
+
+def test_scale(user: Terminal) -> None:
+    figures = run(user, "scale", "--agents", "600", "--nodes", "2")
+    own = {"bytes_per_agent", "controller_bytes_per_agent", "registered_s", "reached_s", "messages_per_s"}
+    seen = {"discover_name_p50_ms", "discover_tag_p50_ms", "change_seen_p50_ms"}
+    assert figures.keys() >= ALWAYS | own | seen | LATENCY
+
+
+def test_recovery(user: Terminal) -> None:
+    figures = run(user, "recovery", "--count", "1", "--nodes", "3", "--attempts", "6")
+    assert figures.keys() >= LATENCY | {"evicted_p50_ms", "count"}
+
+
+def test_figures_for_a_person(user: Terminal) -> None:
+    said = user.ok("bench", "tasks", "--count", "300", "-o", "table").out
+    assert "durable tasks" in said
+    assert "durability verified" in said
+    assert "tasks_per_s" in said
+
+
+def test_a_profile_shows_every_process(user: Terminal, tmp_path: Path) -> None:
+    if shutil.which("py-spy") is None and not (Path(sys.executable).parent / "py-spy").exists():
+        done = user.comity("bench", "tasks", "--count", "10", "--profile", "flame.svg", "-o", "json")
+        assert (done.code, done.error["code"]) == (2, "bad-settings")
+        assert "comity[profile]" in done.error["message"]
+        pytest.skip("py-spy is not installed: the extra is optional")
+    run(user, "tasks", "--count", "20000", "--profile", "flame.txt")
+    stacks = (tmp_path / "flame.txt").read_text()
+    assert "comity up" in stacks
+    assert "bench_agents" in stacks
