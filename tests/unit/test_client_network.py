@@ -171,6 +171,21 @@ async def test_a_tasks_events_end_even_if_the_last_one_is_lost() -> None:
         assert client._exchange.outcomes._awaited == {}
 
 
+async def test_a_tasks_past_is_told_though_its_end_is_known_first() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        task = await client.submit("x")
+        events = task.events(after=0)
+        first = asyncio.ensure_future(anext(events))
+        follow = await leader.first(wire.FollowEvents)
+        leader.complete("c1", task.id)
+        await until(lambda: task.has_ended)
+        notice(leader, follow, 3, "task.submitted")
+        notice(leader, follow, 4, "task.completed")
+        assert (await first)["type"] == "task.submitted"
+        assert [event["type"] async for event in events] == ["task.completed"]
+
+
 async def test_events_resume_where_they_broke_off() -> None:
     async with ground() as g:
         old, client = await g.leader(), await g.client()

@@ -38,8 +38,8 @@ class Stream:
         self.waiter: asyncio.Future[None] | None = None
         self.error: ComityError | None = None
         self.is_over = False
-        self.is_current = False
-        """All of the past has been read that was to be had when it began."""
+        self.is_current = after < 0
+        """All of the past that was asked for has been read, as far as it was to be had."""
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -110,8 +110,8 @@ class Streams:
             stream.wake()
 
     async def events(self, stream: Stream, *, follow: bool = True) -> AsyncIterator[dict[str, Any]]:
-        """Each event once, as a dict with ``type``, ``at`` (UTC ms) and ``index`` (0: live), until ``is_over``, or,
-        without ``follow``, until the past is told."""
+        """Each event once, as a dict with ``type``, ``at`` (UTC ms) and ``index`` (0: live), until ``is_over`` and the past is
+        told; without ``follow``, until the past is told."""
         try:
             while True:
                 while stream.queue:
@@ -124,7 +124,7 @@ class Streams:
                     return
                 if stream.error is not None:
                     raise stream.error
-                if stream.is_over:
+                if stream.is_over and stream.is_current:
                     return
                 if stream.has_gap:
                     stream.has_gap = False
