@@ -16,7 +16,7 @@ FOLDER ?=
 SEED ?= 1
 TESTS ?= tests
 # In CI too little coverage is a failure; on a laptop the table is enough.
-COVERAGE := $(if $(filter true 1 yes,$(CI)),--cov-fail-under=88)
+COVERAGE := $(if $(filter true 1 yes,$(CI)),--cov-fail-under=90)
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
