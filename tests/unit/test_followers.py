@@ -14,7 +14,7 @@ from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.bus.outbox import Outbox
 from comity.controller import events, telling
 from comity.controller.events import Events
-from comity.core.tasks import Change
+from comity.core.changes import Change
 from comity.errors import TooLarge
 from comity.model import wire
 from comity.model.codec import ROOT_DIGEST, seal

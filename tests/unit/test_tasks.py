@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comity.core.tasks import Change, Tasks
+from comity.core.changes import Change
+from comity.core.tasks import Tasks
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId, epoch
 from comity.model.task import (
     INLINE_LIMIT,

@@ -27,9 +27,10 @@ from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
 from comity.controller.snapshot import load
 from comity.controller.term import Term
+from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
-from comity.core.tasks import Change, Tasks
+from comity.core.tasks import Tasks
 from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput, NotFound
 from comity.log.base import Log
 from comity.model.codec import seal

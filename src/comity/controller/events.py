@@ -12,7 +12,7 @@ import msgspec
 
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
-from comity.core.tasks import Change
+from comity.core.changes import Change
 from comity.errors import ComityError, TooLarge
 from comity.model.ids import ProcessId, TaskId
 from comity.model.wire import CURRENT, EventNotice, FollowEvents

@@ -16,8 +16,9 @@ import structlog
 from comity.controller.archive import encode_chunk
 from comity.controller.payloads import Payloads, logged_before
 from comity.controller.snapshot import Writing
+from comity.core.changes import Change
 from comity.core.ledger import Ledger
-from comity.core.tasks import Change, Tasks
+from comity.core.tasks import Tasks
 from comity.errors import ComityError, Corrupt
 from comity.log.base import Log
 from comity.model.ids import TaskId, task_time_ms

@@ -23,8 +23,9 @@ from comity.controller.liveness import Liveness
 from comity.controller.pipeline import ASSIGN_BYTES, COMMANDS_MAX, EntryClock, Pipeline, weight
 from comity.controller.telling import Telling
 from comity.core.archive import holding
+from comity.core.changes import Change
 from comity.core.reconcile import Reconcile
-from comity.core.tasks import Change, Tasks
+from comity.core.tasks import Tasks
 from comity.errors import BadInput, ComityError, InvalidInput, TooLarge
 from comity.model.codec import from_json
 from comity.model.ids import ProcessId, TaskId

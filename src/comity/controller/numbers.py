@@ -7,7 +7,7 @@ from typing import Any
 
 from comity.controller.census import Census
 from comity.controller.leader import Leader
-from comity.core.tasks import Totals
+from comity.core.changes import Totals
 from comity.model.task import TaskState
 
 WINDOW_S = 10.0

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from comity.core.archive import Chunk
+from comity.core.changes import NodeLease, Totals
 from comity.core.ledger import Ledger, LedgerState
-from comity.core.tasks import NodeLease, Tasks, Totals
+from comity.core.tasks import Tasks
 from comity.errors import Corrupt, ForeignData
 from comity.model.capability import Strategy
 from comity.model.codec import UNREADABLE

@@ -11,7 +11,8 @@ from comity.bus.base import to
 from comity.bus.outbox import Outbox
 from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
-from comity.core.tasks import Change, Tasks
+from comity.core.changes import Change
+from comity.core.tasks import Tasks
 from comity.errors import ComityError
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import Attempt, Command, Ending, Fail, Task, TaskFailure, TaskState

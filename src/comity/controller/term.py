@@ -19,10 +19,10 @@ from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.routing import Routing
 from comity.controller.telling import Telling
+from comity.core.changes import Change
 from comity.core.ledger import Ledger
 from comity.core.membership import Leadership, Membership, Timing
 from comity.core.reconcile import Policy, Reconcile
-from comity.core.tasks import Change
 from comity.errors import ComityError, TooLarge
 from comity.model.capability import AgentRecord, AgentStatus, strategy
 from comity.model.codec import to_json

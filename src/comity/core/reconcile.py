@@ -20,8 +20,9 @@ from heapq import heappop, heappush
 
 import msgspec
 
+from comity.core.changes import Change
 from comity.core.scheduling import Scheduling
-from comity.core.tasks import Change, Tasks
+from comity.core.tasks import Tasks
 from comity.core.waiting import LOOKS, Demand, Entry, Heap, Waiting
 from comity.model.capability import AgentRecord
 from comity.model.ids import AgentId, NodeId, TaskId, node_of

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from comity.core.archive import Chunk, chunk
+from comity.core.changes import Change, NodeLease, Totals
 from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
 from comity.model.task import (
@@ -60,38 +61,6 @@ ENDED_KEPT = 10_000
 """Nodes of which is known that their lease ended; those that ended first go first."""
 
 _OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
-
-
-class Change(msgspec.Struct, gc=False):
-    """One thing that changed. ``kind`` is the event's type; ``attempt`` the one it is about."""
-
-    kind: str
-    task: Task | None = None
-    attempt: Attempt | None = None
-    node: ProcessId | None = None
-    reason: str = ""
-    task_id: TaskId | None = None
-
-
-class NodeLease(msgspec.Struct, array_like=True, gc=False):
-    """A node that may run attempts, and those it has: ``attempts`` keys are exactly the tasks whose attempt is there."""
-
-    incarnation: int
-    since_ms: int
-    attempts: dict[TaskId, None] = {}
-
-
-class Totals(msgspec.Struct, array_like=True, gc=False):
-    """Counts since the network began."""
-
-    submitted: int = 0
-    completed: int = 0
-    failed: int = 0
-    canceled: int = 0
-    retries: int = 0
-    requeues: int = 0
-    evictions: int = 0
-    rejected_reports: int = 0
 
 
 class Tasks:

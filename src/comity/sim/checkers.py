@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
-from comity.core.tasks import Change, Tasks
+from comity.core.tasks import Tasks
 from comity.model.codec import ROOT_DIGEST, digest, unseal
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId
 from comity.model.task import Archived, Complete, Dropped, Entry, Lead, Logged, Payload, Stored, Submit, TaskState
