@@ -52,14 +52,17 @@ async def tasks(
     from comity.cli.bench_network import network
     from comity.cli.bench_profile import profiled
 
-    async with network(0 if waiting else nodes, agents, slots=max(1, SLOTS * 8 // agents)) as bench, profiled(bench, profile):
+    slots = max(1, SLOTS * 8 // agents)
+    count = count or (100_000 if waiting else 1000 if sequential else 20_000)
+    room = count + 1 if waiting else 0
+    async with network(0 if waiting else nodes, agents, slots=slots, max_waiting=room) as bench, profiled(bench, profile):
         if waiting:
-            mode, figures = "waiting", await work.waiting(bench, count or 100_000, payload, nodes, agents)
+            mode, figures = "waiting", await work.waiting(bench, count, payload, nodes, agents)
         elif sequential:
-            mode, figures = "sequential", await work.one_by_one(bench, count or 1000, payload)
+            mode, figures = "sequential", await work.one_by_one(bench, count, payload)
         else:
             mode = f"{callers} callers" if callers else f"batches of {work.BATCH}, {in_flight} in flight"
-            figures = await work.throughput(bench, count or 20_000, payload, callers, in_flight // work.BATCH)
+            figures = await work.throughput(bench, count, payload, callers, in_flight // work.BATCH)
     figures["settings"] |= {"payload": payload, "mode": mode}
     _print(cli.output, "durable tasks", figures)
 

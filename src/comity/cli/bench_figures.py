@@ -82,7 +82,7 @@ class Meter:
         used = {part: round((seconds - self._cpu[part]) / count * 1e6, 1) for part, seconds in cpu.items()}
         ours = spread(self._late)
         leaders = (await self._bench.net.stats())["loop_lag"]
-        leaders_max = max(leaders["max_ms_by_second"][: int(took) + 2])
+        leaders_max = max(leaders["max_ms_by_second"][: int(took) + 1])
         return {
             f"{what}_per_s": round(count / took),
             "cpu_us_per_task": round(sum(used.values()), 1),

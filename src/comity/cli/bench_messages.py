@@ -11,8 +11,8 @@ from comity.cli.bench_figures import Meter, at_a_time, spread
 from comity.cli.bench_network import Bench
 from comity.model.ids import AgentId
 
-PART = 2048
-AHEAD = 4
+PART = 512
+AHEAD = 16
 """One-way messages are counted by their receiver after every ``PART``; so many parts may be under way."""
 
 

@@ -51,14 +51,15 @@ class Work:
     async def waiting(self, nodes: int, agents: int) -> dict[str, Any]:
         """All are accepted before anybody offers what they ask for; then nodes come and do them."""
         bench = self.bench
-        before, meter = rss_bytes(bench.parts["controller"]), Meter(bench)
         inputs = [{"text": self._text}] * self.count
+        before, meter = rss_bytes(bench.parts["controller"]), Meter(bench)
         tasks = await bench.net.submit_many("bench.echo", inputs)
         accepted = await meter.stop(self.count, "submits")
         held = rss_bytes(bench.parts["controller"]) - before
         await bench.hire(nodes, agents, BATCH)
         meter = Meter(bench)
-        self.wrong = sum(size != len(self._text) for size in await asyncio.gather(*(task.result() for task in tasks)))
+        for task in tasks:
+            self.wrong += await task.result() != len(self._text)
         done = await meter.stop(self.count, "tasks")
         lag = {key: max(accepted[key], done[key]) for key in done if "lag" in key}
         return {

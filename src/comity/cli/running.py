@@ -157,9 +157,9 @@ async def _hosted(
             bus, registry, store, settings, agents=agents, wall=time.time, rng=random.SystemRandom(), about=_about(process)
         )
         stack.push_async_callback(node.stop)
+        gc.collect()  # now, when nobody waits yet
         await node.start()
         await node.ready()
-        gc.collect()
         started()
         yield node, bus, context
 

@@ -163,7 +163,9 @@ class Client:
             exchange.contact.seek()
             await self.ready(self._left_s(until - exchange.loop.time(), agreed.deadline))
         specs: list[TaskSpec] = []
-        for payload in payloads:
+        for number, payload in enumerate(payloads, 1):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             task = exchange.task_ids.next()
             carried = payload if len(payload) <= LOG_LIMIT else await self._stored(task, payload, agreed.deadline)
             specs.append(agreed.task(task, carried))

@@ -88,6 +88,8 @@ class Submissions:
         mine: list[Submission] = []
         try:
             for start in range(0, len(specs), SLICE):
+                if start:
+                    await asyncio.sleep(0)  # others have their turn
                 await self._have_room()
                 if batch.future.done():
                     break
