@@ -57,6 +57,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_port: int = 8470
     nats_server: Path | None = None
     replicas: int = 1
+    fsync: bool = True
+    """False: acknowledged before it is on disk. For measurements: a power cut loses what was accepted."""
 
     beacon_s: float = 0.5
     lease_s: float = 3.0

@@ -76,6 +76,7 @@ class EmbeddedServer:
         self.on_restart: Callable[[], None] | None = None
         self._lock = lock
         self._binary = binary
+        self._sync = "always"
         self._name = f"comity-{network_id}"
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -91,11 +92,14 @@ class EmbeddedServer:
         return self._process.pid
 
     @classmethod
-    async def start(cls, data: Path, *, network: str, port: int = 4222, binary: Path | None = None) -> EmbeddedServer:
+    async def start(
+        cls, data: Path, *, network: str, port: int = 4222, binary: Path | None = None, fsync: bool = True
+    ) -> EmbeddedServer:
         """Start a server on ``data`` (made if missing) and return once it takes connections.
 
-        ``port`` 0 takes any free one; a taken port gives way to the next. Raises AlreadyRunning (another process holds the
-        directory), ForeignData, Corrupt, ServerFailed.
+        ``port`` 0 takes any free one; a taken port gives way to the next. ``fsync`` False: the server acknowledges what is not
+        yet on disk. Raises AlreadyRunning (another process
+        holds the directory), ForeignData, Corrupt, ServerFailed.
         """
         check_token(network, "network")
         found = find_binary(binary)
@@ -107,6 +111,7 @@ class EmbeddedServer:
         try:
             network_id = _identify(data, network)
             server = cls(data, lock, _keys(data, network), network_id, found)
+            server._sync = "always" if fsync else "2m"
         except BaseException:
             os.close(lock)
             raise
@@ -166,7 +171,7 @@ class EmbeddedServer:
 
     async def _launch(self) -> dict[str, Any]:
         """Start the process and wait until it greets us; its greeting. Raises _PortTaken, ServerFailed."""
-        _write_config(self.data, self.authority, self._name, self.port)
+        _write_config(self.data, self.authority, self._name, self.port, self._sync)
         tie = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid())] if sys.platform == "linux" else []
         output = os.open(self.data / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         mark = os.fstat(output).st_size
@@ -354,7 +359,7 @@ def _keys(data: Path, network: str) -> Authority:
     return authority
 
 
-def _write_config(data: Path, authority: Authority, name: str, port: int) -> None:
+def _write_config(data: Path, authority: Authority, name: str, port: int, sync: str) -> None:
     room = shutil.disk_usage(data).total  # the default is a share of what is free now, and shrinks as we fill the disk
     write_private(
         data / "server.conf",
@@ -369,7 +374,7 @@ def _write_config(data: Path, authority: Authority, name: str, port: int) -> Non
         "ping_max: 2\n"
         "jetstream {\n"
         f"  store_dir: {json.dumps(str(data.absolute()))}\n"  # it adds jetstream/ itself
-        "  sync_interval: always\n"
+        f"  sync_interval: {sync}\n"
         "  max_memory_store: 256MB\n"
         f"  max_file_store: {room}\n"
         "  strict: true\n"

@@ -45,6 +45,7 @@ async def tasks(
     callers: Annotated[int, typer.Option("--callers", metavar="N", min=0, help="Single submits, by so many at a time.")] = 0,
     in_flight: Annotated[int, typer.Option("--in-flight", metavar="N", min=256, help="Tasks in flight, in batches.")] = 16_384,
     waiting: Annotated[bool, typer.Option("--waiting", help="Submit all before any agent is there.")] = False,
+    fsync: Annotated[bool, typer.Option("--fsync/--no-fsync", help="Each write is on disk before it is acknowledged.")] = True,
     profile: Profile = None,
 ) -> None:
     """Durable tasks, from submit to result, each on disk before it is acknowledged."""
@@ -54,8 +55,9 @@ async def tasks(
 
     slots = max(1, SLOTS * 8 // agents)
     count = count or (100_000 if waiting else 1000 if sequential else 20_000)
-    room = count + 1 if waiting else 0
-    async with network(0 if waiting else nodes, agents, slots=slots, max_waiting=room) as bench, profiled(bench, profile):
+    settings: dict[str, Any] = {"max_waiting": count + 1} if waiting else {}
+    settings |= {} if fsync else {"fsync": False}
+    async with network(0 if waiting else nodes, agents, slots=slots, **settings) as bench, profiled(bench, profile):
         if waiting:
             mode, figures = "waiting", await work.waiting(bench, count, payload, nodes, agents)
         elif sequential:

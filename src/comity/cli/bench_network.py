@@ -93,9 +93,9 @@ def _peak(process: psutil.Process) -> int:
 
 
 @contextlib.asynccontextmanager
-async def network(nodes: int, agents: int, *, slots: int, max_waiting: int = 0) -> AsyncIterator[Bench]:
-    """An embedded network in processes of its own on a fresh directory; gone afterwards. ``nodes`` 0: hire them later;
-    ``max_waiting`` 0: as it comes."""
+async def network(nodes: int, agents: int, *, slots: int, **settings: Any) -> AsyncIterator[Bench]:
+    """An embedded network in processes of its own on a fresh directory; gone afterwards. ``nodes`` 0: hire them later.
+    ``settings`` are the network's, where they are not the default."""
     import psutil
 
     import comity
@@ -104,7 +104,7 @@ async def network(nodes: int, agents: int, *, slots: int, max_waiting: int = 0) 
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comity-bench-")))
         env = clean_env() | {"COMITY_DATA_DIR": str(folder / "data"), "COMITY_CONFIG": str(folder / "config")}
-        env |= {"COMITY_MAX_WAITING": str(max_waiting)} if max_waiting else {}
+        env |= {f"COMITY_{name.upper()}": str(value) for name, value in settings.items()}
         began = perf_counter()
         up, facts = await start(stack, env, folder / "up.log", "up", "--port", "0", "--http-port", "0")
         loaded = Settings.load({"data_dir": folder / "data"}, env={}, cwd=folder)

@@ -33,11 +33,11 @@ async def profiled(bench: Bench, file: Path | None) -> AsyncIterator[None]:
     process = await asyncio.create_subprocess_exec(
         _find(), "record", "--pid", str(os.getpid()), "--subprocesses", "--nonblocking", "--rate", str(RATE),
         "--format", FORMATS.get(file.suffix, "flamegraph"), "--output", os.fspath(file),
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    assert process.stderr is not None
+    assert process.stdout is not None
     try:
-        first = await asyncio.wait_for(process.stderr.readline(), STOP_S)  # it says that it begins, or why not
+        await asyncio.wait_for(process.stdout.readline(), STOP_S)  # it says that it begins, or ends
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -46,7 +46,7 @@ async def profiled(bench: Bench, file: Path | None) -> AsyncIterator[None]:
     if process.returncode != 0:
         from comity.errors import BadSettings
 
-        why = (first + said).decode(errors="replace").strip()[-300:]
+        why = said.decode(errors="replace").strip()[-300:]
         raise BadSettings(f"py-spy could not watch: {why}")
     bench.settings["profile"] = str(file)
 

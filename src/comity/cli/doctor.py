@@ -140,7 +140,7 @@ def _durability(folder: Path) -> Finding:
     """Whether the server syncs before it acknowledges, and what that costs on this disk."""
     conf = folder / "server.conf"
     if conf.is_file() and "sync_interval: always" not in conf.read_text():
-        return Finding("durability", "wrong", f"{conf} lacks sync_interval: always", "comity up writes it anew; restart it")
+        return Finding("durability", "wrong", f"{conf} lacks sync_interval: always", "start it again, without fsync = false")
     probe = folder / ".doctor"
     times = []
     try:

@@ -24,6 +24,7 @@ from comity.store.jetstream import JetStreamStore
 from comity.web.metrics import MetricsServer
 
 VERIFIED = Durability("verified", "the embedded server syncs to disk before it acknowledges (sync_interval: always)")
+OFF = Durability("unverified", "fsync is off: the embedded server acknowledges what is not yet on disk")
 CLIENT_NAME = "cli"
 
 
@@ -48,7 +49,7 @@ class EmbeddedNetwork:
         ServerFailed."""
         data = settings.data_dir
         server = await EmbeddedServer.start(
-            data, network=settings.network, port=settings.port, binary=settings.nats_server
+            data, network=settings.network, port=settings.port, binary=settings.nats_server, fsync=settings.fsync
         )
         try:
             bus = await _connect(server)
@@ -66,7 +67,7 @@ class EmbeddedNetwork:
         cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, metrics: bool
     ) -> EmbeddedNetwork:
         nc, token = bus.connection, server.network
-        log = await JetStreamLog.open(nc, token, create=True, durability=VERIFIED)
+        log = await JetStreamLog.open(nc, token, create=True, durability=VERIFIED if settings.fsync else OFF)
         registry = await JetStreamRegistry.open(nc, token, create=True)
         store = await JetStreamStore.open(nc, token, create=True)
         controller = Controller(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from comity.cli.network import EmbeddedNetwork
     from comity.config import Settings
 
+SYNCED = "(each accepted task is synced to disk)"
+UNSYNCED = "(fsync is off: a power cut loses what was accepted last)"
 NEXT = (
     ("comity run examples/hello.py", "start an agent"),
     ("""comity submit greet '{"name": "Ada"}'""", "give it a task, and see the result"),
@@ -70,17 +72,18 @@ async def up(settings: Settings, output: Output) -> None:
 def _greet(network: EmbeddedNetwork, settings: Settings, output: Output, took_s: float) -> None:
     open_tasks = sum(not task.is_terminal for task in network.controller.state.tasks.values())
     metrics = f"http://127.0.0.1:{network.metrics.port}/metrics" if network.metrics is not None else None
+    durability = "verified" if settings.fsync else "unverified"
     if output.as_json:
         facts = {"url": network.url, "network": settings.network, "data": str(settings.data_dir), "metrics": metrics}
         output.line(
-            {**facts, "durability": "verified", "open_tasks": open_tasks, "start_s": round(took_s, 3), "notes": network.notes}
+            {**facts, "durability": durability, "open_tasks": open_tasks, "start_s": round(took_s, 3), "notes": network.notes}
         )
         return
     output.say(f"{paint('green', '●')} network {bold(settings.network)} is up {dim(f'({took_s:.1f} s)')}")
     output.facts(
         [
             ("listening", f"{network.url}  {dim('(this machine only)')}"),
-            ("data", f"{settings.data_dir}  {dim('(each accepted task is synced to disk)')}"),
+            ("data", f"{settings.data_dir}  {dim(SYNCED) if settings.fsync else paint('yellow', UNSYNCED)}"),
             ("metrics", metrics),
             ("carries on", f"{open_tasks:,} {'task' if open_tasks == 1 else 'tasks'} accepted before" if open_tasks else None),
             *(("note", paint("yellow", note)) for note in network.notes),
