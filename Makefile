@@ -4,9 +4,10 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test check bench sim python-venv
+.PHONY: help setup demo up test check bench bench-plots sim python-venv
 
 VENV := .venv
+PLOTS := bench/.venv-plots
 BIN := $(VENV)/bin
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -19,8 +20,8 @@ TESTS ?= tests
 COVERAGE := $(if $(filter true 1 yes,$(CI)),--cov-fail-under=90)
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
-		printf '  make %-7s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do \
+		printf '  make %-11s %s\n' "$$name" "$$what"; done
 
 setup: $(VENV)/dev.stamp ## make .venv with everything in it, and nothing else
 	@echo "Ready: $(BIN)/comity --help"
@@ -37,6 +38,9 @@ test: $(VENV)/dev.stamp ## run all tests, with coverage (TESTS=tests/unit for a 
 check: $(VENV)/dev.stamp ## lint and type-check
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+bench-plots: $(VENV)/base.stamp $(PLOTS)/stamp ## measure how cost grows, and draw it: bench/plots/*.svg (half an hour)
+	@$(PLOTS)/bin/python bench/plots.py --comity $(BIN)/comity
 
 bench: $(VENV)/base.stamp ## measure durable tasks and live messages on this machine
 	@$(BIN)/comity bench tasks
@@ -66,6 +70,12 @@ $(VENV)/base.stamp: requirements.lock pyproject.toml | $(BIN)/python
 $(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(BIN)/python
 	$(call install,requirements-dev.lock)
 	@touch $(VENV)/base.stamp $@
+
+$(PLOTS)/stamp: bench/plots.lock | $(BIN)/python
+	@echo "Installing from bench/plots.lock (once)"
+	@$(BIN)/python -m venv --clear $(PLOTS) && \
+		$(PLOTS)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r bench/plots.lock
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
