@@ -1,7 +1,7 @@
 """Keeps the registry's picture of this node true: its own record, its agents in chunks, their capabilities once by hash.
 
     nodes/NODE            renewed every few seconds; while it is gone, readers take the agents for gone
-    agents/NODE/CHUNK     up to 500 agents; only a chunk in which something changed is written again
+    agents/NODE/CHUNK     up to 100 agents; only a chunk in which something changed is written again
     schemas/NODE/HASH     before the first chunk that names it
 
 What should be there is derived from the agents; what was written is remembered with its revision. Writing goes on until both
@@ -23,7 +23,7 @@ from comity.model.ids import ProcessId
 from comity.model.wire import encode_agents, encode_node
 from comity.registry.base import Registry
 
-CHUNK = 500
+CHUNK = 100
 VALUE_LIMIT = 512 * 1024
 """Bytes of one record; a chunk above it is split."""
 NODE_TTL_S = 30.0
