@@ -244,9 +244,11 @@ class TooOld(Indefinite):
 class Refuse(Exception):
     """Raised by an agent's function to pass a task on: it goes to another agent and no retry is used."""
 
-    def __init__(self, reason: str = "refused") -> None:
+    reason: str = "refused"
+
+    def __init__(self, reason: object = "refused") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 def _tree(cls: type[ComityError]) -> list[type[ComityError]]:

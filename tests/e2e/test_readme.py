@@ -189,7 +189,8 @@ def test_settings_are_called_so_and_have_these_defaults() -> None:
         for name, value in zip(re.findall(r"`(\w+)`", names), said, strict=True):
             if name != "data_dir":
                 default = getattr(Settings(), name)
-                assert default is (value == "true") if isinstance(default, bool) else default == float(value.replace(",", "")), name
+                told = value == "true" if isinstance(default, bool) else float(value.replace(",", ""))
+                assert default == told, name
 
 
 def test_exit_codes_are_all_told() -> None:

@@ -16,7 +16,7 @@ from comity.sim import Violation, World
 from comity.sim.__main__ import main
 from comity.sim.loop import SimulationError
 
-SEEDS = int(os.environ.get("COMITY_SIM_SEEDS", "30"))
+SEEDS = int(os.environ.get("COMITY_SIM_SEEDS") or ("300" if os.environ.get("CI") else "30"))
 TOGETHER = 10
 """Lives of one test."""
 

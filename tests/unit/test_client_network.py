@@ -11,7 +11,7 @@ from stand_in import StandInLeader, ground, record, until
 
 from comity.client.streams import Streams
 from comity.client.timers import Timers
-from comity.errors import BadInput, NotFound, PeerLost, UnknownAgent
+from comity.errors import BadInput, NotFound, NotSerializable, PeerLost, UnknownAgent
 from comity.model import wire
 from comity.model.capability import AgentRecord
 from comity.model.ids import ProcessId
@@ -368,3 +368,14 @@ async def test_nobody_follows_the_registry_for_those_who_do_not_listen() -> None
         assert not client.directory.is_followed
         client.on("agent.left")(lambda: None)
         assert client.directory.is_followed
+
+
+async def test_what_can_never_be_sent_is_told_at_once() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        task = await client.submit("x")
+        with pytest.raises(NotSerializable):
+            await client._exchange.cancel(task.id, "caf\udce9", None)
+        leader.questions["stats"] = {"tasks": {}}
+        assert await client.stats() == {"tasks": {}}
+        assert client._exchange.calls._open == {}

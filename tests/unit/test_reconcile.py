@@ -253,6 +253,22 @@ def test_children_are_canceled_with_their_parent() -> None:
     assert [c.task for c in net.plan() if isinstance(c, Cancel)] == ["c"]
 
 
+def test_a_task_that_was_not_begun_goes_elsewhere() -> None:
+    net = Leading(("n1/a", 5), ("n2/a", 5), policy=Policy(refusal_ms=10_000))
+    net.commit(submit("t1"))
+    net.assigned()
+    for _ in range(2):
+        first = net.state.tasks[TaskId("t1")]
+        assert first.attempt is not None
+        before = first.attempt.agent
+        net.commit(Requeue(TaskId("t1"), first.epoch, Ending.NOT_STARTED))
+        if net.assigned() != ["t1"]:
+            break
+        assert first.attempt.agent != before
+    else:
+        pytest.fail("both could not begin it: it waits for a while")
+
+
 def test_children_of_a_lost_attempt_are_canceled_those_of_the_next_are_not() -> None:
     net = Leading(("n1/a", 5), ("n2/a", 5))
     net.commit(submit("p"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from comity.bus.base import Address, Bus
-from comity.errors import Disconnected, TooLarge
+from comity.errors import Disconnected, NotSerializable, TooLarge
 from comity.model import wire
 
 
@@ -24,8 +24,11 @@ class Outbox:
         self._pumps: dict[Address, asyncio.Task[None]] = {}
 
     def post(self, address: Address, item: wire.Item) -> None:
-        """Send ``item`` soon. Call it from the event loop's thread. Raises TooLarge."""
-        data = wire.encode_one(item)
+        """Send ``item`` soon. Call it from the event loop's thread. Raises TooLarge, NotSerializable."""
+        try:
+            data = wire.encode_one(item)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise NotSerializable(f"a {type(item).__name__} cannot be sent: {error}") from error
         if len(data) > wire.BATCH_LIMIT:
             kind = type(item).__name__
             raise TooLarge(f"{kind} of {len(data)} bytes does not fit in one message", limit=wire.BATCH_LIMIT)

@@ -50,26 +50,26 @@ class Calls:
 
     async def ask(self, address: Address, item: Item, number: int, timeout_s: float, what: str) -> Any:
         """The answer to ``item``, which carries ``number``: decoded JSON, or a ``Routed``. Raises what the answer says,
-        PeerLost (nobody listens at a node's address), Unreachable (no leader), TimedOut."""
+        PeerLost (nobody listens at a node's address), Unreachable (no leader), TimedOut, NotSerializable, TooLarge."""
         call = Call(address, item, what, self._loop.create_future())
         alarm = self._timers.after(timeout_s, lambda: self._late(number, timeout_s))
         self._open[number] = call
-        self._post(call)
         self._keep_watch()
         try:
+            self._post(call)
             return await call.future
         finally:
             alarm.cancel()
             del self._open[number]
 
     def _post(self, call: Call) -> None:
-        if call.address != LEADER:
-            self._outbox.post(call.address, call.item)
-        elif self._contact.is_up:
-            self._contact.post(call.item)
-        else:
+        if call.address == LEADER and not self._contact.is_up:
             self._contact.seek()
             return
+        try:
+            self._outbox.post(call.address, call.item)
+        except ComityError as error:  # it can never be sent
+            call.future.set_exception(error)
         call.posted_at = self._loop.time()
 
     def on_answer(self, item: Answer) -> bool:

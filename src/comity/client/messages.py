@@ -90,10 +90,10 @@ class Messages:
         talks = self._by_node.setdefault(node, {})
         talks[envelope.id] = talk
         alarm = self._timers.after(timeout_s, lambda: talk.fail(_late(agent, timeout_s)))
-        self._outbox.post(to(node), Message(envelope))
         if self._alarm is None:
             self._alarm = self._timers.after(PING_S, self._probe)
         try:
+            self._outbox.post(to(node), Message(envelope))
             return await talk.future
         except asyncio.CancelledError:
             called_off = self.envelope(

@@ -149,7 +149,11 @@ class Submissions:
             item = SubmitTask(item.spec, item.queue, again=True)
         submission.item = item
         submission.posted_at = now
-        self._contact.post(item)
+        try:
+            self._contact.post(item)
+        except ComityError as error:  # it can never be sent
+            self._forget(submission)
+            submission.batch.settle(error)
 
     def on_accepted(self, item: Accepted) -> None:
         for asked, stands_for in item.tasks:

@@ -79,7 +79,7 @@ class Reconcile:
         self._waiting: dict[str, Waiting] = {}
         self._dirty: dict[str, None] = {}
         self._timers: Heap[tuple[int, int, TaskId, int]] = Heap(self._is_live)
-        self._refusals: dict[TaskId, dict[AgentId, int]] = {}  # by task, who refused it, and until when that is remembered
+        self._refusals: dict[TaskId, dict[AgentId, int]] = {}  # by task, who would not or could not begin it, until when
         self._proposals: deque[Command] = deque()
         self._next_epoch = state.next_epoch()
         self._now_ms = state.time_ms
@@ -173,7 +173,7 @@ class Reconcile:
 
     def _put_back(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
-        if change.attempt is not None and change.attempt.ending is Ending.REFUSED:
+        if change.attempt is not None and change.attempt.ending in (Ending.REFUSED, Ending.NOT_STARTED):
             self._note_refusal(task.spec.id, change.attempt)
         self._cancel_children(task.spec.id, task.epoch)
         if task.not_before > self._now_ms:

@@ -27,8 +27,8 @@ from comity.model.codec import to_json
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import LOG_LIMIT, Payload, Stored, TaskFailure
 from comity.model.wire import Began, Declined, Done, Failed, Item, Live, Run, Settled, Slot, Stop
-from comity.node.failing import MESSAGE_LIMIT, failure_of, place
-from comity.node.performing import Performer
+from comity.node.failing import MESSAGE_LIMIT, failure_of, place, said_by
+from comity.node.performing import Performer, is_closing
 from comity.store.base import Store
 
 T = TypeVar("T")
@@ -353,8 +353,12 @@ class Attempts:
             result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(run, output)
             return Done(run.task, run.epoch, result, ran_ms)
         except Refuse as refusal:
-            return Declined(run.task, run.epoch, refusal.reason[:MESSAGE_LIMIT])
-        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            return Declined(run.task, run.epoch, said_by(refusal.reason))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # whatever the user's function raises
+            if is_closing(error, running.work):
+                raise
             failure = failure_of(error, running.offered.no_retry)
             about = {"task": run.task, "agent": run.agent, "code": failure.code, "error": failure.message}
             _log.info("an attempt failed", **about, at=place(error))

@@ -25,11 +25,19 @@ def failure_of(error: BaseException, no_retry: tuple[type[BaseException], ...] =
         error = error.exceptions[0]
     if isinstance(error, Failure):
         return error.failure
-    if isinstance(error, ComityError):
-        code, message = error.code, error.message
-    else:
-        code, message = type(error).__name__, str(error)
-    return TaskFailure(code, message[:MESSAGE_LIMIT], not isinstance(error, (*_HOPELESS, *no_retry)))
+    code = error.code if isinstance(error, ComityError) else type(error).__name__
+    message = said_by(error.message if isinstance(error, ComityError) else error)
+    return TaskFailure(said_by(code), message, not isinstance(error, (*_HOPELESS, *no_retry)))
+
+
+def said_by(value: object) -> str:
+    """``value`` as text that can be sent and kept, whatever it is: not too long, and without half characters (of file names that
+    are no UTF-8, say)."""
+    try:
+        text = str(value)
+    except Exception as error:
+        text = f"a {type(value).__name__} that cannot say what it is ({type(error).__name__})"
+    return text[:MESSAGE_LIMIT].encode("utf-8", "backslashreplace").decode()[:MESSAGE_LIMIT]
 
 
 def place(error: BaseException) -> str:

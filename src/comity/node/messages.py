@@ -39,8 +39,8 @@ from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId, base32, check_token
 from comity.model.task import LOG_LIMIT
-from comity.node.failing import failure_of, place
-from comity.node.performing import Performer, ended
+from comity.node.failing import failure_of, place, said_by
+from comity.node.performing import Performer, ended, is_closing
 
 ANSWERED = frozenset({Performative.REQUEST, Performative.QUERY})
 """What a function returns for these goes back as inform."""
@@ -242,11 +242,13 @@ class Messages:
             if data is not None and envelope.performative in ANSWERED:
                 self._send(envelope, call.agent, Performative.INFORM, data)
         except Refuse as refusal:
-            self._answer(envelope, call.agent, Performative.REFUSE, {"message": refusal.reason})
+            self._answer(envelope, call.agent, Performative.REFUSE, {"message": said_by(refusal.reason)})
         except asyncio.CancelledError as error:
             if not call.is_canceled:
                 self._fail(envelope, call.agent, error)
-        except (Exception, SystemExit) as error:  # whatever the user's function raises
+        except BaseException as error:  # whatever the user's function raises
+            if is_closing(error, call.work):
+                raise
             self._fail(envelope, call.agent, error)
         finally:
             del self.calls[key]

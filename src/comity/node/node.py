@@ -449,8 +449,8 @@ class Node:
         if self._ticks % TICKS == 1:
             if self.attempts.running and self.lease.is_orphan(now):
                 self.attempts.hand_back(f"node {self.node} was out of contact for too long", 0.0)
+            self._beacon()  # whatever becomes of what follows, it is known that we live
             self.attempts.repeat(all_of_it=False)
-            self._beacon()
 
     def _beacon(self) -> None:
         if self._measure is None or self.has_left:

@@ -12,6 +12,11 @@ from comity.model.signature import Arguments, Signature
 from comity.node.pools import Pools
 
 
+def is_closing(error: BaseException, work: asyncio.Task[None]) -> bool:
+    """Whether ``error`` comes from nobody's function, but from the end of everything: ``work`` is thrown away while it waits."""
+    return isinstance(error, GeneratorExit) and asyncio.current_task(work.get_loop()) is not work
+
+
 async def ended(tasks: Iterable[asyncio.Task[None]], within_s: float) -> None:
     """Cancel ``tasks`` and wait until they have ended, but no longer than ``within_s``: a user's function may not listen."""
     waiting = list(tasks)

@@ -21,7 +21,7 @@ from typing import Any
 from comity.errors import Refuse
 from comity.model.signature import Signature
 from comity.model.task import TaskFailure
-from comity.node.failing import Failure, failure_of
+from comity.node.failing import Failure, failure_of, said_by
 
 THREADS = 256
 """Plain functions at a time. A thread is made when all others are busy, so few are as long as few are needed."""
@@ -135,6 +135,6 @@ def compute(
         arguments = signature.decode(data)
         return signature.encode(function(*arguments.positional, **arguments.named))
     except Refuse as refusal:
-        return Refuse(refusal.reason)
-    except (Exception, SystemExit) as error:
+        return Refuse(said_by(refusal.reason))
+    except BaseException as error:  # whatever it raises is its failure, not this process's
         return failure_of(error, no_retry)
