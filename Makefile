@@ -4,11 +4,12 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test check bench bench-plots sim python-venv
+.PHONY: help setup demo up test check bench bench-peers bench-plots sim python-venv
 
 VENV := .venv
-PLOTS := bench/.venv-plots
 BIN := $(VENV)/bin
+PEERS := peers/celery_redis peers/dramatiq_rabbit peers/taskiq_nats
+BESIDE := $(PEERS) plots
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && exit; done; echo python3)
@@ -39,26 +40,37 @@ check: $(VENV)/dev.stamp ## lint and type-check
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench-plots: $(VENV)/base.stamp $(PLOTS)/stamp ## measure how cost grows, and draw it: bench/plots/*.svg (half an hour)
-	@$(PLOTS)/bin/python bench/plots.py --comity $(BIN)/comity
+bench-plots: $(VENV)/base.stamp $(VENV)/plots.stamp ## measure how cost grows, and draw it: bench/plots/*.svg (half an hour)
+	@$(VENV)/plots/bin/python bench/plots.py --comity $(BIN)/comity
 
 bench: $(VENV)/base.stamp ## measure durable tasks and live messages on this machine
 	@$(BIN)/comity bench tasks
 	@$(BIN)/comity bench messages
 
+bench-peers: $(VENV)/base.stamp $(PEERS:%=$(VENV)/peers/%.stamp) ## measure the same tasks on Celery, Dramatiq and Taskiq too
+	@$(BIN)/python -m bench.peers --write bench/README.md
+
 sim: $(VENV)/base.stamp ## live one simulated life of the network (SEED=7)
 	@$(BIN)/python -m comity.sim $(SEED)
 
 # How .venv is made: with uv if it is there, else with Python's own venv and pip. The lock files carry hashes.
+# `packages`: what a lock file names, into the environment whose programs are in $(2). `install`: into .venv, with Comity itself.
 
-define install
+define packages
 	@echo "Installing from $(1) (once)"
 	@if command -v uv >/dev/null 2>&1; then \
-		uv pip install --quiet --python $(BIN)/python --require-hashes -r $(1) && \
+		uv pip install --quiet --python $(2)/python --require-hashes -r $(1); \
+	else \
+		{ $(2)/python -m pip --version >/dev/null 2>&1 || $(2)/python -m ensurepip >/dev/null; } && \
+		$(2)/python -m pip install -qq --disable-pip-version-check --require-hashes -r $(1); \
+	fi
+endef
+
+define install
+	$(call packages,$(1),$(BIN))
+	@if command -v uv >/dev/null 2>&1; then \
 		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
 	else \
-		{ $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; } && \
-		$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r $(1) && \
 		$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	fi
 endef
@@ -71,20 +83,21 @@ $(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(BIN)/python
 	$(call install,requirements-dev.lock)
 	@touch $(VENV)/base.stamp $@
 
-$(PLOTS)/stamp: bench/plots.lock | $(BIN)/python
-	@echo "Installing from bench/plots.lock (once)"
-	@$(BIN)/python -m venv --clear $(PLOTS) && \
-		$(PLOTS)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r bench/plots.lock
+# Each system that Comity is measured beside, and what draws, has an environment of its own, inside ours.
+$(BESIDE:%=$(VENV)/%.stamp): $(VENV)/%.stamp: bench/%.lock | $(VENV)/%/bin/python
+	$(call packages,$<,$(VENV)/$*/bin)
 	@touch $@
 
-$(BIN)/python:
+$(BESIDE:%=$(VENV)/%/bin/python): | $(BIN)/python
+
+$(BIN)/python $(BESIDE:%=$(VENV)/%/bin/python): %/bin/python:
 	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
 		echo "Comity needs Python 3.11 or newer, and $(PYTHON) is not. Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then \
-		uv venv --quiet --clear --python "$$(command -v $(PYTHON))" $(VENV); \
+		uv venv --quiet --clear --python "$$(command -v $(PYTHON))" $*; \
 	else \
 		{ $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory python-venv PYTHON=$(PYTHON); } && \
-		$(PYTHON) -m venv --clear $(VENV); \
+		$(PYTHON) -m venv --clear $*; \
 	fi
 
 # Debian and Ubuntu keep Python's venv module in a package of its own.
