@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,3 +92,19 @@ def test_a_profile_shows_every_process(user: Terminal, tmp_path: Path) -> None:
     stacks = (tmp_path / "flame.txt").read_text()
     assert "comity up" in stacks
     assert "bench_agents" in stacks
+
+
+def test_beside_other_systems() -> None:
+    need_server()
+    words = ("--only", "comity", "--count", "300", "--sequential", "20", "--rounds", "1", "-o", "json")
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.peers", *words], cwd=root, capture_output=True, text=True, check=True
+    )
+    report = json.loads(done.stdout)
+    assert (report["settings"]["count"], report["settings"]["rounds"]) == (300, 1)
+    (ours,) = report["systems"]
+    assert ours["problem"] is None
+    assert "durability verified" in ours["versions"]
+    assert ours["figures"].keys() >= {"tasks_per_s", "cpu_us_per_task", "p50_ms", "p99_ms", "pace_us"}
+    assert ours["figures"]["lost"]["max"] == ours["figures"]["duplicated"]["max"] == 0
