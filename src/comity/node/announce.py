@@ -29,8 +29,8 @@ VALUE_LIMIT = 512 * 1024
 NODE_TTL_S = 30.0
 TTL_S = 3600.0
 """Of chunks and schemas: they mean nothing without their node, and who evicts a node removes them."""
-PACE_S = 0.05
-"""Pause between two rounds of writing, in which changes gather."""
+PACE_S = 0.005
+"""Pause between two rounds of writing, in which changes gather; as long as the last round took, if that was longer."""
 RETRY_S = 0.5
 CHECK_AGAIN_S = 2.0
 
@@ -114,10 +114,11 @@ class Announcer:
 
     async def _run(self) -> None:
         while True:
-            pause_s = PACE_S
+            began = self._loop.time()
             try:
                 await self._round()
                 self.failure = None
+                pause_s = max(PACE_S, self._loop.time() - began)
                 if not self._dirty:
                     self.announced.set()
             except ComityError as error:
