@@ -16,6 +16,7 @@ import msgspec
 
 from comity.errors import BadInput, BadSettings
 from comity.model.ids import check_token
+from comity.model.limits import FAR_S, NUMBER_MAX
 
 __all__ = ["FILE_NAME", "Loaded", "Settings", "data_home"]
 
@@ -92,12 +93,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise BadSettings(error.message, setting="network", value=self.network) from None
         for field in self.__struct_fields__:
             value = getattr(self, field)
-            if field.endswith("_s") and not 0 < value < float("inf"):
-                raise BadSettings(
-                    f"{field} must be a positive number of seconds, not {value}", setting=field, value=value
-                )
+            if field.endswith("_s") and not 0 < value <= FAR_S:
+                said = f"{field} must be a positive number of seconds, and at most {FAR_S:g}, not {value}"
+                raise BadSettings(said, setting=field, value=value)
             if field in _LEAST and value < _LEAST[field]:
                 raise BadSettings(f"{field} must be at least {_LEAST[field]}, not {value}", setting=field, value=value)
+            if field in _LEAST and value > NUMBER_MAX:
+                raise BadSettings(f"{field} must be at most {NUMBER_MAX}", setting=field)
             if field in ("port", "http_port") and not 0 <= value <= 65_535:
                 raise BadSettings(f"{field} must be 0 to 65535, not {value}", setting=field, value=value)
 

@@ -24,8 +24,9 @@ from comity.model.capability import AgentRecord, AgentStatus, Requirements, Stra
 from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
-from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, node_of
-from comity.model.task import LOG_LIMIT, Stored, TaskSpec
+from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, check_token, node_of
+from comity.model.limits import INDEX_MAX, NAME_MAX, check_text, check_timeout, check_whole
+from comity.model.task import LOG_LIMIT, Stored, TaskSpec, task_state
 from comity.model.wire import CallEnded, Item, Route, Routed
 from comity.registry.base import Registry
 from comity.store.base import Store
@@ -80,7 +81,9 @@ class Client:
 
     async def ready(self, timeout: float | None = None) -> None:
         """Wait until a leader answers. Raises Unreachable after ``timeout`` seconds (default ``request_timeout_s``)."""
-        wait_s = self._wait_s(timeout)
+        await self._made(self._wait_s(timeout))
+
+    async def _made(self, wait_s: float) -> None:
         try:
             async with asyncio.timeout(wait_s):
                 await self._exchange.contact.made()
@@ -137,7 +140,7 @@ class Client:
         BadInput (InvalidInput names the place), NotSerializable, Overloaded, ShuttingDown, UnknownCapability or NoAgent
         (``queue`` False), and the Indefinite ones: Unreachable, TimedOut, TooOld, Disconnected.
         """
-        return (await self._submit(capability, key or "", options, [input]))[0]
+        return (await self._submit(capability, "" if key is None else key, options, [input]))[0]
 
     async def submit_many(self, capability: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]) -> list[Task]:
         """Submit one task for each input; their handles, in order, once all are durable. Nothing is sent if an input is
@@ -161,7 +164,7 @@ class Client:
                 await asyncio.sleep(0)  # others have their turn
         if not exchange.contact.is_timely:
             exchange.contact.seek()
-            await self.ready(self._left_s(until - exchange.loop.time(), agreed.deadline))
+            await self._made(self._left_s(until - exchange.loop.time(), agreed.deadline))
         specs: list[TaskSpec] = []
         for number, payload in enumerate(payloads, 1):
             if number % _AT_ONCE == 0:
@@ -272,8 +275,8 @@ class Client:
 
     async def _agent(self, target: str, timeout_s: float, *, or_capability: bool) -> AgentId | None:
         """The agent meant by an id or a name; None for a capability. Raises UnknownAgent, BadInput, TimedOut."""
-        if "/" in target:
-            node_of(AgentId(target))
+        if "/" in check_text(target, "target", NAME_MAX * 2):
+            check_token(node_of(AgentId(target)), "node")
             await self._exchange.look()  # so that nobody there can be told from nobody there any more
             return AgentId(target)
         await self.directory.ready(timeout_s)
@@ -405,6 +408,8 @@ class Client:
         what follows log index ``after`` first; ``events.gap`` tells of a part that the leader no longer has. Without
         ``follow`` only what has happened (``after`` 0 unless given)."""
         self._exchange.check_open()
+        if after is not None:
+            check_whole(after, "after", -1, INDEX_MAX)
         stream = self._exchange.streams.open(after if after is not None else -1 if follow else 0)
         async for event in self._exchange.streams.events(stream, follow=follow):
             yield event
@@ -417,7 +422,12 @@ class Client:
     async def tasks(
         self, *, state: str | None = None, capability: str | None = None, limit: int = 50, before: str | None = None
     ) -> list[dict[str, Any]]:
-        """Tasks, newest first, each as ``Task.status`` has it. ``before`` a task id: the page after it."""
+        """Tasks, newest first, each as ``Task.status`` has it. ``before`` a task id: the page after it. Raises BadInput (no such
+        state, no id)."""
+        if state is not None:
+            task_state(state)
+        if before is not None:
+            check_task_id(before)
         answer = await self._ask("tasks", state=state, capability=capability, limit=limit, before=before)
         return list(answer["tasks"])
 
@@ -440,7 +450,7 @@ class Client:
     async def shutdown(self, timeout: float | None = None) -> dict[str, Any]:
         """Announce the end to every agent, refuse submits, wait up to ``timeout`` seconds (default ``drain_timeout_s``)
         for what runs, stop. What still ran and what waits: both go on when the network is started again."""
-        drain_s = self._exchange.settings.drain_timeout_s if timeout is None else timeout
+        drain_s = 0.0 if timeout == 0 else check_timeout(timeout) or self._exchange.settings.drain_timeout_s
         wait_s = drain_s + self._exchange.settings.request_timeout_s
         answer: dict[str, Any] = await self._exchange.ask("shutdown", {"timeout_s": drain_s}, wait_s)
         return answer
@@ -466,4 +476,4 @@ class Client:
         await self._exchange.control(node_of(agent), what, {"agent": agent})
 
     def _wait_s(self, timeout: float | None) -> float:
-        return self._exchange.settings.request_timeout_s if timeout is None else timeout
+        return check_timeout(timeout) or self._exchange.settings.request_timeout_s

@@ -25,6 +25,7 @@ from comity.model import wire
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import ProcessId, TaskId, TaskIds
+from comity.model.limits import check_text, check_timeout
 from comity.registry.base import Registry
 from comity.store.base import Store
 
@@ -193,7 +194,7 @@ class Exchange:
     async def ask(self, what: str, args: dict[str, Any], timeout_s: float | None = None) -> Any:
         """The leader's answer to a question. Raises what it says, Unreachable, TimedOut."""
         ref = self.calls.number()
-        return await self._call(LEADER, wire.Ask(ref, what, arguments(args)), ref, what, timeout_s)
+        return await self._call(LEADER, wire.Ask(ref, what, arguments(_sendable(args))), ref, what, timeout_s)
 
     async def cancel(self, task: TaskId, reason: str, timeout_s: float | None = None) -> Any:
         """What a task is, once it is asked to end."""
@@ -203,16 +204,16 @@ class Exchange:
     async def control(self, node: ProcessId, what: str, args: dict[str, Any], timeout_s: float | None = None) -> Any:
         """What a node says to being told. Raises PeerLost if nobody listens there."""
         ref = self.calls.number()
-        return await self._call(to(node), wire.Control(ref, what, arguments(args)), ref, what, timeout_s)
+        return await self._call(to(node), wire.Control(ref, what, arguments(_sendable(args))), ref, what, timeout_s)
 
     async def _call(self, address: Address, item: wire.Item, ref: int, what: str, timeout_s: float | None) -> Any:
         self.check_open()
-        wait_s = self.settings.request_timeout_s if timeout_s is None else timeout_s
+        wait_s = check_timeout(timeout_s) or self.settings.request_timeout_s
         return await self.calls.ask(address, item, ref, wait_s, what)
 
     async def rate(self, task: TaskId, score: float, timeout_s: float | None = None) -> None:
         """Write a rating down. A leader that was replaced meanwhile may not have: then again."""
-        term = -1
+        term: int | None = None
         while term != self.contact.term:
             await self.ask("barrier", {}, timeout_s)
             term = self.contact.term
@@ -226,3 +227,10 @@ class Exchange:
             self._look_until = min(self._look_until, now + FIRST_LOOK_S)
             if now < self._look_until:
                 await self.directory.load(self._look_until - now)
+
+
+def _sendable(args: dict[str, Any]) -> dict[str, Any]:
+    for name, value in args.items():
+        if isinstance(value, str):
+            check_text(value, name)
+    return args

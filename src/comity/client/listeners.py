@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from comity.errors import BadInput, ComityError, Conflict, InvalidInput, Refuse
+from comity.errors import ComityError, Conflict, InvalidInput, Refuse
 from comity.handles import Message
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import ProcessId
+from comity.model.limits import check_name
 from comity.model.signature import Arguments, Signature
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,8 +34,7 @@ class Listeners:
 
     def on(self, topic: str, namespace: Mapping[str, Any]) -> Callable[[F], F]:
         """A decorator. Raises BadInput, Conflict."""
-        if not topic or len(topic) > 200:
-            raise BadInput("a topic has 1 to 200 characters", topic=topic)
+        check_name(topic, "a topic")
 
         def listen(function: F) -> F:
             if topic in self._by_topic:

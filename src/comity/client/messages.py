@@ -18,6 +18,7 @@ from comity.model.capability import NodeRecord
 from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, base32, node_of
+from comity.model.limits import NAME_MAX, check_text
 from comity.model.task import LOG_LIMIT
 from comity.model.wire import Message, Ping
 
@@ -68,7 +69,10 @@ class Messages:
     def envelope(
         self, body: bytes, *, sender: str, timeout_s: float = 0.0, conversation: str = "", **fields: Any
     ) -> Envelope:
-        """A new message of this process's, in a conversation of its own unless one is given. Raises TooLarge."""
+        """A new message of this process's, in a conversation of its own unless one is given. Raises TooLarge, BadInput."""
+        check_text(fields.get("topic", ""), "topic", NAME_MAX)
+        check_text(conversation, "conversation")
+        check_text(fields.get("in_reply_to", ""), "in_reply_to")
         if len(body) > LOG_LIMIT:
             raise TooLarge(f"a message of {len(body)} bytes: pass a reference to something stored", limit=LOG_LIMIT)
         now_ms = int(self._wall() * 1000)

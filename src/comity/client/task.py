@@ -23,6 +23,7 @@ from comity.errors import (
 )
 from comity.model.codec import from_json
 from comity.model.ids import TaskId
+from comity.model.limits import INDEX_MAX, REASON_MAX, check_text, check_timeout, check_whole
 from comity.model.task import Stored, TaskState
 from comity.model.typed import decoder
 from comity.model.wire import Ended
@@ -83,7 +84,7 @@ class Task:
         on).
         """
         started = self._exchange.loop.time()
-        ended = await self._ended(timeout)
+        ended = await self._ended(check_timeout(timeout))
         if ended.state is not TaskState.COMPLETED or ended.failure is not None:
             raise await self._error(ended)
         payload = ended.result
@@ -154,7 +155,7 @@ class Task:
     async def cancel(self, reason: str = "", timeout: float | None = None) -> dict[str, Any]:
         """Ask for its end. A running attempt is told and given a grace time; what the task is then, as ``status`` has
         it: it may have ended before. Raises UnknownTask, Unreachable, TimedOut."""
-        view: dict[str, Any] = await self._exchange.cancel(self.id, reason, timeout)
+        view: dict[str, Any] = await self._exchange.cancel(self.id, check_text(reason, "reason", REASON_MAX), timeout)
         return view
 
     async def rate(self, score: float, timeout: float | None = None) -> None:
@@ -168,7 +169,7 @@ class Task:
         ``type`` and ``at`` (UTC ms). From now on, or from log index ``after`` as far as the leader still has it (0:
         from the beginning)."""
         exchange = self._exchange
-        stream = exchange.streams.open(after, self.id)
+        stream = exchange.streams.open(check_whole(after, "after", -1, INDEX_MAX), self.id)
         waiter = exchange.outcomes.watch(self._outcome)
 
         def over(_: asyncio.Future[Ended]) -> None:

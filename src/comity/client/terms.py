@@ -12,6 +12,15 @@ from comity.config import Settings
 from comity.errors import BadInput
 from comity.model.capability import Capability, Requirements, Strategy, parse_need, strategy
 from comity.model.ids import ProcessId, TaskId
+from comity.model.limits import (
+    NAME_MAX,
+    check_requirements,
+    check_seconds,
+    check_sound,
+    check_text,
+    check_whole,
+    check_word,
+)
 from comity.model.task import Payload, TaskSpec
 
 T = TypeVar("T")
@@ -67,9 +76,9 @@ class Terms(NamedTuple):
 
 def name_of(need: str) -> tuple[str, str]:
     """A capability's name and the versions wanted (``review>=1.2``). Raises BadInput."""
-    name, versions = parse_need(need)
-    if not name or len(name) > 200:
-        raise BadInput(f"a capability has a name of 1 to 200 characters, not {name[:40]!r}", capability=name[:200])
+    name, versions = parse_need(check_text(need, "capability", 2 * NAME_MAX))
+    if not 0 < len(name) <= NAME_MAX:
+        raise BadInput(f"a capability has a name of 1 to {NAME_MAX} characters, not {name[:40]!r}", capability=name[:NAME_MAX])
     return name, versions
 
 
@@ -82,21 +91,18 @@ def terms(
     if unknown:
         raise TypeError(f"submit has no option {unknown[0]!r}; it has: {', '.join(TaskOptions.__annotations__)}")
     name, versions = name_of(need)
-    priority, deadline_s = options.get("priority", 5), options.get("deadline_s")
+    deadline_s = options.get("deadline_s")
     own = known or Capability(name=name)
     retries = _first(options.get("retries"), own.retries, settings.retries)
     attempt_s = _first(options.get("attempt_timeout_s"), own.attempt_timeout_s, settings.attempt_timeout_s)
     start_s = _first(options.get("start_timeout_s"), own.start_timeout_s, settings.start_timeout_s)
-    if priority not in range(10):
-        raise BadInput(f"priority {priority!r} must be a whole number from 0 to 9", priority=priority)
-    if retries < 0:
-        raise BadInput(f"retries must not be negative: {retries}", retries=retries)
     for what, seconds in (("deadline_s", deadline_s), ("attempt_timeout_s", attempt_s), ("start_timeout_s", start_s)):
-        if seconds is not None and not 0 < seconds < FOREVER:
-            raise BadInput(f"{what} must be a number of seconds above 0, not {seconds!r}", option=what)
+        if seconds is not None:
+            check_seconds(seconds, what)
     how = options.get("strategy")
     spec = TaskSpec(
-        TaskId(""), name, b"", submitter, 0, priority, retries, attempt_s, start_s, key,
+        TaskId(""), name, b"", submitter, 0, check_whole(options.get("priority", 5), "priority", 0, 9),
+        check_whole(retries, "retries"), attempt_s, start_s, check_text(key, "key"),
         needs(options.get("requirements"), options.get("tags", ()), versions), strategy(how) if how is not None else None,
         scope.parent, scope.parent_epoch, scope.trace,
     )  # fmt: skip
@@ -105,18 +111,25 @@ def terms(
 
 
 def words(given: Iterable[str]) -> tuple[str, ...]:
-    """Tags as a tuple; a single text is one tag."""
-    return (given,) if isinstance(given, str) else tuple(sorted(given))
+    """Tags as a tuple; a single text is one tag. Raises BadInput for what no agent can have."""
+    if isinstance(given, str):
+        return (check_word(given, "tag"),)
+    return tuple(sorted([check_word(tag, "tag") for tag in given]))
 
 
 def needs(requirements: Requirements | None, tags: Iterable[str], versions: str) -> Requirements | None:
-    """Requirements with tags and versions added; None if nothing is required."""
+    """Requirements with tags and versions added; None if nothing is required. Raises BadInput."""
     tags = words(tags)
-    if not tags and not versions:
-        return requirements
-    known = requirements or Requirements()
+    if not tags and not versions and requirements is None:
+        return None
+    known = Requirements() if requirements is None else requirements
+    if not isinstance(known, Requirements):
+        raise BadInput(f"requirements are comity.Requirements, not {type(known).__name__}")
+    check_sound(known, "requirements")
     versions = ",".join(part for part in (known.version, versions) if part)
-    return msgspec.structs.replace(known, tags=(*known.tags, *tags), version=versions)
+    asked = msgspec.structs.replace(known, tags=(*known.tags, *tags), version=versions)
+    check_requirements(asked)
+    return asked
 
 
 def _first(given: T | None, own: T | None, default: T) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Any
 
 import msgspec
@@ -19,9 +18,10 @@ from comity.errors import (
     TooOld,
     UnknownCapability,
 )
-from comity.model.capability import Requirements, parse_range
+from comity.model.capability import Requirements
 from comity.model.codec import DIGEST_SIZE
 from comity.model.ids import ProcessId, TaskId, check_task_id, task_time_ms, time_text
+from comity.model.limits import FAR_S, NAME_MAX, NUMBER_MAX, TEXT_MAX, check_requirements
 from comity.model.task import LOG_LIMIT, Logged, Payload, Stored, TaskSpec
 from comity.model.wire import Refused, SubmitTask
 from comity.store.base import check_key
@@ -29,13 +29,6 @@ from comity.store.base import check_key
 CLOCK_SLACK_MS = 60_000
 """How far ahead of leader time a task id may claim to have been made."""
 
-REQUIREMENTS_MAX = 4096
-TEXT_MAX = 500
-NAME_MAX = 200
-NUMBER_MAX = 1_000_000_000
-FAR_S = 10 * 366 * 86_400.0
-"""No time-out or deadline lies further off."""
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Admission:
@@ -88,18 +81,6 @@ def check_capability(name: str) -> None:
     """BadInput if no capability can be called so."""
     if not 0 < len(name) <= NAME_MAX:
         raise BadInput(f"a capability has a name of 1 to {NAME_MAX} characters, not {name[:40]!r}")
-
-
-def check_requirements(needs: Requirements | None) -> None:
-    """BadInput or TooLarge if they cannot be asked of an agent."""
-    if needs is None:
-        return
-    if not all(isfinite(amount) for amount in (needs.cpu, needs.memory_mb, needs.gpu)):
-        raise BadInput("required amounts must be numbers")
-    if len(_encode(needs)) > REQUIREMENTS_MAX:
-        raise TooLarge(f"requirements take more than {REQUIREMENTS_MAX} bytes", limit=REQUIREMENTS_MAX)
-    if needs.version:
-        parse_range(needs.version)
 
 
 def check_payload(payload: Payload, owner: ProcessId) -> None:

@@ -7,10 +7,10 @@ import asyncio
 
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
-from comity.controller.admission import check_requirements
 from comity.core.reconcile import Reconcile
 from comity.errors import ComityError, NoAgent, UnknownCapability
 from comity.model.ids import AgentId, ProcessId
+from comity.model.limits import check_requirements
 from comity.model.wire import CallEnded, Route, Routed
 
 

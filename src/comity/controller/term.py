@@ -28,6 +28,7 @@ from comity.model.capability import AgentRecord, AgentStatus, strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import NodeId, ProcessId
+from comity.model.limits import FAR_S
 from comity.model.task import Configure, TaskState
 from comity.model.wire import Message
 
@@ -263,7 +264,7 @@ class Term:
 
     async def _shutdown(self, args: Args) -> dict[str, Any]:
         """Announce it to everyone, refuse submits, wait until nothing runs (or the time is over), then say so."""
-        limit_s = self._controller.settings.drain_timeout_s if args.timeout_s is None else args.timeout_s
+        limit_s = self._controller.settings.drain_timeout_s if args.timeout_s is None else min(args.timeout_s, FAR_S)
         self.admission.shutting_down = True
         self.leader.notice("network.shutdown")
         self._tell_everyone("system.shutdown", {"timeout_s": limit_s})

@@ -26,6 +26,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _AS_INT = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 TASK_ID_LENGTH = 24
+TOKEN_MAX = 64
 
 EPOCH_BITS = 40
 
@@ -77,8 +78,8 @@ def time_text(ms: int) -> str:
 
 def check_token(text: str, what: str) -> str:
     """``text`` if it can be one token of a subject (letters, digits, ``-``, ``_``; at most 64), or BadInput."""
-    if not (0 < len(text) <= 64) or not text.isascii() or not text.replace("-", "").replace("_", "").isalnum():
-        raise BadInput(f"{what} {text!r} must be 1 to 64 letters, digits, '-' or '_'", value=text)
+    if not (0 < len(text) <= TOKEN_MAX) or not text.isascii() or not text.replace("-", "").replace("_", "").isalnum():
+        raise BadInput(f"{what} {text[:80]!r} must be 1 to {TOKEN_MAX} letters, digits, '-' or '_'", value=text[:80])
     return text
 
 

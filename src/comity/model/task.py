@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from comity.errors import BadInput
 from comity.model.capability import Requirements, Strategy
 from comity.model.ids import AgentId, ProcessId, TaskId
 
@@ -27,6 +28,14 @@ class TaskState(enum.StrEnum):
     FAILED = "failed"
     CANCELED = "canceled"
     REJECTED = "rejected"
+
+
+def task_state(name: str) -> TaskState:
+    """The state called ``name``, or BadInput naming those that exist."""
+    try:
+        return TaskState(name)
+    except ValueError:
+        raise BadInput(f"no state is called {name!r}; one of: {', '.join(TaskState)}", state=name) from None
 
 
 TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED})

@@ -9,6 +9,7 @@ import msgspec
 from comity.errors import BadInput, NotFound
 from comity.model.capability import AgentStatus
 from comity.model.codec import UNREADABLE
+from comity.model.limits import check_timeout
 from comity.model.wire import Control as Order
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Control:
         except UNREADABLE as error:
             raise BadInput(f"{order.what}: {error}") from error
         if order.what == "drain":
-            self._node.spawn(self._node.drain(args.timeout_s))
+            self._node.spawn(self._node.drain(check_timeout(args.timeout_s)))
             return {"node": self._node.node, "draining": True}
         agent = self._node.find(args.agent)
         if order.what == "remove":
