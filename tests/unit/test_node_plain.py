@@ -79,7 +79,7 @@ async def test_errors_of_plain_functions(stage: Stage) -> None:
     for number, kind in enumerate(("stop", "exit", "cancel", "text")):
         leader.assign("work", {"kind": kind}, task=f"t{number}")
     codes = {(await failure(leader))[0] for _ in range(4)}
-    assert codes == {"RuntimeError", "SystemExit", "CancelledError", "invalid-output"}
+    assert codes == {"StopIteration", "SystemExit", "CancelledError", "invalid-output"}
     leader.assign("work", {"kind": "refuse"}, task="t9")
     assert (await leader.next(wire.Declined)).reason == "no"
 

@@ -204,7 +204,7 @@ class Answers:
             self._refuse(ref, sender, error)
 
     def _answer(self, ref: int, sender: ProcessId, value: Any) -> None:
-        body = to_json(value)
+        body = msgspec.json.encode(value)
         if len(body) > ANSWER_MAX:
             raise TooLarge(f"the answer would take {len(body)} bytes; ask for less", limit=ANSWER_MAX)
         self._outbox.post(to(sender), Answer(ref, "", body))

@@ -9,7 +9,7 @@ import msgspec
 
 from comity.core.scheduling import Scheduling
 from comity.core.waiting import Demand
-from comity.model.codec import from_json, to_json
+from comity.model.codec import from_json
 from comity.model.ids import AgentId, TaskId
 from comity.model.task import TaskSpec
 
@@ -47,7 +47,8 @@ class Choices:
             self._explained += 1
             needs = why.needs if isinstance(why, Demand) else why.requirements
             avoid = why.avoid if isinstance(why, Demand) else ()
-            _keep(self._whole, task, to_json(scheduling.explain(why.capability, needs, why.strategy, avoid)), WHOLE_KEPT)
+            told = scheduling.explain(why.capability, needs, why.strategy, avoid)
+            _keep(self._whole, task, msgspec.json.encode(told), WHOLE_KEPT)
 
     def of(self, task: TaskId) -> dict[str, Any] | None:
         """What is known of the latest choice for ``task``."""

@@ -6,6 +6,7 @@ A sealed entry is ``b"C1" + BLAKE2b-128(body) + body``; the digest is the checks
 from __future__ import annotations
 
 import hashlib
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -21,6 +22,8 @@ ROOT_DIGEST = bytes(DIGEST_SIZE)
 
 
 def _to_builtin(value: Any) -> Any:
+    if isinstance(value, msgspec.Raw):
+        return None  # JSON already: nothing to look for
     dump = getattr(value, "model_dump", None)
     if dump is not None and hasattr(type(value), "model_fields"):
         return dump(mode="json")
@@ -41,11 +44,26 @@ def digest(data: bytes) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    """``value`` as JSON: builtins, dataclasses, msgspec Structs, pydantic models. NotSerializable otherwise."""
+    """``value`` as JSON: builtins, dataclasses, msgspec Structs, pydantic models. NotSerializable otherwise, and for NaN and
+    infinity."""
     try:
-        return _json.encode(value)
+        data = _json.encode(value)
+        if b"null" in data and value is not None:  # what msgspec writes for NaN and infinity too
+            _check_finite(msgspec.to_builtins(value, str_keys=True, enc_hook=_to_builtin))
+        return data
     except (TypeError, ValueError, NotImplementedError, RecursionError, OverflowError) as error:
         raise NotSerializable(f"cannot write {type(value).__name__} as JSON: {error}") from error
+
+
+def _check_finite(value: Any) -> None:
+    left = [value]
+    for part in left:
+        if type(part) is dict:
+            left.extend(part.values())
+        elif type(part) is list or type(part) is tuple:
+            left.extend(part)
+        elif type(part) is float and not isfinite(part):
+            raise ValueError(f"{part} is not JSON")
 
 
 def from_json(data: bytes) -> Any:

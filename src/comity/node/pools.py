@@ -46,6 +46,8 @@ class Pools:
         error, value = await self._run(
             self._threads, self._thread_room, started, _outcome, contextvars.copy_context(), call
         )
+        if isinstance(error, StopIteration):
+            raise ExceptionGroup("raised by a plain function", [error])  # bare, it would become a RuntimeError here
         if error is not None:
             raise error
         return await value if asyncio.iscoroutine(value) else value
