@@ -20,13 +20,24 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import msgspec
 
-from comity.errors import BadInput, Conflict, ShuttingDown
+from comity.errors import BadInput, Conflict, ShuttingDown, TooLarge
 from comity.handles import Attempt, Message, Speaker
 from comity.model import capability as model
 from comity.model.capability import AgentRecord, AgentStatus, Capability, Offer, Performance, Resources, Strategy
-from comity.model.ids import AgentId, ProcessId, agent_id, check_token
+from comity.model.ids import TOKEN_MAX, AgentId, ProcessId, agent_id, check_token
+from comity.model.limits import (
+    LINE_MAX,
+    RECORD_MAX,
+    SCHEMA_MAX,
+    check_amount,
+    check_line,
+    check_name,
+    check_seconds,
+    check_whole,
+    check_word,
+)
 from comity.model.signature import Signature
-from comity.model.wire import encode_capability
+from comity.model.wire import encode_agents, encode_capability
 
 if TYPE_CHECKING:
     from comity.client.client import Client
@@ -182,7 +193,7 @@ class Agent(Speaker):
         hosts the agent. Name, description and schemas come from the function; a first parameter annotated ``Attempt`` gets the
         attempt. Plain functions run in a thread; ``pool="process"`` gives a plain, module-level function a process.
         ``no_retry``: exceptions that another attempt would not mend. Raises BadInput (a signature without a schema, a bad
-        option), Conflict (already offered)."""
+        option), TooLarge, Conflict (already offered)."""
         namespace = _caller_names()
         if function is None:
             return lambda decorated: self._offer(decorated, namespace, **options)
@@ -207,9 +218,10 @@ class Agent(Speaker):
         if pool == "process":
             _check_for_process(function, signature)
         model.parse_version(version)
+        _check_limits(limits)
         try:
             capability = Capability(
-                name=name or signature.name, version=version, description=description or signature.description,
+                name=_capability_name(name or signature.name), version=version, description=description or signature.description,
                 input_schema=signature.input_schema, output_schema=signature.output_schema,
                 strategy=model.strategy(strategy) if strategy is not None else None, **limits,
             )  # fmt: skip
@@ -217,7 +229,13 @@ class Agent(Speaker):
             raise BadInput(f"{signature.name}: {error}") from error
         if capability.name in self._offered:
             raise Conflict(f"agent {self.name} offers {capability.name} already", capability=capability.name)
-        self._offered[capability.name] = Offered(capability, function, signature, pool, no_retry)
+        offered = Offered(capability, function, signature, pool, no_retry)
+        if len(offered.data) > SCHEMA_MAX:
+            said = f"the description of {capability.name} takes {len(offered.data)} bytes; at most {SCHEMA_MAX}"
+            raise TooLarge(said, capability=capability.name, limit=SCHEMA_MAX)
+        known = {field: getattr(self, field) for field in _FIELDS}
+        self._check_size(known, [*(other.offer for other in self._offered.values()), offered.offer])
+        self._offered[capability.name] = offered
         if self._home is not None:
             self._home.changed(self)
         return function
@@ -233,8 +251,7 @@ class Agent(Speaker):
         for whose topic there is no function. A parameter annotated ``Message`` gets the message, another one its typed body.
         What it returns for a request or query becomes the reply. Raises BadInput, Conflict (there is a function already)."""
         namespace = _caller_names()
-        if not topic or len(topic) > 200:
-            raise BadInput("a topic has 1 to 200 characters", topic=topic)
+        check_name(topic, "a topic")
 
         def listen(function: F) -> F:
             if topic in self._listeners:
@@ -255,7 +272,7 @@ class Agent(Speaker):
 
     def update(self, **changes: Any) -> None:
         """Change what the network knows of it: tags, labels, resources, status, concurrency, weight, region, zone, endpoints,
-        version, kind. Watchers see it without the agent leaving. Raises BadInput and changes nothing."""
+        version, kind. Watchers see it without the agent leaving. Raises BadInput (TooLarge) and changes nothing."""
         self._set(**changes)
         if self._home is not None:
             self._home.changed(self)
@@ -267,10 +284,20 @@ class Agent(Speaker):
                 raise BadInput(f"an agent has no {field!r} to change; it has: {', '.join(_FIELDS)}", field=field)
             try:
                 checked[field] = _FIELDS[field](value)
-            except (TypeError, ValueError) as error:
-                raise BadInput(f"{field} of agent {self.name}: {error}", field=field) from error
+            except (BadInput, TypeError, ValueError) as error:
+                kind = type(error) if isinstance(error, BadInput) else BadInput
+                raise kind(f"{field} of agent {self.name}: {error}", field=field) from error
+        known = {field: getattr(self, field) for field in _FIELDS if hasattr(self, field)}
+        self._check_size(known | checked, [offered.offer for offered in self._offered.values()])
         for field, value in checked.items():
             setattr(self, field, value)
+
+    def _check_size(self, fields: Mapping[str, Any], offers: list[Offer]) -> None:
+        """What is too large to be announced would keep its neighbours from being announced too."""
+        record = AgentRecord(id=agent_id(_SOMEWHERE, self.name), name=self.name, node=_SOMEWHERE, offers=tuple(offers), **fields)
+        size = len(encode_agents([record]))
+        if size > RECORD_MAX:
+            raise TooLarge(f"agent {self.name} would take {size} bytes to announce; at most {RECORD_MAX}", limit=RECORD_MAX)
 
     def record(self, node: ProcessId, region: str = "", zone: str = "") -> AgentRecord:
         """It as the registry shows it."""
@@ -304,41 +331,55 @@ class Agent(Speaker):
         return self._home.client_for(agent_id(self._home.node, self.name))
 
 
-def _texts(value: Iterable[str]) -> tuple[str, ...]:
+def _tags(value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
         raise TypeError("a set of words, not one text")
-    return tuple(sorted(dict.fromkeys(msgspec.convert(list(value), list[str]))))
+    return tuple(sorted({check_word(tag, "a tag") for tag in value}))
 
 
 def _resources(value: Resources | Mapping[str, float]) -> Resources:
     given = msgspec.structs.asdict(value) if isinstance(value, Resources) else value
-    return Resources(**{name: msgspec.convert(amount, float) for name, amount in dict(given).items()})
+    return Resources(**{name: check_amount(amount, name) for name, amount in dict(given).items()})
 
 
-def _at_least_one(value: Any) -> int:
-    if not isinstance(value, int) or not 1 <= value < 2**31:
-        raise ValueError(f"{value!r} is not a whole number from 1")
-    return value
+def _status(value: AgentStatus | str) -> AgentStatus:
+    status = AgentStatus(value)
+    if status is AgentStatus.LEFT:
+        raise ValueError("an agent that is here cannot be set to left: take it off its node with comity agents remove")
+    return status
 
 
-def _weight(value: float) -> float:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{value!r} is not a number from 0")
-    return float(value)
+def _line(value: str) -> str:
+    return check_line(value, "it")
 
 
-def _text(value: str) -> str:
-    return msgspec.convert(value, str)
-
-
-def _text_by_key(value: Mapping[str, str]) -> dict[str, str]:
-    return msgspec.convert(dict(value), dict[str, str])
+def _lines_by_word(value: Mapping[str, str]) -> dict[str, str]:
+    given = dict(value)
+    return {check_word(key, "a name"): check_line(text, f"{key}", LINE_MAX) for key, text in given.items()}
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {
-    "tags": _texts, "labels": _text_by_key, "resources": _resources, "status": AgentStatus, "concurrency": _at_least_one,
-    "weight": _weight, "region": _text, "zone": _text, "endpoints": _text_by_key, "version": _text, "kind": _text,
+    "tags": _tags, "labels": _lines_by_word, "resources": _resources, "status": _status,
+    "concurrency": lambda value: check_whole(value, "it", 1), "weight": lambda value: check_amount(value, "it"),
+    "region": _line, "zone": _line, "endpoints": _lines_by_word, "version": _line, "kind": _line,
 }  # fmt: skip
+_SOMEWHERE = ProcessId("n" * TOKEN_MAX)
+
+
+def _capability_name(name: str) -> str:
+    if model.parse_need(check_name(name, "a capability")) != (name, ""):
+        raise BadInput(f"a capability cannot be called {name!r}: spaces around it and <>=! have a meaning", capability=name)
+    return name
+
+
+def _check_limits(limits: Mapping[str, Any]) -> None:
+    for what, value in limits.items():
+        if what == "retries" and value is not None:
+            check_whole(value, what)
+        elif what.endswith("_timeout_s") and value is not None:
+            check_seconds(value, what)
+        elif what == "declared" and not isinstance(value, Performance | None):
+            raise BadInput(f"declared is comity.Performance, not {type(value).__name__}")
 
 
 def _caller_names() -> Mapping[str, Any]:

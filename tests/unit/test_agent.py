@@ -9,7 +9,7 @@ import pytest
 
 from comity.agent import Agent, Home
 from comity.client.client import Client
-from comity.errors import BadInput, Conflict, ShuttingDown
+from comity.errors import BadInput, Conflict, ShuttingDown, TooLarge
 from comity.handles import Attempt, Message
 from comity.model.capability import AgentStatus, Performance, Resources, Strategy
 from comity.model.ids import AgentId, ProcessId
@@ -120,6 +120,16 @@ def test_one_function_may_serve_many_agents() -> None:
         {"strategy": "cleverly"},
         {"version": "one"},
         {"pool": "cloud"},
+        {"name": "a>b"},
+        {"name": " a"},
+        {"name": "x" * 201},
+        {"name": "a\udcff"},
+        {"description": "x" * 300_000},
+        {"retries": -1},
+        {"retries": 10**20},
+        {"attempt_timeout_s": 1e300},
+        {"start_timeout_s": 0},
+        {"declared": {"latency_ms": 3}},
         {"colour": "red"},
     ],
 )
@@ -144,7 +154,7 @@ def test_a_name_is_taken_once() -> None:
         agent.capability(work)
     with pytest.raises(Conflict):
         agent.on("work")(work)
-    for topic in ("", "x" * 201):
+    for topic in ("", "x" * 201, "a\nb", "a\udcff"):
         with pytest.raises(BadInput):
             agent.on(topic)
     with pytest.raises(BadInput, match="callback"):
@@ -160,7 +170,32 @@ def test_a_name_is_taken_once() -> None:
         {"name": ""},
         {"tags": "one"},
         {"tags": [1]},
+        {"tags": [""]},
+        {"tags": ["a b"]},
+        {"tags": ["x" * 10_000]},
+        {"tags": ["a\udcff"]},
+        {"tags": 5},
         {"labels": {"k": 1}},
+        {"labels": {"": "v"}},
+        {"labels": {"k": "x" * 2_000_000}},
+        {"labels": {f"k{i}": "x" * 1000 for i in range(200)}},
+        {"labels": {"k": "\udcff"}},
+        {"labels": {"k": "a\x1b[31m"}},
+        {"concurrency": True},
+        {"concurrency": 10**10},
+        {"weight": True},
+        {"weight": float("inf")},
+        {"weight": 1e300},
+        {"resources": {"gpu": float("nan")}},
+        {"resources": {"cpu": -1}},
+        {"resources": Resources(memory_mb=float("inf"))},
+        {"resources": {"cpu": "2"}},
+        {"resources": 5},
+        {"region": "\n\x1b[31m"},
+        {"zone": "z" * 201},
+        {"version": "\udcff"},
+        {"endpoints": {"": "http://x"}},
+        {"endpoints": {"web": 1}},
         {"concurrency": 0},
         {"concurrency": "2"},
         {"weight": -1},
@@ -186,6 +221,10 @@ def test_an_update_happens_whole_or_not_at_all() -> None:
         agent.update(name="b")
     with pytest.raises(BadInput):
         agent.update(status="asleep")
+    with pytest.raises(BadInput, match="comity agents remove"):
+        agent.update(status="left")
+    with pytest.raises(TooLarge, match="to announce"):
+        agent.update(tags={"new"}, labels={f"k{i}": "x" * 1000 for i in range(200)})
     assert agent.tags == ("a", "b") and not house.told
     agent.update(tags={"new"}, status="unhealthy", labels={"k": "v"})
     assert house.told == ["changed a"]

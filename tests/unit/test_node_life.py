@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from node_stage import Caller, Stage, Watched, staged_on, until, worker
+from node_stage import LIMIT_S, Caller, Stage, Watched, staged_on, until, worker
 
 from comity.agent import Agent
 from comity.bus.base import to
@@ -116,6 +116,21 @@ async def test_a_node_without_a_leader_or_a_registry_says_so_in_time(stage: Stag
     slow = stage.node("n2", [], registry=watched)
     with pytest.raises(TimedOut, match="the registry did not answer within 3 s"):
         await slow.start(3)
+
+
+@staged
+async def test_a_fault_in_announcing_stops_the_node_and_says_so(stage: Stage) -> None:
+    watched = Watched(stage)
+    agent = worker()
+    node, _ = await stage.started(agent, registry=watched)
+    watched.failing = fault = ZeroDivisionError("in the registry's client")
+    agent.update(tags={"new"})
+    async with asyncio.timeout(LIMIT_S):
+        await node.failed.wait()
+    assert node.failure is fault
+    never = stage.node("n2", [worker("b")], registry=watched)
+    with pytest.raises(ZeroDivisionError):
+        await never.start()
 
 
 @staged

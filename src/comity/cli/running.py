@@ -217,7 +217,7 @@ def _greet(output: Output, node: Node, context: Context, files: list[Path]) -> N
 
 async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, change: Coroutine[Any, Any, None] | None) -> bool:
     """Until a signal, a ``change`` of the code, or the end of the connection; then drain. Whether it is over: False if the code
-    changed. Raises Disconnected."""
+    changed. Raises Disconnected, or what made the node fail."""
     from comity.bus.base import Link
     from comity.errors import Disconnected
 
@@ -230,10 +230,12 @@ async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, chan
             output.note(BACK if link is Link.UP else AWAY)
 
     bus.on_state(tell_link)
-    waits = [signals.asked.wait(), closed.wait()]
+    waits = [signals.asked.wait(), closed.wait(), node.failed.wait()]
     ended = await _first(*waits, *([change] if change is not None else []))
     if ended == 1:
         raise Disconnected("the server closed the connection for good: are the credentials still valid?")
+    if ended == 2 and node.failure is not None:
+        raise node.failure
     running = len(node.attempts.running)
     why = "stopping" if ended == 0 else "the code changed; starting again"
     more = f", once what runs has ended ({running})" if running else ""

@@ -43,9 +43,12 @@ class Written(NamedTuple):
 
 
 class Announcer:
-    """``record`` gives the node's record as it should be now. ``announced`` is set while everything is written."""
+    """``record`` gives the node's record as it should be now. ``announced`` is set while everything is written. ``fail`` is told
+    of a fault that ends the writing."""
 
-    def __init__(self, node: ProcessId, registry: Registry, record: Callable[[], NodeRecord]) -> None:
+    def __init__(
+        self, node: ProcessId, registry: Registry, record: Callable[[], NodeRecord], fail: Callable[[Exception], None]
+    ) -> None:
         self.announced = asyncio.Event()
         self.failure: ComityError | None = None
         """Why the last round of writing failed, if it did."""
@@ -53,6 +56,7 @@ class Announcer:
         self._node = node
         self._registry = registry
         self._record = record
+        self._fail = fail
         self._chunks: dict[int, dict[str, Agent]] = {}
         self._chunk_of: dict[str, int] = {}
         self._open: dict[int, None] = {}
@@ -72,7 +76,7 @@ class Announcer:
         return f"agents/{self._node}/{chunk}"
 
     def start(self) -> None:
-        self._work = self._loop.create_task(self._run())
+        self._work = self._loop.create_task(self._guarded())
 
     # What should be there
 
@@ -111,6 +115,12 @@ class Announcer:
         self._wake.set()
 
     # Writing it
+
+    async def _guarded(self) -> None:
+        try:
+            await self._run()
+        except Exception as error:  # a node that nobody would see any more must say so
+            self._fail(error)
 
     async def _run(self) -> None:
         while True:

@@ -77,9 +77,10 @@ class Node:
         self.wall = wall
         self.incarnation = int(wall() * 1000) if incarnation is None else incarnation
         self.malformed = 0
-        self.is_draining = False
-        self.has_left = False
-        self._is_leaving = False
+        self.is_draining = self.has_left = self._is_leaving = False
+        self.failure: Exception | None = None
+        """A fault of ours that keeps the node from its work: whoever runs it stops it."""
+        self.failed = asyncio.Event()
         self.outbox = Outbox(bus)
         self.lease = Lease(settings.orphan_s, lambda: rng.getrandbits(53))
         self.client = Client(bus, registry, store, settings, wall=wall, rng=rng, outbox=self.outbox)
@@ -93,7 +94,7 @@ class Node:
         self.messages = Messages(
             self.node, self.incarnation, self._agents.get, calls, self.outbox.post, self._speak_for_call, wall
         )
-        self.announcer = Announcer(self.node, registry, self.record)
+        self.announcer = Announcer(self.node, registry, self.record, self._fail)
         self._loop = asyncio.get_running_loop()
         self._measure = measure
         self._about = about or NodeRecord(id=self.node, incarnation=0)
@@ -136,7 +137,7 @@ class Node:
 
     async def start(self, timeout_s: float | None = None) -> None:
         """Listen, announce the agents, begin to send beacons. Raises Disconnected, AccessDenied, or what keeps it from announcing
-        after ``timeout_s`` (default ``request_timeout_s``)."""
+        (at once a fault of ours; else after ``timeout_s``, by default ``request_timeout_s``)."""
         self._measure = self._measure or measured()
         self._is_started = True
         self.bus.on_state(self._link)
@@ -156,6 +157,14 @@ class Node:
                 await self.announcer.announced.wait()
         except TimeoutError:
             raise self.announcer.failure or TimedOut(f"the registry did not answer within {timeout_s:g} s") from None
+        if self.failure is not None:
+            raise self.failure
+
+    def _fail(self, error: Exception) -> None:
+        _log.critical("this node stops", node=self.node, error=type(error).__name__, exc_info=error)
+        self.failure = error
+        self.failed.set()
+        self.announcer.announced.set()  # nobody need wait for that
 
     async def ready(self, timeout_s: float | None = None) -> None:
         """Wait until the leader knows this node and may give it work. Raises TimedOut."""

@@ -169,6 +169,8 @@ def node(agents: Callable[[], Iterable[Agent]], truth: Truth) -> Program:
         )  # fmt: skip
         await made.start()
         host.running = made
+        await made.failed.wait()
+        host.loop.abort(Violation(f"node {host.name} failed: {made.failure}"))
 
     return run
 
