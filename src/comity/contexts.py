@@ -7,9 +7,11 @@ its data directory, so that whoever looks in the default place finds it without 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -17,7 +19,7 @@ from comity.config import Loaded
 from comity.errors import BadSettings, NotFound, Unreachable
 from comity.model.ids import check_token
 
-__all__ = ["LOCAL", "Context", "Contexts", "config_home", "resolve"]
+__all__ = ["LOCAL", "Context", "Contexts", "check_url", "config_home", "resolve"]
 
 LOCAL = "local"
 _FILE = "contexts.json"
@@ -114,15 +116,41 @@ def resolve(loaded: Loaded, env: Mapping[str, str] | None = None) -> Context:
     of a data directory they name, else the current context, else the network in the default data directory.
 
     An address without credentials borrows those of a context that lists it. Raises NotFound (no such context),
-    Unreachable (nothing says where a network is), BadSettings (an address and a context together, or a damaged file).
+    Unreachable (nothing says where a network is), BadSettings (an address and a context together, what cannot be an address, a
+    damaged file).
     """
     settings, sources = loaded
     saved = Contexts(config_home(os.environ if env is None else env))
     local = Context.read_local(settings.data_dir)
     found = _choose(loaded, saved, local)
+    for url in found.urls:
+        check_url(url)
     if settings.credentials:
         found = msgspec.structs.replace(found, credentials=str(settings.credentials), authority="")
     return msgspec.structs.replace(found, network=settings.network) if sources["network"] != "default" else found
+
+
+def check_url(url: str) -> str:
+    """``url`` if a server can be there: ``nats://HOST:PORT``, ``tls://...``, ``HOST:PORT`` or ``HOST``. Raises BadSettings."""
+    shown = re.sub(r"//[^/@]*@", "//...@", url)
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        host, port = parts.hostname or "", parts.port  # a port out of range is a ValueError
+        host.encode("idna")
+    except ValueError as error:
+        raise BadSettings(f"{shown!r} is not the address of a server: {error}", setting="urls", value=shown) from None
+    why = ""
+    if parts.scheme not in ("nats", "tls"):
+        why = f"it begins with nats:// or tls://, not {parts.scheme}://"
+    elif not host or host.split() != [host]:
+        why = "it names no host"
+    elif port == 0:
+        why = "there is no port 0"
+    elif parts.path.strip("/") or parts.query or parts.fragment:
+        why = "nothing follows the port"
+    if why:
+        raise BadSettings(f"{shown!r} is not the address of a server: {why}", setting="urls", value=shown)
+    return url
 
 
 def _choose(loaded: Loaded, saved: Contexts, local: Context | None) -> Context:

@@ -6,6 +6,7 @@
     │   │   ├── InvalidInput          breaks the capability's input schema
     │   │   ├── NotSerializable       cannot be written as JSON
     │   │   ├── TooLarge              above a stated limit
+    │   │   ├── BadUsage              a command does not take what was typed
     │   │   └── BadSettings           a setting is missing, unknown or contradicts another
     │   ├── NotFound                  no such task, agent, node or key
     │   │   ├── UnknownTask           no task has this id, or it finished too long ago
@@ -46,7 +47,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
-    "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "ComityError", "Conflict", "Corrupt",
+    "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ComityError", "Conflict", "Corrupt",
     "DeadlineExceeded", "Definite", "Disconnected", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
     "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "Overloaded", "PeerLost", "Refuse",
     "ServerFailed", "ShuttingDown", "TaskCanceled", "TaskError", "TaskFailed", "TaskRejected", "TimedOut", "TooLarge",
@@ -97,6 +98,11 @@ class NotSerializable(BadInput):
 class TooLarge(BadInput):
     code = "too-large"
     advice = "Send less at once, or a reference to what is large."
+
+
+class BadUsage(BadInput):
+    code = "bad-usage"
+    advice = "See what the command takes: comity COMMAND --help."
 
 
 class BadSettings(BadInput):

@@ -91,6 +91,7 @@ def test_a_task_can_be_followed_by_its_id_or_its_beginning(town: Terminal, tmp_p
     assert [attempt["ending"] for attempt in shown["attempts"]] == ["completed"]
     listed = town.ok("tasks", "list", "--state", "completed", "--capability", "greet").json
     assert task in [row["id"] for row in listed]
+    assert task not in [row["id"] for row in town.ok("tasks", "list", "--before", task[:22]).json]
     assert listed == sorted(listed, key=lambda row: row["id"], reverse=True)
     told = town.ok("events", "--task", task).lines
     assert [event["type"] for event in told] == ["task.submitted", "task.assigned", "task.completed"]
@@ -104,7 +105,9 @@ def test_who_is_here(town: Terminal) -> None:
     assert shown["capabilities"][0]["input_schema"]["required"] == ["name"]
     (node,) = town.ok("nodes", "list").json
     assert {"id": "hello", "state": "alive", "agents": 1}.items() <= node.items()
-    assert [row["name"] for row in town.ok("nodes", "show", "hello").json["agents"]] == ["greeter"]
+    for name in ("hello", "hel"):
+        assert [row["name"] for row in town.ok("nodes", "show", name).json["agents"]] == ["greeter"]
+    assert town.ok("agents", "show", "hello/gr").json["id"] == "hello/greeter"
     stats = town.ok("stats").json
     assert stats["nodes"]["alive"] == 1
     assert stats["log_durability"] == "verified"
@@ -129,6 +132,12 @@ def test_people_get_tables(town: Terminal) -> None:
     for (words, wanted), done in zip(several.items(), town.each(*commands), strict=True):
         assert done.code == 0, done
         assert wanted in done.out, words
+
+
+def test_a_task_that_waits_says_why_in_a_pipe_too(town: Terminal) -> None:
+    waiting = town.start("submit", "typo", "{}")
+    assert "waits: no agent offers typo" in waiting.told("waits")
+    assert waiting.stop() == 130
 
 
 def test_stats_are_told_again_and_again(town: Terminal) -> None:
@@ -166,7 +175,7 @@ WRONG = [
     (["submit", "nothing", "--deadline", "0.2"], "deadline-exceeded", 1),
     (["tasks", "show", "0" * 24], "unknown-task", 5),
     (["tasks", "show", "zzz"], "unknown-task", 5),
-    (["tasks", "list", "--state", "happy"], "bad-input", 2),
+    (["tasks", "list", "--state", "happy"], "bad-usage", 2),
     (["agents", "show", "nobody"], "unknown-agent", 5),
     (["nodes", "show", "nobody"], "unknown-node", 5),
     (["send", "nobody/x", "1"], "unknown-agent", 5),
@@ -324,6 +333,20 @@ def test_an_agents_mistakes_are_told(user: Terminal) -> None:
     assert "waits: no agent offers nothing" in waiting.err
     wrong = user.comity("submit", "wrong", "--retries", "0")
     assert (wrong.code, wrong.error["details"]["code"]) == (1, "invalid-output")
+
+
+def test_a_node_that_nobody_would_see_any_more_ends_and_says_so(user: Terminal) -> None:
+    user.up()
+    code = user.folder / "spoiling.py"
+    code.write_text(
+        "from comity import Agent\nagent = Agent('spoiling')\n@agent.capability\ndef spoil() -> None:\n"
+        "    agent.labels = {'a': object()}\n    agent.withdraw('spoil')\n"
+    )
+    node = user.node("spoiling.py")
+    user.ok("submit", "spoil", "--no-wait")
+    node.told("this node stops")
+    node.told("unexpected TypeError")
+    assert node.wait() == 1
 
 
 def test_reload_starts_again_with_the_new_code(user: Terminal) -> None:

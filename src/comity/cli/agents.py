@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comity.cli.choosing import meant
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, dim, paint, plain
 from comity.cli.nodes import state_of
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from comity.model.capability import AgentRecord
 
 app = commands("Agents: who is here and what they can do.")
-Name = Annotated[str, typer.Argument(metavar="AGENT", help="Its id (node/name), or its name if only one has it.")]
+Name = Annotated[str, typer.Argument(metavar="AGENT", help="Its id (node/name) or the beginning of it, or its name.")]
 
 _STATUS = {"active": "green", "paused": "yellow", "unhealthy": "red", "draining": "cyan"}
 
@@ -68,10 +69,13 @@ def _row(record: AgentRecord, load: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _find(net: Client, agent: str) -> AgentRecord:
-    """The agent of that id or name. Raises UnknownAgent, BadInput (several have the name)."""
+    """The agent of that id or name, or whose id begins so. Raises UnknownAgent, BadInput (several)."""
     from comity.errors import BadInput, UnknownAgent
 
-    found = [record for record in await net.discover() if agent in (record.id, record.name)]
+    records = {str(record.id): record for record in await net.discover()}
+    found = [record for record in records.values() if agent in (record.id, record.name)]
+    if not found and (whole := meant(agent, records, "agents")) is not None:
+        found = [records[whole]]
     if not found:
         raise UnknownAgent(f"no agent is called {agent!r}", agent=agent)
     if len(found) > 1:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Annotated, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.main import get_group
 
 from comity.cli.looks import Group, bold
+
+if TYPE_CHECKING:
+    from comity.errors import ComityError
 
 HELP = """Run many AI agents, or any Python workers, on many machines as one network."""
 
@@ -72,15 +77,73 @@ class _Commands(MutableMapping[str, Any]):
         return len(_MODULES)
 
 
+_UsageError: Any = typer.BadParameter.__base__  # typer gives it no name of its own
+
+
+def _form(words: list[str]) -> str | None:
+    """How to answer, though the words as a whole cannot be read."""
+    for name, value in pairwise(words):
+        if name in ("-o", "--output") and value in ("table", "json"):
+            return value
+    given = {"--output=table": "table", "-otable": "table", "--output=json": "json", "-ojson": "json"}
+    return next((given[word] for word in words if word in given), None)
+
+
+def _check_words(words: list[str]) -> None:
+    """Whatever the locale, what is typed is UTF-8: it is sent so."""
+    from comity.errors import BadInput
+
+    for word in words:
+        try:
+            os.fsencode(word).decode()
+        except UnicodeError:
+            raise BadInput(f"an argument is not UTF-8: {word[:60]!a}") from None
+
+
 class Tree(Group):
     """The program: its commands by what they are for."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._typed: list[str] = []
         self.commands = _Commands()
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_MODULES)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        self._typed = list(args)
+        with self._edge():
+            _check_words(args)
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._edge():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _edge(self) -> Iterator[None]:
+        """For who reads JSON, bad usage is told as any other error; a person sees typer's words, with the usage."""
+        from comity import errors
+
+        try:
+            yield
+        except errors.ComityError as error:
+            self._fail(error)
+        except _UsageError as error:
+            said = error.format_message()
+            if said.startswith("Usage:"):  # nothing was typed: that is all of the help
+                raise
+            self._fail(errors.BadUsage(said), error)
+
+    def _fail(self, error: ComityError, otherwise: Exception | None = None) -> None:
+        """Tell of ``error`` and exit; who does not read JSON gets what there is ``otherwise``."""
+        from comity.cli.output import Output, fail
+
+        output = Output(_form(self._typed))
+        if otherwise is not None and not output.as_json:
+            raise otherwise
+        fail(error, output)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, _MODULES))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import inspect
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import wraps
@@ -123,16 +125,16 @@ def read_json(text: str) -> Any:
     from comity.errors import BadInput, InvalidInput
     from comity.model.codec import from_json
 
-    source = ""
-    if text == "-":
-        text, source = sys.stdin.read(), "standard input: "
-    elif text.startswith("@"):
-        try:
-            text, source = Path(text[1:]).read_text(), f"{text[1:]}: "
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"cannot read {text[1:]}: {getattr(error, 'strerror', None) or error}") from error
+    source, data = "", os.fsencode(text)  # bytes as they came: the locale has no say in what JSON is
     try:
-        return from_json(text.encode())
+        if text == "-":
+            data, source = sys.stdin.buffer.read(), "standard input: "
+        elif text.startswith("@"):
+            data, source = Path(text[1:]).read_bytes(), f"{text[1:]}: "
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read {text[1:]}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        return from_json(data.removeprefix(codecs.BOM_UTF8))
     except InvalidInput as error:
         hint = "" if source or text[:1] in ("{", "[", '"') else f"; a text is written with quotes: '\"{text}\"'"
         raise BadInput(f"{source}{error.message}{hint}") from error

@@ -96,13 +96,16 @@ async def add(
     credentials: Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose credentials.")] = None,
 ) -> None:
     """Save a connection, or replace the one of that name. The first one becomes the current one."""
-    from comity.contexts import Context
+    from comity.contexts import Context, check_url
     from comity.credentials import Credentials
+    from comity.errors import BadInput
     from comity.model.ids import check_token
 
     if credentials is not None:
         Credentials.load(credentials)
-    urls = tuple(part.strip() for part in url.split(",") if part.strip())
+    urls = tuple(check_url(part.strip()) for part in url.split(",") if part.strip())
+    if not urls:
+        raise BadInput("a context needs the address of a server")
     saved = _saved()
     path = str(credentials.expanduser().absolute()) if credentials is not None else ""
     saved.put(name, Context(urls=urls, network=check_token(network, "network"), credentials=path))

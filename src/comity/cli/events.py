@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from comity.cli.choosing import find_task
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import dim, paint, plain
 
@@ -59,18 +60,3 @@ async def events(
             async for event in stream:
                 if wanted is None or event.get("task") == wanted:
                     show_event(cli, event)
-
-
-async def find_task(net: Any, id_: str) -> str:
-    """The id that begins with ``id_`` if it is not one already. Raises BadInput, UnknownTask."""
-    from comity.errors import BadInput, UnknownTask
-    from comity.model.ids import TASK_ID_LENGTH
-
-    if len(id_) >= TASK_ID_LENGTH:
-        return id_
-    found = [task["id"] for task in await net.tasks(limit=1000) if task["id"].startswith(id_)]
-    if len(found) > 1:
-        raise BadInput(f"{len(found)} tasks begin with {id_!r}, such as {found[0]} and {found[1]}", id=id_)
-    if not found:
-        raise UnknownTask(f"none of the last 1,000 tasks begins with {id_!r}", id=id_)
-    return str(found[0])

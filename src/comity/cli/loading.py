@@ -13,6 +13,7 @@ from typing import Any
 
 from comity.agent import Agent
 from comity.errors import ModuleFailed
+from comity.node.failing import said_by
 
 __all__ = ["files_of", "load", "replicate", "split"]
 
@@ -83,7 +84,8 @@ def _cause(error: BaseException) -> str:
     """The error in one line, with the place in the user's code where it arose."""
     if isinstance(error, SyntaxError):
         return f"{error.msg} ({error.filename}, line {error.lineno})"
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    words = said_by(error)
+    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
     lines = traceback.extract_tb(error.__traceback__)
     theirs = [line for line in lines if _is_users(line.filename)]
     return f"{said} ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else said

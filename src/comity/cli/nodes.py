@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from comity.cli.choosing import meant
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, megabytes, paint, share
 
@@ -42,19 +43,21 @@ def seconds(value: float | None, digits: int) -> str:
 
 
 @command(app)
-async def show(cli: Cli, node: Annotated[str, typer.Argument(help="The node's id.", metavar="NODE")]) -> None:
+async def show(cli: Cli, node: Annotated[str, typer.Argument(help="Its id, or the beginning of it.", metavar="NODE")]) -> None:
     """One node, and its agents."""
     from comity.errors import UnknownNode
 
     async with cli.net() as net:
-        found: dict[str, Any] | None = next((row for row in await net.nodes() if row["id"] == node), None)
-        agents = [row for row in await net.agents() if row["node"] == node]
-    if found is None:
-        raise UnknownNode(f"no node {node!r} has a lease", node=node)
+        rows: dict[str, dict[str, Any]] = {row["id"]: row for row in await net.nodes()}
+        name = meant(node, rows, "nodes")
+        if name is None:
+            raise UnknownNode(f"no node {node!r} has a lease", node=node)
+        found = rows[name]
+        agents = [row for row in await net.agents() if row["node"] == name]
     if cli.output.as_json:
         cli.output.show({**found, "agents": agents})
         return
-    print(f"{bold(node)}  {state_of(found['state'])}" + (f"  {found['reason']}" if found["reason"] else ""))
+    print(f"{bold(name)}  {state_of(found['state'])}" + (f"  {found['reason']}" if found["reason"] else ""))
     cli.output.facts((name, found[name]) for name in ("host", "pid", "region", "zone", "version", "incarnation", "attempts"))
     print()
     cells = [(row["name"], row["status"], f"{row['load']}/{row['concurrency']}") for row in agents]

@@ -76,7 +76,8 @@ def started() -> None:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, default=str, ensure_ascii=False)
+    shows_all = (sys.stdout.encoding or "").lower().startswith("utf")
+    return json.dumps(value, indent=indent, default=str, ensure_ascii=not shows_all)
 
 
 def exit_code(kind: type[errors.ComityError]) -> int:
@@ -120,6 +121,8 @@ def run(work: Coroutine[Any, Any, T], output: Output) -> T:
     except BrokenPipeError:
         raise  # whoever read our output has gone; typer ends quietly
     except Exception as error:
-        unexpected = errors.ComityError(f"unexpected {type(error).__name__}: {error}")
+        from comity.node.failing import said_by
+
+        unexpected = errors.ComityError(f"unexpected {type(error).__name__}: {said_by(error)}")
         unexpected.__cause__ = error
         fail(unexpected, output)

@@ -84,6 +84,9 @@ async def submit(
 
     It is durable once it is accepted: Ctrl-C stops the waiting, not the task.
     """
+    from comity.model.limits import check_timeout
+
+    check_timeout(timeout)  # before it is submitted, not after
     value = read_json(input_)
     needed = requirements(require, tag)
     given = {"deadline_s": deadline, "strategy": strategy, "retries": retries, "requirements": needed}
@@ -106,8 +109,9 @@ async def submit(
 
 
 async def _tell(cli: Cli, task: Task) -> None:
-    """On stderr: why it waits if it does, its progress and log lines. Nothing in a pipe."""
+    """On stderr: why it waits if it does; for a person its progress and log lines too."""
     if cli.output.as_json:
+        await _why_waiting(cli, task)
         return
     looking = asyncio.create_task(_why_waiting(cli, task))
     try:

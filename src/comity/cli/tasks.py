@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from comity.cli.choosing import find_task
 from comity.cli.command import Cli, command, commands
-from comity.cli.events import find_task, show_event
+from comity.cli.events import show_event
 from comity.cli.looks import bold, dim, paint, plain, span
 
 app = commands("Tasks: what was asked for, and what became of it.")
@@ -45,11 +46,22 @@ def error_of(item: dict[str, Any]) -> str:
     return plain(f"{error['code']}: {error['message']}") if error else ""
 
 
+def _state(name: str | None) -> str | None:
+    from comity.errors import BadInput
+    from comity.model.task import task_state
+
+    try:
+        return None if name is None else task_state(name)
+    except BadInput as error:
+        raise typer.BadParameter(error.message) from None
+
+
 @command(app, "list")
 async def list_(
     cli: Cli,
     state: Annotated[
-        str | None, typer.Option("--state", metavar="STATE", help="Only those: submitted, waiting, working, failed ...")
+        str | None,
+        typer.Option("--state", metavar="STATE", callback=_state, help="Only those: submitted, waiting, working, failed ..."),
     ] = None,
     capability: Annotated[str | None, typer.Option("--capability", metavar="NAME", help="Only those for this.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=1000, help="How many at most.")] = 20,
@@ -57,7 +69,8 @@ async def list_(
 ) -> None:
     """The newest tasks first."""
     async with cli.net() as net:
-        found = await net.tasks(state=state, capability=capability, limit=limit, before=before)
+        last = await find_task(net, before) if before is not None else None
+        found = await net.tasks(state=state, capability=capability, limit=limit, before=last)
     if cli.output.as_json:
         cli.output.show(found)
         return
