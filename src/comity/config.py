@@ -94,7 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for field in self.__struct_fields__:
             value = getattr(self, field)
             if field.endswith("_s") and not 0 < value <= FAR_S:
-                said = f"{field} must be a positive number of seconds, and at most {FAR_S:g}, not {value}"
+                said = f"{field} must be a positive number of seconds, and at most {FAR_S:.0f}, not {value}"
                 raise BadSettings(said, setting=field, value=value)
             if field in _LEAST and value < _LEAST[field]:
                 raise BadSettings(f"{field} must be at least {_LEAST[field]}, not {value}", setting=field, value=value)

@@ -39,7 +39,7 @@ _encode = msgspec.msgpack.Encoder().encode
 def check_seconds(value: Any, what: str) -> float:
     """A length of time."""
     if not _is_number(value) or not 0 < value <= FAR_S:
-        raise BadInput(f"{what} must be a number of seconds above 0 and at most {FAR_S:g}, not {_brief(value)}", option=what)
+        raise BadInput(f"{what} must be a number of seconds above 0 and at most {FAR_S:.0f}, not {_brief(value)}", option=what)
     return float(value)
 
 
