@@ -35,6 +35,7 @@ class Pools:
         self._loop = asyncio.get_running_loop()
         self._threads: ThreadPoolExecutor | None = None
         self._processes: ProcessPoolExecutor | None = None
+        self._lost: list[asyncio.Future[None]] = []
         self._thread_room = asyncio.Semaphore(THREADS)
         self._process_room = asyncio.Semaphore(os.cpu_count() or 1)
 
@@ -71,6 +72,8 @@ class Pools:
         except BrokenProcessPool as error:
             if self._processes is pool:
                 self._processes = None
+                self._lost = [end for end in self._lost if not end.done()]
+                self._lost.append(self._loop.run_in_executor(None, pool.shutdown))  # it lets go of its semaphores
             raise Failure(TaskFailure("process-lost", f"the process that ran it ended: {error}")) from error
         if isinstance(result, TaskFailure):
             raise Failure(result)
@@ -107,6 +110,7 @@ class Pools:
             for worker in list((self._processes._processes or {}).values()):
                 worker.terminate()
             await asyncio.to_thread(self._processes.shutdown, wait=True, cancel_futures=True)
+        await asyncio.gather(*self._lost)
 
 
 def _outcome(context: contextvars.Context, call: Callable[[], Any]) -> tuple[BaseException | None, Any]:
