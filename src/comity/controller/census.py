@@ -4,8 +4,7 @@ scheduler which agents exist. Whether a node may run anything is up to its lease
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -30,9 +29,8 @@ class Census:
         self.changed: Callable[[str, AgentRecord], None] = lambda _kind, _agent: None
         self.malformed = 0
         self._registry = registry
-        self.by_status: dict[str, int] = {}
-        self.per_node: dict[NodeId, int] = {}
-        """How many agents are known, by status and by node."""
+        self.counts: dict[NodeId, dict[str, int]] = {}
+        """How many agents are known of each node, by status. A node may be gone and its agents still be here."""
         self._chunks: dict[str, dict[AgentId, None]] = {}
         self._home: dict[AgentId, str] = {}  # the chunk that named it last
 
@@ -87,8 +85,24 @@ class Census:
                 self.changed("agent.left", record)
 
     def _count(self, agent: AgentRecord, by: int) -> None:
-        _add(self.by_status, str(agent.status), by)
-        _add(self.per_node, agent.node, by)
+        counts = self.counts.setdefault(agent.node, {})
+        status = str(agent.status)
+        counts[status] = counts.get(status, 0) + by
+        if not counts[status]:
+            del counts[status]
+        if not counts:
+            del self.counts[agent.node]
+
+    def by_status(self, members: Iterable[NodeId]) -> dict[str, int]:
+        """How many agents ``members`` have, by status."""
+        found: dict[str, int] = {}
+        for node in members:
+            for status, count in self.counts.get(node, {}).items():
+                found[status] = found.get(status, 0) + count
+        return found
+
+    def per_node(self, node: NodeId) -> int:
+        return sum(self.counts.get(node, {}).values())
 
     async def forget(self, node: NodeId, incarnation: int) -> None:
         """Remove what a dead node left behind, unless it is back already."""
@@ -98,9 +112,3 @@ class Census:
         keys = [key for key in self._chunks if key.split("/")[1] == node]
         for key in [*keys, f"nodes/{node}"]:
             await self._registry.delete(key)
-
-
-def _add(counts: dict[Any, int], key: Any, by: int) -> None:
-    counts[key] = counts.get(key, 0) + by
-    if not counts[key]:
-        del counts[key]

@@ -72,7 +72,7 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         "rates": rates.rates(),
         "loop_lag": leader.lag.figures(),
         "nodes": {kind: states.count(kind) for kind in ("alive", "suspect", "draining")},
-        "agents": dict(census.by_status),
+        "agents": census.by_status(state.nodes),
         "per_node": nodes(leader, census),
         "per_agent": loads(leader, census, 50),
     }
@@ -92,7 +92,7 @@ def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
                 "incarnation": lease.incarnation,
                 "since_ms": lease.since_ms,
                 "attempts": len(lease.attempts),
-                "agents": census.per_node.get(node, 0),
+                "agents": census.per_node(node),
                 "seen_ago_s": leader.liveness.seen_ago_s(node),
                 "cpu": beacon.cpu if beacon is not None else None,
                 "memory_mb": beacon.memory_mb if beacon is not None else None,
@@ -108,12 +108,15 @@ def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
 
 
 def loads(leader: Leader, census: Census, limit: int = LISTED) -> list[dict[str, Any]]:
-    """The busiest agents first: what is in flight at each, against what it takes at once."""
-    rows = {agent.id: (load, agent) for load, agent in leader.reconcile.scheduling.busiest(limit)}
+    """The busiest agents of nodes that are here first: what is in flight at each, against what it takes at once."""
+    members = leader.state.nodes
+    busiest = leader.reconcile.scheduling.busiest(limit)
+    rows = {agent.id: (load, agent) for load, agent in busiest if agent.node in members}
     for agent in census.agents.values():
         if len(rows) >= limit:
             break
-        rows.setdefault(agent.id, (0, agent))
+        if agent.node in members:
+            rows.setdefault(agent.id, (0, agent))
     return [
         {
             "id": agent.id,

@@ -19,6 +19,7 @@ from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.routing import Routing
 from comity.controller.telling import Telling
+from comity.controller.vanished import Vanished
 from comity.core.changes import Change
 from comity.core.ledger import Ledger
 from comity.core.membership import Leadership, Membership, Timing
@@ -82,6 +83,7 @@ class Term:
             snapshot_every=settings.snapshot_every, keep_finished=settings.keep_finished,
             keep_finished_ms=int(settings.keep_finished_s * 1000), window_ms=window_ms,
         )  # fmt: skip
+        self.vanished = Vanished(c.census, c.state.nodes, lambda node: self._spawn(self._forget(node, 0)))
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
             barrier=self.leader.barrier, choice=self.choices.of,
@@ -169,6 +171,7 @@ class Term:
         self.liveness.stalled(since is not None and self._time() - since > STALL_S)
         self.rates.sample(self._time(), self._controller.state.totals)
         self.keeping.look(self.pipeline.commands, self.pipeline.bytes)
+        self.vanished.look(self._time())
         self.choices.pulse()
 
     def departed(self, process: ProcessId) -> None:
