@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from log_contract import LogContract, Place, fill, read_all, take
 from nats.aio.client import Client
@@ -44,6 +45,35 @@ class TestMemoryLog(LogContract):
             return MemoryLog(state)
 
         return Place(door)
+
+
+async def test_a_block_that_is_damaged_in_the_midst_of_the_log_is_noticed(tmp_path: Path) -> None:
+    """The server drops what follows the damage in that block, and goes on with the next one."""
+    need_server()
+    data = tmp_path / "data"
+    server = await EmbeddedServer.start(data, network="main", port=0)
+    nc = await _controller(server)
+    log = await JetStreamLog.open(nc, "main", create=True)
+    for index in range(12):
+        await log.append(bytes(log.entry_limit - 1000), index)
+    await nc.close()
+    await server.stop()
+    (blocks,) = (data / "jetstream").glob("*/streams/CY_main_LOG/msgs")
+    (blocks / "index.db").unlink()  # as after a crash
+    with (blocks / "1.blk").open("r+b") as block:
+        block.seek(4_000_000)
+        block.write(b"damage")
+    server = await EmbeddedServer.start(data, network="main", port=0)
+    nc = await _controller(server)
+    with pytest.raises(Corrupt, match="entries in the midst of the log are gone"):
+        await JetStreamLog.open(nc, "main", create=True)
+    await nc.close()
+    await server.stop()
+
+
+async def _controller(server: EmbeddedServer) -> Client:
+    options = server.authority.mint("controller", "ctl").connect_options()
+    return await nats.connect(server.url, inbox_prefix="_INBOX_ctl", **options)
 
 
 class TestSqliteLog(LogContract):

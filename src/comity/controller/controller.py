@@ -26,6 +26,7 @@ from comity.controller.keeping import newest_snapshot
 from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
 from comity.controller.snapshot import load
+from comity.controller.tail import must_hold, read_on
 from comity.controller.term import Term
 from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
@@ -108,6 +109,7 @@ class Controller:
         self._cancels.append(await self.bus.subscribe(f"to/{self.bus.process}", self._receive))
         self._cancels.append(await self.bus.subscribe(CONTROLLERS, self._hear))
         await self._load()
+        await must_hold(self.log, self.ledger.effective_index, self.ledger.digest, "a snapshot")
         await self._catch_up()
         self._leader_seen = loop.time()
         self._tasks.append(loop.create_task(self._guarded(self.census.watch())))
@@ -142,10 +144,11 @@ class Controller:
         return Tasks(self.network_id), Ledger(self.network_id)
 
     async def _catch_up(self) -> None:
-        """Read and apply to the log's tail, as far as can be seen from here."""
+        """Read and apply to the log's tail, as far as can be seen from here. Raises Corrupt, also if the log has lost entries
+        that were applied."""
         while True:
             try:
-                items = await self.log.read(self.ledger.index)
+                items = await read_on(self.log, self.ledger.index)
             except Corrupt:
                 if not await self._overtaken():
                     raise

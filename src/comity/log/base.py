@@ -31,6 +31,8 @@ class Durability(NamedTuple):
 class Log(Protocol):
     entry_limit: int
     """Bytes of the largest entry."""
+    lag_s: float
+    """For so long ``read`` and ``bounds`` may not show an entry that was acknowledged: 0 where there is one copy of the log."""
 
     async def append(self, entry: bytes, after: int) -> int:
         """The index of the entry: ``after`` + 1. Raises Conflict (the tail is elsewhere), TooLarge, or an Indefinite error."""

@@ -18,6 +18,8 @@ from comity.errors import Corrupt, Indefinite, NotFound, TooLarge
 from comity.jetstream import HEADER_ROOM, Cursor, JetStream, Row
 from comity.log.base import Durability, Item
 
+LAG_S = 10.0
+"""A replica that was cut off, or leads no longer and does not know it yet, may show an old tail for as long."""
 UNVERIFIED = Durability(
     "unverified", "it is not known whether the servers wait for the disk (sync_interval: always) before they acknowledge"
 )
@@ -53,7 +55,8 @@ def stream_config(network: str, replicas: int) -> dict[str, Any]:
 class JetStreamLog:
     """One process's door to the stream ``CY_<network>_LOG``."""
 
-    def __init__(self, js: JetStream, network: str, durability: Durability) -> None:
+    def __init__(self, js: JetStream, network: str, durability: Durability, lag_s: float) -> None:
+        self.lag_s = lag_s
         self.entry_limit = js.nc.max_payload - HEADER_ROOM
         self._js = js
         self._stream = stream_name(network)
@@ -71,15 +74,17 @@ class JetStreamLog:
 
         ``durability``: what the caller knows of the servers: an ordinary account cannot ask a server for its
         ``sync_interval``. Raises NotFound (no such log, and not to be made), BadSettings (the stream is not kept as a log must
-        be), AccessDenied, and Indefinite errors.
+        be), Corrupt (it has holes), AccessDenied, and Indefinite errors.
         """
         js = await JetStream(nc).open()
         try:
-            await js.stream(stream_config(network, replicas), create=create)
+            info = await js.stream(stream_config(network, replicas), create=create)
+            if holes := info["state"].get("num_deleted", 0):  # nobody may delete an entry
+                raise Corrupt(f"{holes} entries in the midst of the log are gone", stream=stream_name(network))
         except BaseException:
             await js.close()
             raise
-        return cls(js, network, durability)
+        return cls(js, network, durability, LAG_S if info["config"]["num_replicas"] > 1 else 0.0)
 
     async def append(self, entry: bytes, after: int) -> int:
         if len(entry) > self.entry_limit:

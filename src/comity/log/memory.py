@@ -41,6 +41,8 @@ class MemoryLogState:
 class MemoryLog:
     """One process's door to a ``MemoryLogState``."""
 
+    lag_s = 0.0
+
     def __init__(self, state: MemoryLogState) -> None:
         self.state = state
         self.entry_limit = state.entry_limit

@@ -34,6 +34,7 @@ class SqliteLog:
     """One process's log. Several controllers in it share one object."""
 
     entry_limit = 1024 * 1024
+    lag_s = 0.0
 
     def __init__(self, path: Path) -> None:
         self._path = path

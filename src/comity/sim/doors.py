@@ -24,6 +24,8 @@ from comity.sim.loop import Process
 from comity.store.base import Store
 
 T = TypeVar("T")
+LAG_S = 5.0
+"""No fault lets a reader of the log lag behind it for longer."""
 
 Appended = Callable[[int, bytes, ProcessId], None]
 
@@ -117,6 +119,7 @@ class SimLog:
 
     def __init__(self, inner: Log, process: Process, links: Links, tail: Tail) -> None:
         self.entry_limit = inner.entry_limit
+        self.lag_s = LAG_S
         self._inner = inner
         self._process = process
         self._links = links
