@@ -43,8 +43,12 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @classmethod
     def read_local(cls, data_dir: Path) -> Context | None:
         """What an embedded network left in its data directory, if anything. Raises BadSettings for a damaged file."""
-        path = data_dir / _LOCAL_FILE
-        return _read(path, cls) if path.is_file() else None
+        try:
+            return _read(data_dir / _LOCAL_FILE, cls)
+        except BadSettings as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return None
+            raise
 
 
 class _Saved(msgspec.Struct):

@@ -6,6 +6,7 @@
     data/server.conf    written anew at every start
     data/server.log     what the server says, rotated
     data/jetstream/     the server's files
+    data/log.mark       how far the log is known to reach (cli.marking)
 
 Everything is for the owner's eyes only, and the server listens on 127.0.0.1 only. ``sync_interval: always`` makes it fsync
 before it acknowledges: with its default of two minutes a power cut loses acknowledged data (Jepsen, NATS 2.12.1, 2025).
@@ -31,7 +32,7 @@ from typing import Any
 import psutil
 
 from comity.credentials import Authority, write_private
-from comity.errors import AlreadyRunning, Corrupt, ForeignData, ServerFailed
+from comity.errors import AlreadyRunning, BadSettings, Corrupt, ForeignData, ServerFailed
 from comity.model.ids import NetworkId, check_token
 
 HOST = "127.0.0.1"
@@ -98,8 +99,8 @@ class EmbeddedServer:
         """Start a server on ``data`` (made if missing) and return once it takes connections.
 
         ``port`` 0 takes any free one; a taken port gives way to the next. ``fsync`` False: the server acknowledges what is not
-        yet on disk. Raises AlreadyRunning (another process
-        holds the directory), ForeignData, Corrupt, ServerFailed.
+        yet on disk. Raises AlreadyRunning (another process holds the directory), BadSettings (it cannot be written to),
+        ForeignData, Corrupt, ServerFailed.
         """
         check_token(network, "network")
         found = find_binary(binary)
@@ -107,7 +108,8 @@ class EmbeddedServer:
             _prepare(data)
             lock = await _hold(data / "lock")
         except OSError as error:
-            raise ServerFailed(f"cannot use {data}: {error.strerror}", path=str(data)) from error
+            message = f"cannot keep data in {data} ({error.strerror}): name a folder that can be written to, with --data"
+            raise BadSettings(message, setting="data_dir", path=str(data)) from error
         try:
             network_id = _identify(data, network)
             server = cls(data, lock, _keys(data, network), network_id, found)

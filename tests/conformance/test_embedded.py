@@ -21,7 +21,7 @@ from nats.aio.client import Client
 
 from comity import embedded
 from comity.embedded import EmbeddedServer, find_binary
-from comity.errors import AlreadyRunning, Corrupt, ForeignData, ServerFailed
+from comity.errors import AlreadyRunning, BadSettings, Corrupt, ForeignData, ServerFailed
 from conftest import need_server
 
 pytestmark = pytest.mark.server
@@ -374,7 +374,7 @@ async def test_a_file_is_no_directory(data: Path) -> None:
 async def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     need_server()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ServerFailed, match="cannot use"):
+    with pytest.raises(BadSettings, match="cannot keep data in"):
         await EmbeddedServer.start(tmp_path / "file" / "data", network="main", port=0)
 
 

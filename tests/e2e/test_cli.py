@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from terminal import LIMIT_S, Terminal, terminal
@@ -381,7 +382,24 @@ def test_a_taken_port_gives_way_to_the_next(user: Terminal) -> None:
         facts = running.json()
         assert facts["url"] != f"nats://127.0.0.1:{port}"
         assert f"port {port} is taken; listening on" in facts["notes"][0]
-        assert f"port {port} is taken; metrics are on" in facts["notes"][1]
+        metrics = urlsplit(facts["metrics"]).port or 0
+        assert port < metrics < port + 10, "the next free one"
+        assert facts["notes"][1] == f"port {port} is taken; metrics are on {metrics}"
+
+
+def test_a_place_that_cannot_be_written_to_is_a_setting_to_correct(user: Terminal) -> None:
+    done = user.comity("up", "--data", str(user.folder / "worker.py" / "data"))
+    assert (done.error["code"], done.code) == ("bad-settings", 2)
+    assert "name a folder that can be written to, with --data" in done.error["message"]
+
+
+def test_agents_may_be_started_before_the_network(user: Terminal) -> None:
+    node = user.start("run", "worker.py", "--name", "early")
+    assert "waiting for it" in node.told("no network can be reached yet")
+    user.up()
+    assert node.json()["node"] == "early"
+    assert node.stop() == 0
+    assert user.comity("run", "worker.py", "--connect", "nats://127.0.0.1:9").code == 3, "it does not wait for ever"
 
 
 def test_data_that_is_not_ours_is_left_alone(user: Terminal) -> None:

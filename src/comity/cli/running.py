@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from comity.agent import Agent
     from comity.bus.nats import NatsBus
     from comity.config import Loaded
+    from comity.connect import Doors
     from comity.contexts import Context
     from comity.node.node import Node
 
@@ -32,6 +33,9 @@ LOOK_S = 0.3
 """How often files are looked at for changes."""
 TICK_NS = 20_000_000
 """By how much a file's time may lag behind the clock: the kernel takes it from its last tick."""
+APPEARS_S = 5.0
+"""How long we wait for a network that is not there yet: it may be starting just now."""
+RETRY_S = 0.1
 TAKEN_S = 0.2
 """How long we listen for another process with our name."""
 
@@ -69,7 +73,7 @@ async def run(
         for agent in agents:
             agent.update(tags=(*agent.tags, *tag))
         files = files_of(before, target) if reload else []
-        async with _hosted(cli.loaded(), name or _name_for(target), agents, fixed=bool(name)) as (node, bus, context):
+        async with _hosted(cli, name or _name_for(target), agents, fixed=bool(name)) as (node, bus, context):
             signals = Signals()
             _greet(cli.output, node, context, files)
             change = _changed(files, since) if reload else None
@@ -135,7 +139,7 @@ def _name_for(target: str) -> str:
 
 @asynccontextmanager
 async def _hosted(
-    loaded: Loaded, name: str, agents: list[Agent], *, fixed: bool
+    cli: Cli, name: str, agents: list[Agent], *, fixed: bool
 ) -> AsyncIterator[tuple[Node, NatsBus, Context]]:
     """A node with ``agents``, known to the leader. Raises what keeps it from that. It leaves at the end."""
     import gc
@@ -143,14 +147,11 @@ async def _hosted(
 
     import msgspec
 
-    from comity.connect import doors, identity
-    from comity.contexts import resolve
     from comity.node.node import Node
 
-    context = resolve(loaded)
+    loaded = cli.loaded()
     async with AsyncExitStack() as stack:
-        process, known = identity(context, "node", name if fixed or not context.credentials or context.authority else "")
-        bus, registry, store = await doors(stack, context, process, known)
+        context, process, (bus, registry, store) = await _joined(stack, loaded, name, fixed, cli.output)
         await _be_alone(bus)
         settings = msgspec.structs.replace(loaded.settings, network=context.network)
         node = Node(
@@ -162,6 +163,35 @@ async def _hosted(
         await node.ready()
         started()
         yield node, bus, context
+
+
+async def _joined(
+    stack: AsyncExitStack, loaded: Loaded, name: str, fixed: bool, output: Output
+) -> tuple[Context, str, Doors]:
+    """The network, who we are there, and our way to it. One that is not there yet is waited for. Raises Unreachable and what else
+    keeps us out."""
+    from comity.connect import doors, identity
+    from comity.contexts import resolve
+    from comity.errors import Unreachable
+
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    is_said = False
+    while True:
+        try:
+            async with AsyncExitStack() as trial:
+                context = resolve(loaded)
+                process, known = identity(context, "node", name if fixed or not context.credentials or context.authority else "")
+                opened = await doors(trial, context, process, known)
+                stack.push_async_exit(trial.pop_all())
+                return context, process, opened
+        except Unreachable:
+            if loop.time() - began > APPEARS_S:
+                raise
+            if not is_said:
+                output.note("no network can be reached yet; waiting for it to come up")
+                is_said = True
+        await asyncio.sleep(RETRY_S)  # that a network appears cannot be awaited
 
 
 async def _be_alone(bus: NatsBus) -> None:
