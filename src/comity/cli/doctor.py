@@ -129,6 +129,7 @@ def _data(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("data", "ok", f"{folder}, for its owner only")
     yield _durability(folder)
+    yield from _log_mark(folder, settings.network)
 
 
 def _private(folder: Path) -> list[Path]:
@@ -159,6 +160,30 @@ def _durability(folder: Path) -> Finding:
     if median > SLOW_SYNC_MS:
         return Finding("durability", "note", found, "a slow disk makes every task wait; an SSD takes about 1 ms")
     return Finding("durability", "ok", found)
+
+
+def _log_mark(folder: Path, network: str) -> Iterator[Finding]:
+    """What is known of the log there, without the server."""
+    from comity.cli.marking import FILE, Mark
+    from comity.errors import ComityError, Corrupt
+    from comity.log.jetstream import stream_name
+
+    try:
+        mark = Mark.load(folder)
+    except ComityError as error:
+        yield Finding("log mark", "wrong", error.message, error.advice)
+        return
+    if mark is None:
+        if (folder / "network.json").exists():
+            yield Finding("log mark", "note", f"{folder} has no {FILE}: damage to the log may go unseen", "comity up makes it")
+        return
+    name = stream_name(network)
+    if mark.fault:
+        yield Finding("log mark", "wrong", f"comity up found: {mark.fault}", Corrupt.advice.partition(";")[0])
+    elif not any((folder / "jetstream").glob(f"*/streams/{name}")):
+        yield Finding("log mark", "wrong", f"{folder / 'jetstream'} holds no {name}", Corrupt.advice.partition(";")[0])
+    else:
+        yield Finding("log mark", "ok", f"the log is known to reach entry {mark.index:,} ({folder / FILE})")
 
 
 def _limits(settings: Settings) -> Iterator[Finding]:

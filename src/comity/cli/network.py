@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from comity.bus.nats import NatsBus
+from comity.cli.marking import Marking
 from comity.config import Settings
 from comity.contexts import Context
 from comity.controller.controller import Controller
@@ -18,26 +19,32 @@ from comity.embedded import EmbeddedServer
 from comity.errors import ServerFailed
 from comity.log.base import Durability
 from comity.log.jetstream import JetStreamLog
+from comity.log.jetstream import stream_name as log_name
 from comity.model.ids import ProcessId
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.jetstream import JetStreamStore
+from comity.store.jetstream import stream_name as store_name
 from comity.web.metrics import MetricsServer
 
 VERIFIED = Durability("verified", "the embedded server syncs to disk before it acknowledges (sync_interval: always)")
 OFF = Durability("unverified", "fsync is off: the embedded server acknowledges what is not yet on disk")
 CLIENT_NAME = "cli"
+PORTS_TRIED = 64
 
 
 class EmbeddedNetwork:
     """A server, a controller and ``/metrics`` in this process: what ``comity up`` runs."""
 
-    def __init__(self, server: EmbeddedServer, bus: NatsBus, doors: list[Any], controller: Controller) -> None:
+    def __init__(
+        self, server: EmbeddedServer, bus: NatsBus, doors: list[Any], controller: Controller, marking: Marking
+    ) -> None:
         self.server = server
         self.bus = bus
         self.controller = controller
         self.metrics: MetricsServer | None = None
         self.notes: list[str] = list(server.notes)
         self._doors = doors
+        self._marking = marking
 
     @property
     def url(self) -> str:
@@ -66,20 +73,38 @@ class EmbeddedNetwork:
     async def _with_controller(
         cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, metrics: bool
     ) -> EmbeddedNetwork:
-        nc, token = bus.connection, server.network
-        log = await JetStreamLog.open(nc, token, create=True, durability=VERIFIED if settings.fsync else OFF)
+        streams = server.data / "jetstream" / server.authority.account.public / "streams"
+        marking = Marking(server.data, server.network_id, streams / log_name(server.network))
+        with marking.noting():
+            return await cls._marked(server, bus, settings, metrics, marking)
+
+    @classmethod
+    async def _marked(
+        cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, metrics: bool, marking: Marking
+    ) -> EmbeddedNetwork:
+        nc, token, durability = bus.connection, server.network, VERIFIED if settings.fsync else OFF
+        await marking.look(nc, log_name(token), store_name(token))  # nodes fill the registry again
+        log = await JetStreamLog.open(nc, token, create=True, durability=durability)
+        await marking.check(log)
         registry = await JetStreamRegistry.open(nc, token, create=True)
         store = await JetStreamStore.open(nc, token, create=True)
+        await marking.begin()
         controller = Controller(
             bus, log, registry, store, settings,
             network_id=server.network_id, wall=time.time, random=random.random, eager=True, confirm_jump=True,
         )  # fmt: skip
-        network = cls(server, bus, [log, registry, store], controller)
-        await controller.start()
-        await network._until_led()
-        if metrics:
-            network._serve_metrics(settings.http_port)
-        network._leave_context(settings.data_dir)
+        network = cls(server, bus, [log, registry, store], controller, marking)
+        try:
+            await controller.start()
+            await network._until_led()
+            if settings.fsync:  # else an acknowledged entry may not be durable
+                marking.keep(lambda: controller.ledger)
+            if metrics:
+                network._serve_metrics(settings.http_port)
+            network._leave_context(settings.data_dir)
+        except BaseException:
+            await network.stop()
+            raise
         return network
 
     async def _until_led(self) -> None:
@@ -94,13 +119,15 @@ class EmbeddedNetwork:
             raise ServerFailed("the controller could not begin to lead within 60 s")
 
     def _serve_metrics(self, port: int) -> None:
-        for candidate in (port, 0):
+        for candidate in range(port, min(port + PORTS_TRIED, 65_536)) if port else [0]:
             try:
                 self.metrics = MetricsServer(self.controller.stats, candidate)
                 break
             except OSError:
                 continue
-        if self.metrics is not None and port not in (0, self.metrics.port):
+        if self.metrics is None:
+            self.notes.append(f"no port is free from {port} on: there is no /metrics")
+        elif port not in (0, self.metrics.port):
             self.notes.append(f"port {port} is taken; metrics are on {self.metrics.port}")
 
     def _leave_context(self, data: Path) -> None:
@@ -136,6 +163,7 @@ class EmbeddedNetwork:
             self.metrics = None
         with contextlib.suppress(asyncio.CancelledError):
             await self.controller.stop()
+        await self._marking.stop()
         for door in self._doors:
             await door.close()
         self._doors.clear()
