@@ -44,15 +44,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     other.
 
     Where: ``network`` one subject token; ``urls`` of servers; ``context`` a named connection; ``credentials`` a creds
-    file; ``data_dir`` of the embedded network (default: the network's folder under ``data_home``). Liveness: see each
-    name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that. Tasks: defaults for
-    those that do not say. ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
+    file; ``ca`` the certificate that the servers' are signed by; ``data_dir`` of the embedded network (default: the
+    network's folder under ``data_home``); ``listen`` the address at which others reach it ("": this machine only).
+    Liveness: see each name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that. Tasks:
+    defaults for those that do not say. ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
     """
 
     network: str = DEFAULT_NETWORK
     urls: tuple[str, ...] = ()
     context: str = ""
     credentials: Path | None = None
+    ca: Path | None = None
+    listen: str = ""
     data_dir: Path = Path()
     port: int = 4222
     http_port: int = 8470

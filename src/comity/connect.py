@@ -6,9 +6,9 @@ Nothing heavy is imported until somebody connects.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comity.errors import BadSettings, NotFound, Unreachable
 
@@ -72,9 +72,24 @@ def identity(context: Context, role: Role = "client", process: str = "") -> tupl
         raise BadSettings(
             f"{context.credentials} is for network {credentials.network!r}, not {context.network!r}", setting="network"
         )
+    if not credentials.role:  # not made by us: they name an account's user, who may run many processes
+        return name, credentials
     if process not in ("", credentials.process):
         raise BadSettings(f"{context.credentials} is for process {credentials.process!r}, not {process!r}", setting="name")
     return credentials.process, credentials
+
+
+def secured(options: Mapping[str, Any], ca: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """``options`` of a connection, which with ``ca`` (a PEM file) is made by TLS only, to servers it vouches for. Raises
+    BadSettings."""
+    import ssl
+
+    if not ca:
+        return dict(options)
+    try:
+        return {**options, "tls": ssl.create_default_context(cafile=ca)}
+    except OSError as error:  # ssl's own errors are some
+        raise BadSettings(f"{ca} is not a certificate that can be used: {error}", setting="ca") from error
 
 
 class Doors(NamedTuple):
@@ -88,10 +103,11 @@ class Doors(NamedTuple):
 async def doors(stack: AsyncExitStack, context: Context, process: str, known: Credentials | None) -> Doors:
     """Connect ``process``; ``stack`` closes the doors. Raises Unreachable, AccessDenied, BadSettings."""
     from comity.bus.nats import NatsBus
+    from comity.model.ids import shown_urls
     from comity.registry.jetstream import JetStreamRegistry
     from comity.store.jetstream import JetStreamStore
 
-    options = known.connect_options() if known is not None else {}
+    options = secured(known.connect_options() if known is not None else {}, context.ca)
     bus = await NatsBus.connect(context.urls, process=process, network=context.network, options=options)
     stack.push_async_callback(bus.close)
     try:
@@ -100,8 +116,7 @@ async def doors(stack: AsyncExitStack, context: Context, process: str, known: Cr
         store = await JetStreamStore.open(bus.connection, context.network, create=False)
         stack.push_async_callback(store.close)
     except NotFound as error:
-        where = ", ".join(context.urls)
-        message = f"{where} answers, but holds no network {context.network!r}: is its controller up?"
+        message = f"{shown_urls(context.urls)} answers, but holds no network {context.network!r}: is its controller up?"
         raise Unreachable(message) from error
     return Doors(bus, registry, store)
 

@@ -29,12 +29,14 @@ T = TypeVar("T")
 
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One connection. ``credentials`` is the path of a creds file; ``authority`` the data directory of an embedded
-    network on this machine, whose keys let a process mint credentials of its own."""
+    network on this machine, whose keys let a process mint credentials of its own; ``ca`` the path of the certificate that
+    the servers' are signed by: if there is one, nothing is said without TLS."""
 
     urls: tuple[str, ...]
     network: str = "main"
     credentials: str = ""
     authority: str = ""
+    ca: str = ""
 
     def write_local(self, data_dir: Path) -> None:
         """Leave this in an embedded network's data directory."""
@@ -131,6 +133,8 @@ def resolve(loaded: Loaded, env: Mapping[str, str] | None = None) -> Context:
         check_url(url)
     if settings.credentials:
         found = msgspec.structs.replace(found, credentials=str(settings.credentials), authority="")
+    if settings.ca:
+        found = msgspec.structs.replace(found, ca=str(settings.ca))
     return msgspec.structs.replace(found, network=settings.network) if sources["network"] != "default" else found
 
 

@@ -194,9 +194,11 @@ def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, l
     net, inbox = f"cy.{network}", f"_INBOX_{process}.>"
     if role == "controller":
         pub = [f"{net}.>", "$JS.API.>", "$JS.ACK.>", "$JS.FC.>"]
-        return {"pub": {"allow": pub}, "sub": {"allow": [f"{net}.>", inbox]}}
+        elected = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.CY_{network}_LOG"
+        return {"pub": {"allow": pub}, "sub": {"allow": [f"{net}.>", elected, inbox]}}
     if role == "system":
         asks = [f"$SYS.REQ.SERVER.PING.{what}" for what in ("VARZ", "JSZ", "CONNZ", "HEALTHZ", "STATSZ")]
+        asks.append("$JS.API.META.LEADER.STEPDOWN")
         return {"pub": {"allow": asks}, "sub": {"allow": ["$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", inbox]}}
     pub = [f"{net}.{kind}.*.{process}" for kind in ("to", "any", "topic")]
     pub += [f"{net}.re.*.*.{process}", f"{net}.reg.{process}.>", f"{net}.store.{process}.>"]
@@ -225,15 +227,31 @@ class Authority:
         if keys.exists():
             raise Conflict(f"{keys} exists: keys are never overwritten", path=str(keys))
         made = cls(network, Key.generate(Kind.OPERATOR), Key.generate(Kind.ACCOUNT), Key.generate(Kind.ACCOUNT))
+        made.save(folder)
+        return made
+
+    def save(self, folder: Path) -> None:
+        """Write the keys to ``folder/keys``, where there must be none."""
         part = folder / "keys.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700, parents=True)
         folder.chmod(0o700)
-        for name, key in (("operator", made.operator), ("system", made.system), ("account", made.account)):
-            write_private(part / f"{name}.nk", key.seed + "\n")
-        write_private(part / "account.jwt", made._account_token(made.account, network) + "\n")
-        part.rename(keys)
-        return made
+        for name, seed in self.secrets().items():
+            write_private(part / f"{name}.nk", seed + "\n")
+        write_private(part / "account.jwt", self._account_token(self.account, self.network) + "\n")
+        part.rename(folder / "keys")
+
+    def secrets(self) -> dict[str, str]:
+        """The seeds by what they are for: all that makes an authority, for another server of the network."""
+        return {"operator": self.operator.seed, "system": self.system.seed, "account": self.account.seed}
+
+    @classmethod
+    def from_secrets(cls, network: str, seeds: dict[str, str]) -> Authority:
+        """The authority that has these. Raises BadInput."""
+        if set(seeds) != {"operator", "system", "account"}:
+            raise BadInput(f"a network's keys are operator, system and account, not {', '.join(sorted(seeds)) or 'none'}")
+        operator, system, account = (Key.from_seed(seeds[name]) for name in ("operator", "system", "account"))
+        return cls(check_token(network, "network"), operator, system, account)
 
     @classmethod
     def load(cls, folder: Path) -> Authority:

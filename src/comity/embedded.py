@@ -8,13 +8,15 @@
     data/jetstream/     the server's files
     data/log.mark       how far the log is known to reach (cli.marking)
 
-Everything is for the owner's eyes only, and the server listens on 127.0.0.1 only. ``sync_interval: always`` makes it fsync
-before it acknowledges: with its default of two minutes a power cut loses acknowledged data (Jepsen, NATS 2.12.1, 2025).
+Everything is for the owner's eyes only, and the server listens on 127.0.0.1; beyond loopback with TLS only. One of a cluster is
+ready once it takes connections: the others may not be there yet. ``sync_interval: always`` makes it fsync before it
+acknowledges: with its default of two minutes a power cut loses acknowledged data (Jepsen, NATS 2.12.1, 2025).
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -26,16 +28,17 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from comity.cluster.config import HOST, Cluster, TlsFiles, bracketed, check_listening
 from comity.credentials import Authority, write_private
 from comity.errors import AlreadyRunning, BadSettings, Corrupt, ForeignData, ServerFailed
 from comity.model.ids import NetworkId, check_token
 
-HOST = "127.0.0.1"
 FORMAT = 1
 OLDEST = (2, 11)
 """Without per-message lifetimes (2.11) the registry cannot work."""
@@ -66,8 +69,15 @@ class _PortTaken(Exception):
 class EmbeddedServer:
     """The server of one data directory. ``url`` is where it listens, ``notes`` what the user should be told."""
 
-    def __init__(self, data: Path, lock: int, authority: Authority, network_id: NetworkId, binary: Path) -> None:
+    def __init__(
+        self, data: Path, lock: int, authority: Authority, network_id: NetworkId, binary: Path,
+        host: str = HOST, cluster: Cluster | None = None, tls: TlsFiles | None = None,
+    ) -> None:  # fmt: skip
         self.data = data
+        self.host = host
+        self.cluster = cluster
+        """Read at every start of the server, so it may be replaced when more servers are known."""
+        self.tls = tls
         self.authority = authority
         self.network = authority.network
         self.network_id = network_id
@@ -78,13 +88,18 @@ class EmbeddedServer:
         self._lock = lock
         self._binary = binary
         self._sync = "always"
-        self._name = f"comity-{network_id}"
+        self._name = f"comity-{network_id}" if cluster is None else cluster.member
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
-        return f"nats://{HOST}:{self.port}"
+        return f"nats://{bracketed(self.host)}:{self.port}"
+
+    @property
+    def replicas(self) -> int:
+        """Copies that each stream shall have."""
+        return self.cluster.replicas if self.cluster is not None else 1
 
     @property
     def pid(self) -> int:
@@ -94,15 +109,26 @@ class EmbeddedServer:
 
     @classmethod
     async def start(
-        cls, data: Path, *, network: str, port: int = 4222, binary: Path | None = None, fsync: bool = True
+        cls,
+        data: Path,
+        *,
+        network: str,
+        port: int = 4222,
+        binary: Path | None = None,
+        fsync: bool = True,
+        host: str = HOST,
+        cluster: Cluster | None = None,
+        tls: TlsFiles | None = None,
     ) -> EmbeddedServer:
         """Start a server on ``data`` (made if missing) and return once it takes connections.
 
         ``port`` 0 takes any free one; a taken port gives way to the next. ``fsync`` False: the server acknowledges what is not
-        yet on disk. Raises AlreadyRunning (another process holds the directory), BadSettings (it cannot be written to),
-        ForeignData, Corrupt, ServerFailed.
+        yet on disk. ``cluster``: it is one of several; ``tls``: clients (and servers) use it. Raises AlreadyRunning (another
+        process holds the directory), BadSettings (it cannot be written to, or is not to be listened on there), ForeignData,
+        Corrupt, ServerFailed.
         """
         check_token(network, "network")
+        check_listening(host, tls=tls is not None)
         found = find_binary(binary)
         try:
             _prepare(data)
@@ -111,8 +137,8 @@ class EmbeddedServer:
             message = f"cannot keep data in {data} ({error.strerror}): name a folder that can be written to, with --data"
             raise BadSettings(message, setting="data_dir", path=str(data)) from error
         try:
-            network_id = _identify(data, network)
-            server = cls(data, lock, _keys(data, network), network_id, found)
+            network_id = identify(data, network)
+            server = cls(data, lock, _keys(data, network), network_id, found, host, cluster, tls)
             server._sync = "always" if fsync else "2m"
         except BaseException:
             os.close(lock)
@@ -144,11 +170,12 @@ class EmbeddedServer:
 
     async def _start_near(self, port: int) -> None:
         taken: int | None = None
-        for candidate in range(port, port + _PORTS_TRIED) if port else [_free_port()]:
-            if not _is_free(candidate):
+        for candidate in range(port, port + _PORTS_TRIED) if port else [free_port(self.host)]:
+            if not is_free(self.host, candidate):
                 taken = port
                 continue
             self.port = candidate
+            self._choose_route_port()
             try:
                 info = await self._launch()
             except _PortTaken:
@@ -160,6 +187,13 @@ class EmbeddedServer:
             self._check_version(str(info.get("version", "")))
             return
         raise ServerFailed(f"no free port from {port} to {port + _PORTS_TRIED - 1}", port=port)
+
+    def _choose_route_port(self) -> None:
+        """Another server may have taken ours meanwhile; the others are told of a new one, and we call them in any case."""
+        if self.cluster is not None and not is_free(self.host, self.cluster.port):
+            old, new = self.cluster.port, free_port(self.host)
+            self.cluster = replace(self.cluster, port=new)
+            self.notes.append(f"port {old} is taken; the other servers find this one at {new}")
 
     def _check_version(self, version: str) -> None:
         self.version = version
@@ -173,7 +207,7 @@ class EmbeddedServer:
 
     async def _launch(self) -> dict[str, Any]:
         """Start the process and wait until it greets us; its greeting. Raises _PortTaken, ServerFailed."""
-        _write_config(self.data, self.authority, self._name, self.port, self._sync)
+        self._write_config()
         tie = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid())] if sys.platform == "linux" else []
         output = os.open(self.data / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         mark = os.fstat(output).st_size
@@ -201,7 +235,7 @@ class EmbeddedServer:
 
     async def _greeting(self, process: asyncio.subprocess.Process, mark: int) -> dict[str, Any]:
         while process.returncode is None:
-            info = await _greet(self.port)
+            info = await _greet(self.host, self.port)
             if info is None:
                 await asyncio.sleep(0.004)  # a refused connection cannot be awaited
             elif info.get("server_name") == self._name:
@@ -212,6 +246,32 @@ class EmbeddedServer:
         if "address already in use" in said:
             raise _PortTaken
         raise ServerFailed(f"nats-server ended at once (status {process.returncode}): {_gist(said)}", log=said)
+
+    def _write_config(self) -> None:
+        data = self.data
+        room = shutil.disk_usage(data).total  # the default is a share of what is free now, and shrinks as we fill the disk
+        write_private(
+            data / "server.conf",
+            f"server_name: {self._name}\n"
+            f"listen: {json.dumps(f'{bracketed(self.host)}:{self.port}')}\n"
+            f"log_file: {json.dumps(str((data / 'server.log').absolute()))}\n"
+            "logfile_size_limit: 16MB\n"
+            "logfile_max_num: 3\n"
+            "max_payload: 1MB\n"
+            "write_deadline: 5s\n"
+            "ping_interval: 5s\n"
+            "ping_max: 2\n"
+            "jetstream {\n"
+            f"  store_dir: {json.dumps(str(data.absolute()))}\n"  # it adds jetstream/ itself
+            f"  sync_interval: {self._sync}\n"
+            "  max_memory_store: 256MB\n"
+            f"  max_file_store: {room}\n"
+            "  strict: true\n"
+            "}\n"
+            + (self.tls.server_config(verify=False) if self.tls is not None else "")
+            + (self.cluster.server_config(self.host, self.authority, self.tls) if self.cluster is not None else "")
+            + self.authority.server_config(),
+        )
 
     def _said(self, mark: int) -> str:
         """What the server logged since ``mark``, at most the last 4 KB."""
@@ -330,11 +390,11 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _identify(data: Path, network: str) -> NetworkId:
-    """The id of the network in ``data``; a new one if it is empty. Raises ForeignData, Corrupt."""
+def identify(data: Path, network: str, network_id: str = "") -> NetworkId:
+    """The id of the network in ``data``; if it is empty ``network_id``, or a new one. Raises ForeignData, Corrupt."""
     path = data / "network.json"
     if not path.exists():
-        network_id = NetworkId(secrets.token_hex(8))
+        network_id = NetworkId(network_id or secrets.token_hex(8))
         write_private(path, json.dumps({"format": FORMAT, "network": network, "network_id": network_id}) + "\n")
         return network_id
     try:
@@ -361,34 +421,11 @@ def _keys(data: Path, network: str) -> Authority:
     return authority
 
 
-def _write_config(data: Path, authority: Authority, name: str, port: int, sync: str) -> None:
-    room = shutil.disk_usage(data).total  # the default is a share of what is free now, and shrinks as we fill the disk
-    write_private(
-        data / "server.conf",
-        f"server_name: {name}\n"
-        f"listen: {json.dumps(f'{HOST}:{port}')}\n"
-        f"log_file: {json.dumps(str((data / 'server.log').absolute()))}\n"
-        "logfile_size_limit: 16MB\n"
-        "logfile_max_num: 3\n"
-        "max_payload: 1MB\n"
-        "write_deadline: 5s\n"
-        "ping_interval: 5s\n"
-        "ping_max: 2\n"
-        "jetstream {\n"
-        f"  store_dir: {json.dumps(str(data.absolute()))}\n"  # it adds jetstream/ itself
-        f"  sync_interval: {sync}\n"
-        "  max_memory_store: 256MB\n"
-        f"  max_file_store: {room}\n"
-        "  strict: true\n"
-        "}\n" + authority.server_config(),
-    )
-
-
-async def _greet(port: int) -> dict[str, Any] | None:
-    """What the server listening on ``port`` says first; None if there is none yet; {} if it is not a NATS server."""
+async def _greet(host: str, port: int) -> dict[str, Any] | None:
+    """What the server listening there says first; None if there is none yet; {} if it is not a NATS server."""
     try:
         async with asyncio.timeout(1):
-            reader, writer = await asyncio.open_connection(HOST, port)
+            reader, writer = await asyncio.open_connection(host, port)
             try:
                 line = await reader.readline()
             finally:
@@ -407,19 +444,28 @@ async def _greet(port: int) -> dict[str, Any] | None:
     return info if isinstance(info, dict) else {}
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now. Raises BadSettings for an address that is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise BadSettings(f"cannot listen on {host}: {error.strerror}", setting="listen", value=host) from error
     return True
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
+def free_port(host: str = HOST) -> int:
+    """A port on which nobody listens now. Raises BadSettings for an address that is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise BadSettings(f"cannot listen on {host}: {error.strerror}", setting="listen", value=host) from error
         return int(probe.getsockname()[1])
 
 

@@ -33,7 +33,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.config": WORDS,
     "comity.contexts": (*WORDS, "comity.config"),
     "comity.credentials": WORDS,
-    "comity.embedded": (*WORDS, "comity.credentials"),
+    # It asks the servers about themselves, over a connection of its own.
+    "comity.cluster": (*WORDS, "comity.credentials", "comity.jetstream", "comity.bus.connection"),
+    "comity.embedded": (*WORDS, "comity.credentials", "comity.cluster.config"),
     "comity.directory": (*WORDS, "comity.registry.base"),
     "comity.handles": WORDS + FACES,
     "comity.agent": WORDS + FACES,

@@ -131,7 +131,7 @@ async def test_a_taken_port_gives_way_to_the_next_and_it_says_so(data: Path) -> 
 async def test_a_port_taken_behind_our_back_gives_way_too(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between looking and listening someone else, who speaks no NATS, took it."""
     need_server()
-    monkeypatch.setattr(embedded, "_is_free", lambda port: True)
+    monkeypatch.setattr(embedded, "is_free", lambda host, port: True)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -144,7 +144,7 @@ async def test_a_port_taken_behind_our_back_gives_way_too(data: Path, monkeypatc
 async def test_another_networks_server_is_not_taken_for_ours(
     own: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_is_free", lambda port: True)
+    monkeypatch.setattr(embedded, "is_free", lambda host, port: True)
     other = await EmbeddedServer.start(tmp_path / "other", network="main", port=own.port)
     assert other.port != own.port
     assert other.network_id != own.network_id
@@ -153,7 +153,7 @@ async def test_another_networks_server_is_not_taken_for_ours(
 
 async def test_no_free_port_is_an_error(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_server()
-    monkeypatch.setattr(embedded, "_is_free", lambda port: False)
+    monkeypatch.setattr(embedded, "is_free", lambda host, port: False)
     with pytest.raises(ServerFailed, match="no free port"):
         await EmbeddedServer.start(data, network="main", port=4222)
 

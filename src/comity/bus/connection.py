@@ -14,6 +14,26 @@ CLOGGED = 64 * 1024
 """Bytes that the socket did not take yet: more waits here, where it can be dropped when the connection breaks."""
 
 
+class _Tcp(TcpTransport):
+    def __bool__(self) -> bool:
+        return True  # the original would put another one in its place before it is connected
+
+    def abort(self) -> None:
+        """End it at once: TLS would wait long for a server that is stopped or cut off to agree."""
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
+
+    async def connect_tls(self, *args: Any, **options: Any) -> None:
+        try:
+            await super().connect_tls(*args, **options)
+        except BaseException:
+            self.abort()
+            self._io_reader = self._io_writer = None  # the end of a connection that was half way to TLS is never told
+            raise
+        # The original leaves the stream to believe that it is not over TLS, which asyncio complains of when it ends.
+        self._io_writer._protocol._over_ssl = True  # type: ignore[union-attr]
+
+
 class Connection(Client):
     """See the module. A subscription's callback must not wait for anything that comes by this connection."""
 
@@ -34,7 +54,7 @@ class Connection(Client):
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         # The original wakes a task that writes in the next turn. The loop gathers writes by itself.
         transport = self._transport
-        if force_flush or not self.is_connected or type(transport) is not TcpTransport or transport._io_writer is None:
+        if force_flush or not self.is_connected or type(transport) is not _Tcp or transport._io_writer is None:
             return await super()._flush_pending(force_flush)
         if transport._io_writer.transport.get_write_buffer_size() > CLOGGED:
             return await super()._flush_pending()
@@ -64,10 +84,24 @@ class Connection(Client):
                 future.set_exception(errors.ConnectionReconnectingError())
                 future.exception()  # nobody may be waiting: then it is not news
         self._pongs.clear()
+        if type(self._transport) is _Tcp:
+            self._transport.abort()
+        if self._current_server is not None:
+            self._current_server.reconnects += 1  # whoever has just failed is tried after the others
         await super()._attempt_reconnect()
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # Asked for TLS, the original goes on without it if the server (or whoever answers in its place) does not offer it.
+        if initial_connection and "tls" in self.options and not info.get("tls_required"):
+            raise errors.Error("nats: the server does not offer TLS")
+        await super()._process_info(info, initial_connection)
+        for server in self._server_pool:
+            server.tls_name = None  # the original would look for the first server's name in every server's certificate
 
     async def _connect_to_server(self, s: Srv) -> None:
         # An attempt that failed half way would leave its socket open.
         if self._transport:
             self._transport.close()  # type: ignore[no-untyped-call]
+        elif s.uri.scheme in ("nats", "tls"):
+            self._transport = _Tcp()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(s)

@@ -18,6 +18,7 @@ import logging
 import random
 import re
 import secrets
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -40,7 +41,7 @@ from comity.errors import (
     TooLarge,
     Unreachable,
 )
-from comity.model.ids import ProcessId, check_token
+from comity.model.ids import ProcessId, check_token, shown_urls
 
 T = TypeVar("T")
 
@@ -401,6 +402,7 @@ async def _dial(
 ) -> Connection:
     """A connection that mends itself for ever, once it stands. Raises Unreachable, AccessDenied, BadSettings."""
     urls = [servers] if isinstance(servers, str) else list(servers)
+    shown = shown_urls(urls)
     loop = asyncio.get_running_loop()
     until = loop.time() + timeout_s
     while True:
@@ -416,10 +418,13 @@ async def _dial(
             await connection.close()
             cause = connection.last_error or error
             if _DENIAL.search(str(cause)):
-                raise AccessDenied(f"{', '.join(urls)} refuses {process}: {cause}", servers=urls) from error
+                raise AccessDenied(f"{shown} refuses {process}: {cause}", servers=shown) from error
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                message = f"{shown} shows a certificate that nobody known here vouches for (--ca): {cause.verify_message}"
+                raise Unreachable(message, servers=shown) from error
             if loop.time() + RECONNECT_WAIT_S > until:
                 why = "" if isinstance(cause, errors.NoServersError) else f": {cause}"
-                raise Unreachable(f"no server answers at {', '.join(urls)}{why}", servers=urls) from error
+                raise Unreachable(f"no server answers at {shown}{why}", servers=shown) from error
             await asyncio.sleep(RECONNECT_WAIT_S)  # a refused connection cannot be awaited
         except BaseException:
             await connection.close()

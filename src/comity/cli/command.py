@@ -30,6 +30,7 @@ Connect = Annotated[str | None, typer.Option("--connect", metavar="URL", help="T
 ContextName = Annotated[str | None, typer.Option("--context", metavar="NAME", help="A saved one: comity context.", **_HERE)]
 Network = Annotated[str | None, typer.Option("--network", metavar="NAME", help="The network's name.", **_HERE)]
 Creds = Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose credentials to use.", **_HERE)]
+Ca = Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Whose certificates its servers have.", **_HERE)]
 Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="A local network's data.", **_HERE)]
 Form = Annotated[str | None, typer.Option("--output", "-o", metavar="table|json", help="In a pipe it is json.", **_OUT)]
 Debug = Annotated[
@@ -37,10 +38,12 @@ Debug = Annotated[
 ]
 
 _CONNECTING: dict[str, Any] = {
-    "connect": Connect, "context": ContextName, "network": Network, "credentials": Creds, "data": Data,
+    "connect": Connect, "context": ContextName, "network": Network, "credentials": Creds, "ca": Ca, "data": Data,
 }  # fmt: skip
 _ALWAYS: dict[str, Any] = {"output": Form, "debug": Debug}
-_SETTINGS = {"connect": "urls", "context": "context", "network": "network", "credentials": "credentials", "data": "data_dir"}
+_SETTINGS = {
+    "connect": "urls", "context": "context", "network": "network", "credentials": "credentials", "ca": "ca", "data": "data_dir",
+}  # fmt: skip
 _FLAGS = {f"--{setting.replace('_', '-')}": f"--{flag}" for flag, setting in _SETTINGS.items()}
 
 

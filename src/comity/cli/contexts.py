@@ -32,6 +32,7 @@ def _row(name: str, context: Context, current: str) -> dict[str, Any]:
         "network": context.network,
         "credentials": context.credentials or None,
         "authority": context.authority or None,
+        "ca": context.ca or None,
     }
 
 
@@ -59,6 +60,7 @@ async def show(
 ) -> None:
     """One context, or the connection that commands would use now."""
     from comity.contexts import resolve
+    from comity.model.ids import shown_urls
 
     loaded = cli.loaded(context=name or None)
     context = resolve(loaded)
@@ -67,9 +69,10 @@ async def show(
         return
     cli.output.facts(
         [
-            ("address", " ".join(context.urls)),
+            ("address", shown_urls(context.urls)),
             ("network", context.network),
             ("credentials", context.credentials or dim("none")),
+            ("ca", context.ca),
             ("data", context.authority),
             *(("from", f"{field}: {source}") for field, source in loaded.sources.items() if source != "default"),
         ],
@@ -94,6 +97,7 @@ async def add(
     url: Annotated[str, typer.Argument(metavar="URL", help="The servers' address, or several with commas.")],
     network: Annotated[str, typer.Option("--network", metavar="NAME", help="The network's name.")] = "main",
     credentials: Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose credentials.")] = None,
+    ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Whose certificates the servers have.")] = None,
 ) -> None:
     """Save a connection, or replace the one of that name. The first one becomes the current one."""
     from comity.contexts import Context, check_url
@@ -108,7 +112,8 @@ async def add(
         raise BadInput("a context needs the address of a server")
     saved = _saved()
     path = str(credentials.expanduser().absolute()) if credentials is not None else ""
-    saved.put(name, Context(urls=urls, network=check_token(network, "network"), credentials=path))
+    trusted = str(ca.expanduser().absolute()) if ca is not None else ""
+    saved.put(name, Context(urls=urls, network=check_token(network, "network"), credentials=path, ca=trusted))
     used = "; commands now use it" if saved.current == name else ""
     _done(cli, f"saved {bold(name)}{used}", _row(name, saved.get(name), saved.current))
 

@@ -201,6 +201,7 @@ def _limits(settings: Settings) -> Iterator[Finding]:
 async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
     from comity.contexts import resolve
     from comity.errors import ComityError, Unreachable
+    from comity.model.ids import shown_urls
 
     try:
         context = resolve(loaded)
@@ -217,7 +218,7 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
         named = any(loaded.sources[name] != "default" for name in ("urls", "context"))
         verdict: Verdict = "wrong" if named or not isinstance(error, Unreachable) else "note"
         return [*findings, Finding("network", verdict, error.message, error.advice)]
-    found = f"{context.network} at {', '.join(context.urls)}, led by {numbers['leader']}"
+    found = f"{context.network} at {shown_urls(context.urls)}, led by {numbers['leader']}"
     findings.append(Finding("network", "ok", found))
     found = f"durability {numbers['log_durability']}: {numbers['log_durability_reason']}"
     is_safe = numbers["log_durability"] == "verified"

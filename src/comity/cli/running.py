@@ -226,10 +226,12 @@ def _about(process: str) -> Any:
 
 
 def _greet(output: Output, node: Node, context: Context, files: list[Path]) -> None:
+    from comity.model.ids import shown_urls
+
     agents = [(agent.name, list(agent.offered), list(agent.listeners)) for agent in node.agents]
     if output.as_json:
         rows = [{"id": f"{node.node}/{name}", "capabilities": offers, "topics": topics} for name, offers, topics in agents]
-        output.line({"node": node.node, "network": context.network, "url": context.urls[0], "agents": rows})
+        output.line({"node": node.node, "network": context.network, "url": shown_urls(context.urls[:1]), "agents": rows})
         return
     many = "1 agent" if len(agents) == 1 else f"{len(agents):,} agents"
     output.say(f"{paint('green', '●')} node {bold(node.node)} is in network {bold(context.network)} with {many}")

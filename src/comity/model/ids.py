@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import NewType
 
 from comity.errors import BadInput
@@ -81,6 +82,11 @@ def check_token(text: str, what: str) -> str:
     if not (0 < len(text) <= TOKEN_MAX) or not text.isascii() or not text.replace("-", "").replace("_", "").isalnum():
         raise BadInput(f"{what} {text[:80]!r} must be 1 to {TOKEN_MAX} letters, digits, '-' or '_'", value=text[:80])
     return text
+
+
+def shown_urls(urls: Iterable[str]) -> str:
+    """Addresses as they may be shown: without the passwords in them."""
+    return ", ".join(re.sub(r"//[^/@]*@", "//", url) for url in urls)
 
 
 def agent_id(node: ProcessId, name: str) -> AgentId:
