@@ -34,9 +34,13 @@ TICK_S = 0.05
 HEARTBEAT_S = 1.0
 SILENCE_S = 2.5
 """A following cursor that hears nothing for so long, not even a heartbeat, begins anew."""
+YOUNG_S, YOUNG_TICK_S = 2.0, 0.01
+"""So long a consumer may be unknown to the server that we are connected to; so often it is asked."""
 PULL_S = 30.0
 PULL_ROWS = 1024
 PULL_BYTES = 16 * 1024 * 1024
+ELECTED_S = 0.25
+"""A request that was under way when its stream got a new leader may be answered for so long: the old one may have dropped it."""
 HEADER_ROOM = 1024
 """Bytes of the server's payload limit left for headers."""
 
@@ -86,7 +90,7 @@ class JetStream:
         self._count = 0
         self._inbox = ""
         self._subscription: Subscription | None = None
-        self._opening: asyncio.Future[None] | None = None
+        self._elections: Subscription | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -102,6 +106,20 @@ class JetStream:
         except nats_errors.Error as error:
             raise Disconnected(f"no connection to the server: {error}") from error
         return self
+
+    async def watch_elections(self, stream: str) -> None:
+        """From now on, know when ``stream`` gets a new leader, and give up soon on what was asked of the old one. Without the
+        right to hear of it, such requests wait for their time-out. Raises Disconnected."""
+        try:
+            subject = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{stream}"
+            self._elections = await self.nc.subscribe(subject, cb=self._elected)
+        except nats_errors.Error as error:
+            raise Disconnected(f"no connection to the server: {error}") from error
+
+    async def _elected(self, _: Msg) -> None:
+        until = asyncio.get_running_loop().time() + ELECTED_S
+        for token, call in self._calls.items():
+            self._calls[token] = call._replace(deadline=min(call.deadline, until))
 
     async def call(self, subject: str, data: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
         """Send a request, wait for its reply. Calls leave in the order in which they were started. Raises Disconnected,
@@ -168,9 +186,10 @@ class JetStream:
             self._timer.cancel()
             self._timer = None
         self._fail_all(Disconnected("closed"))
-        if self._subscription is not None:
-            await _unsubscribe(self.nc, self._subscription)
-            self._subscription = None
+        for subscription in (self._subscription, self._elections):
+            if subscription is not None:
+                await _unsubscribe(self.nc, subscription)
+        self._subscription = self._elections = None
 
     async def _receive(self, msg: Msg) -> None:
         call = self._calls.pop(msg.subject[len(self._inbox) :], None)
@@ -190,7 +209,7 @@ class JetStream:
             elif "permissions violation" in refused and f'"{call.subject.lower()}"' in refused:
                 call.reply.set_exception(AccessDenied(f"these credentials may not publish to {call.subject}"))
             elif now >= call.deadline:
-                call.reply.set_exception(TimedOut(f"no answer from {call.subject} within {self.timeout_s} s"))
+                call.reply.set_exception(TimedOut(f"no answer from {call.subject} in time ({self.timeout_s:g} s at most)"))
         if self._calls:
             self._timer = loop.call_later(TICK_S, self._tick, loop)
 
@@ -237,8 +256,11 @@ class Cursor:
         self._delivered = 0
         self._owed = 0
         self._broken = False
+        self._absent = False
         self._closed = False
         self._heard = 0.0
+        self._born = 0.0
+        self._asked: tuple[int, dict[str, Any]] = (0, {})
         self._consumer = ""
         self._inbox = ""
         self._pulls = 0
@@ -308,7 +330,7 @@ class Cursor:
         self._consumer = self._inbox.rstrip(".").rpartition(".")[2]
         self._received = self._rows[-1].seq if self._rows else self.after
         self._delivered = self._owed = 0
-        self._broken = False
+        self._broken = self._absent = False
         self._reconnects = js.reconnects
         config = {
             "name": self._consumer,
@@ -326,7 +348,7 @@ class Cursor:
             f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{self._subject}",
             {"stream_name": self._stream, "config": config},
         )
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = self._born = asyncio.get_running_loop().time()
         try:
             self._subscription = await js.nc.subscribe(
                 self._inbox + "*", cb=self._receive, pending_bytes_limit=8 * PULL_BYTES
@@ -347,6 +369,7 @@ class Cursor:
     async def _pull(self, rows: int, how: dict[str, Any]) -> None:
         self._pulls += 1
         self._owed = rows
+        self._asked = rows, how
         body = msgspec.json.encode({"batch": rows, "max_bytes": PULL_BYTES, **how})
         try:
             await self._js.nc.publish(
@@ -367,6 +390,10 @@ class Cursor:
             self._wake = None
         if self._broken or not self._js.nc.is_connected or self._reconnects != self._js.reconnects:
             raise Disconnected(f"the reader of stream {self._stream} was cut off")
+        if self._absent:
+            self._absent = False
+            await asyncio.sleep(YOUNG_TICK_S)
+            await self._pull(*self._asked)
 
     def _ring(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -397,6 +424,8 @@ class Cursor:
             self._broken |= int(headers.get("Nats-Last-Consumer", 0)) > self._delivered
         elif msg.subject != f"{self._inbox}{self._pulls}":
             return  # the end of an earlier pull
+        elif status == "503" and self._heard - self._born < YOUNG_S:
+            self._absent = True  # made on another server, which ours does not know of yet
         elif status in ("404", "408") or headers.get("Description") in ("Batch Completed", "Message Size Exceeds MaxBytes"):
             self._owed = 0
         else:

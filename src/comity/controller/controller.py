@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from comity.bus.base import LEADER, Bus, Cancel, Delivery, Link, topic
+from comity.bus.base import LEADER, Bus, Cancel, Delivery, Link, to, topic
 from comity.bus.outbox import Outbox
 from comity.config import Settings
 from comity.controller.census import Census
@@ -34,10 +34,10 @@ from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
 from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput, NotFound
 from comity.log.base import Log
-from comity.model.codec import seal
+from comity.model.codec import seal, to_json
 from comity.model.ids import NetworkId, ProcessId
 from comity.model.task import Command, Entry, Lead, TimeJump
-from comity.model.wire import Leading, decode
+from comity.model.wire import Answer, Ask, Leading, decode
 from comity.registry.base import Registry
 from comity.store.base import Store
 
@@ -55,7 +55,8 @@ _log = structlog.get_logger("comity.controller")
 class Controller:
     """One controller. ``wall`` gives seconds since 1970, ``random`` floats in [0, 1). ``eager``: campaign at once instead of
     listening first (the only controller of an embedded network). ``confirm_jump``: entry time may jump to the wall clock when
-    this controller first leads (an operator started the network)."""
+    this controller first leads (an operator started the network), unless another one was heard leading before. ``place`` names
+    where it runs."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Controller:
         random: Callable[[], float],
         eager: bool = False,
         confirm_jump: bool = False,
+        place: str = "",
     ) -> None:
         self.bus = bus
         self.log = log
@@ -89,14 +91,18 @@ class Controller:
         self.leading: Term | None = None
         self.led = asyncio.Event()
         """Set while this controller leads."""
+        self.heard = asyncio.Event()
+        """Set once somebody else was heard leading."""
         self.shut_down = asyncio.Event()
         """Set once a shutdown that somebody asked for has drained the network."""
         self.failure: Exception | None = None
         """What stopped this controller for good: a damaged or foreign log, or a fault of ours."""
         self.failed = asyncio.Event()
+        self.place = place
         self._eager = eager
         self._confirm_jump = confirm_jump
         self._leader_seen = 0.0
+        self._vacant = asyncio.Event()  # the leader said that it leaves
         self._tasks: list[asyncio.Task[None]] = []
         self._cancels: list[Cancel] = []
 
@@ -116,11 +122,15 @@ class Controller:
         self._tasks.append(loop.create_task(self._guarded(self._live())))
 
     async def stop(self) -> None:
-        """Leave. Idempotent."""
+        """Leave; if this controller leads, the others are told that they may, or that the network was shut down. Idempotent."""
+        term = self.state.term if self.leading is not None else -1
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        if term >= 0:
+            ends = "network" if self.shut_down.is_set() else "term"
+            self.outbox.post(CONTROLLERS, Leading(term, self.bus.process, self.state.time_ms, ends))
         self.payloads.end()
         for cancel in self._cancels:
             await cancel()
@@ -239,13 +249,19 @@ class Controller:
     async def _stillness(self, following: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
         patience = STILL_S * (1 + 0.5 * self.random())
-        while True:
-            left = self._leader_seen + patience - loop.time()
-            if left <= 0:
-                return
-            await asyncio.wait([following], timeout=left)
-            if following.done():
-                following.result()
+        self._vacant.clear()
+        vacant = loop.create_task(self._vacant.wait())
+        try:
+            while not vacant.done():
+                left = self._leader_seen + patience - loop.time()
+                if left <= 0:
+                    return
+                await asyncio.wait([following, vacant], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if following.done():
+                    following.result()
+        finally:
+            vacant.cancel()
+        await asyncio.sleep(RETRY_S * self.random())  # other standbys heard it too
 
     async def _campaign(self) -> bool:
         """Try to begin a new term; whether it is ours. False: somebody else's is effective."""
@@ -332,12 +348,23 @@ class Controller:
             _log.warning("not a controller's message", sender=delivery.sender, error=error.message)
             return
         for item in items:
-            if not isinstance(item, Leading):
+            if isinstance(item, Ask) and item.what == "position":
+                self.outbox.post(to(delivery.sender), Answer(item.ref, "", to_json(self.position())))
+            elif not isinstance(item, Leading):
                 continue
-            if self.leading is None and delivery.sender == self.state.leader:
-                self._leader_seen = asyncio.get_running_loop().time()
             elif self.leading is not None and item.term > self.state.term:
                 self.leading.doubt()
+            elif self.leading is None and delivery.sender == self.state.leader:
+                self._hear_leader(item)
+
+    def _hear_leader(self, item: Leading) -> None:
+        self._leader_seen = asyncio.get_running_loop().time()
+        self._confirm_jump = False
+        self.heard.set()
+        if item.ends == "network":
+            self.shut_down.set()
+        elif item.ends:
+            self._vacant.set()
 
     def _departed(self, process: ProcessId) -> None:
         if self.leading is not None:
@@ -351,9 +378,14 @@ class Controller:
         """Numbers of this controller; the network's if it leads."""
         if self.leading is not None:
             return self.leading.stats()
+        return {"network": self.network_id, **self.position()}
+
+    def position(self) -> dict[str, Any]:
+        """Who and where this controller is, and how far it has read the log."""
         return {
-            "network": self.network_id,
-            "role": "standby",
+            "process": self.bus.process,
+            "place": self.place,
+            "role": "leader" if self.leading is not None else "standby",
             "leader": self.state.leader,
             "term": self.ledger.term,
             "log_head": self.ledger.index,

@@ -146,11 +146,13 @@ CURRENT = b'{"type":"events.current","at":0}'
 
 
 class Leading(Item, tag=26):
-    """Broadcast by a new leader, and to any process that asks an unfamiliar one: I lead in ``term``."""
+    """Broadcast by a new leader, and to any process that asks an unfamiliar one: I lead in ``term``. ``ends`` is said to other
+    controllers only: "term", I stop leading, somebody else may begin; "network", the network was shut down."""
 
     term: int
     leader: ProcessId
     now_ms: int
+    ends: str = ""
 
 
 # The leader to a node
