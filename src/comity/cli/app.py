@@ -33,6 +33,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "nodes": ("nodes", "Nodes: list, show"),
         "events": ("events", "What happens, as it happens"),
         "stats": ("network_commands", "What the network is doing, in numbers"),
+        "cluster": ("cluster", "Servers: status, invite"),
     },
     "Talk": {
         "send": ("messages", "Say something to an agent, and print its reply"),
@@ -47,7 +48,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "version": ("tools", "Versions of Comity and of what it runs on"),
     },
 }
-GROUPS = ("tasks", "agents", "nodes", "context", "bench")
+GROUPS = ("tasks", "agents", "nodes", "cluster", "context", "bench")
 _MODULES = {name: module for rows in SECTIONS.values() for name, (module, _) in rows.items()}
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import secrets
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version
+from typing import Any, NamedTuple, TypeVar
 
 from comity.bus.nats import NatsBus
 from comity.cli.marking import Marking
+from comity.cli.place import Place
+from comity.cli.seat import Seat, Waiting
 from comity.config import Settings
+from comity.connect import secured
 from comity.contexts import Context
 from comity.controller.controller import Controller
+from comity.credentials import Role
 from comity.embedded import EmbeddedServer
-from comity.errors import ServerFailed
+from comity.errors import Indefinite, ServerFailed
 from comity.log.base import Durability
 from comity.log.jetstream import JetStreamLog
 from comity.log.jetstream import stream_name as log_name
@@ -30,18 +38,31 @@ VERIFIED = Durability("verified", "the embedded server syncs to disk before it a
 OFF = Durability("unverified", "fsync is off: the embedded server acknowledges what is not yet on disk")
 CLIENT_NAME = "cli"
 PORTS_TRIED = 64
+RETRY_S = 0.2
+LED_S = 60.0
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Doors(NamedTuple):
+    log: JetStreamLog
+    registry: JetStreamRegistry
+    store: JetStreamStore
 
 
 class EmbeddedNetwork:
     """A server, a controller and ``/metrics`` in this process: what ``comity up`` runs."""
 
     def __init__(
-        self, server: EmbeddedServer, bus: NatsBus, doors: list[Any], controller: Controller, marking: Marking
+        self, server: EmbeddedServer, bus: NatsBus, doors: list[Any], controller: Controller, marking: Marking, seat: Seat | None
     ) -> None:
         self.server = server
+        self.seat = seat
         self.bus = bus
         self.controller = controller
         self.metrics: MetricsServer | None = None
+        self.durability = VERIFIED
         self.notes: list[str] = list(server.notes)
         self._doors = doors
         self._marking = marking
@@ -50,93 +71,98 @@ class EmbeddedNetwork:
     def url(self) -> str:
         return self.server.url
 
+    @property
+    def name(self) -> str:
+        return self.server.network
+
+    @property
+    def data(self) -> str:
+        return str(self.server.data)
+
+    @property
+    def reach(self) -> str:
+        """From where the server can be reached, and how."""
+        return "(this machine only)" if self.server.tls is None else f"(with TLS: --ca {self.server.tls.ca})"
+
     @classmethod
-    async def start(cls, settings: Settings, *, metrics: bool = True) -> EmbeddedNetwork:
-        """Start on ``settings.data_dir`` and return once tasks can be submitted. Raises AlreadyRunning, ForeignData, Corrupt,
-        ServerFailed."""
-        data = settings.data_dir
-        server = await EmbeddedServer.start(
-            data, network=settings.network, port=settings.port, binary=settings.nats_server, fsync=settings.fsync
-        )
-        try:
-            bus = await _connect(server)
-            try:
-                return await cls._with_controller(server, bus, settings, metrics)
-            except BaseException:
-                await bus.close()
-                raise
-        except BaseException:
-            await server.stop()
-            raise
+    async def start(
+        cls,
+        settings: Settings,
+        *,
+        metrics: bool = True,
+        place: Place | None = None,
+        tell: Callable[[Waiting, Seat], None] = lambda _waiting, _seat: None,
+    ) -> EmbeddedNetwork:
+        """Start on ``settings.data_dir`` and return once tasks can be submitted. In a cluster that is when servers enough are
+        there; ``tell`` says who is awaited. Raises AlreadyRunning, ForeignData, Corrupt, BadSettings, ServerFailed."""
+        place = place or Place()
+        cluster = place.member.config() if place.member is not None else None
+        async with AsyncExitStack() as stack:
+            server = await EmbeddedServer.start(
+                settings.data_dir, network=settings.network, port=settings.port, binary=settings.nats_server,
+                fsync=settings.fsync, host=place.host, tls=place.tls, cluster=cluster,
+            )  # fmt: skip
+            stack.push_async_callback(server.stop)
+            process = ProcessId(f"k-{secrets.token_hex(4)}")
+            bus = await _connect(server, process)
+            stack.push_async_callback(bus.close)
+            seat = None
+            if place.member is not None:
+                seat = Seat(server, place, version("comity"))
+                stack.push_async_callback(seat.close)
+                await seat.open(_options(server, "system", f"{process}-view"), f"{process}-view")
+                await seat.until_placed(bus.connection, partial(_tell, tell, seat))
+            network = await cls._with_controller(server, bus, settings, seat)
+            stack.pop_all()
+        if metrics:
+            network.metrics = serve_metrics(network.controller, settings.http_port, network.notes)
+        network._leave_context()
+        if seat is not None:
+            seat.changed = network._leave_context
+            seat.announce(network.controller.registry)
+        return network
 
     @classmethod
     async def _with_controller(
-        cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, metrics: bool
+        cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, seat: Seat | None
     ) -> EmbeddedNetwork:
         streams = server.data / "jetstream" / server.authority.account.public / "streams"
         marking = Marking(server.data, server.network_id, streams / log_name(server.network))
         with marking.noting():
-            return await cls._marked(server, bus, settings, metrics, marking)
+            doors = await _open(bus, server, VERIFIED if settings.fsync else OFF, marking)
+            return await cls._begin(server, bus, doors, settings, marking, seat)
 
     @classmethod
-    async def _marked(
-        cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, metrics: bool, marking: Marking
+    async def _begin(
+        cls, server: EmbeddedServer, bus: NatsBus, doors: Doors, settings: Settings, marking: Marking, seat: Seat | None
     ) -> EmbeddedNetwork:
-        nc, token, durability = bus.connection, server.network, VERIFIED if settings.fsync else OFF
-        await marking.look(nc, log_name(token), store_name(token))  # nodes fill the registry again
-        log = await JetStreamLog.open(nc, token, create=True, durability=durability)
-        await marking.check(log)
-        registry = await JetStreamRegistry.open(nc, token, create=True)
-        store = await JetStreamStore.open(nc, token, create=True)
-        await marking.begin()
         controller = Controller(
-            bus, log, registry, store, settings,
-            network_id=server.network_id, wall=time.time, random=random.random, eager=True, confirm_jump=True,
+            bus, *doors, settings,
+            network_id=server.network_id, wall=time.time, random=random.random, eager=seat is None, confirm_jump=True,
+            place=seat.member.member if seat is not None else "",
         )  # fmt: skip
-        network = cls(server, bus, [log, registry, store], controller, marking)
+        network = cls(server, bus, list(doors), controller, marking, seat)
+        network.durability = await doors.log.durability()
         try:
             await controller.start()
-            await network._until_led()
+            await until_led(controller)
             if settings.fsync:  # else an acknowledged entry may not be durable
                 marking.keep(lambda: controller.ledger)
-            if metrics:
-                network._serve_metrics(settings.http_port)
-            network._leave_context(settings.data_dir)
         except BaseException:
             await network.stop()
             raise
         return network
 
-    async def _until_led(self) -> None:
-        led = asyncio.create_task(self.controller.led.wait())
-        failed = asyncio.create_task(self.controller.failed.wait())
-        done, pending = await asyncio.wait([led, failed], timeout=60, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        if failed in done and self.controller.failure is not None:
-            raise self.controller.failure
-        if led not in done:
-            raise ServerFailed("the controller could not begin to lead within 60 s")
-
-    def _serve_metrics(self, port: int) -> None:
-        for candidate in range(port, min(port + PORTS_TRIED, 65_536)) if port else [0]:
-            try:
-                self.metrics = MetricsServer(self.controller.stats, candidate)
-                break
-            except OSError:
-                continue
-        if self.metrics is None:
-            self.notes.append(f"no port is free from {port} on: there is no /metrics")
-        elif port not in (0, self.metrics.port):
-            self.notes.append(f"port {port} is taken; metrics are on {self.metrics.port}")
-
-    def _leave_context(self, data: Path) -> None:
+    def _leave_context(self) -> None:
         """So that other commands on this machine find the network by its data directory."""
+        server, data = self.server, self.server.data
         path = data / "client.creds"
-        self.server.authority.mint("client", f"{CLIENT_NAME}-{secrets.token_hex(3)}").save(path)
+        server.authority.mint("client", f"{CLIENT_NAME}-{secrets.token_hex(3)}").save(path)
         context = Context(
-            urls=(self.url,), network=self.server.network, credentials=str(path.absolute()), authority=str(data.absolute())
-        )
+            urls=(self.seat.member.urls if self.seat is not None else ()) or (self.url,),
+            network=server.network, credentials=str(path.absolute()), authority=str(data.absolute()),
+            ca=str(server.tls.ca.absolute()) if server.tls is not None else "",
+        )  # fmt: skip
         context.write_local(data)
 
     async def wait(self) -> None:
@@ -157,12 +183,16 @@ class EmbeddedNetwork:
             raise self.controller.failure
 
     async def stop(self) -> None:
-        """Stop everything this started, in order. Idempotent."""
+        """Stop everything this started, in order; in a cluster that goes on, others take over first. Idempotent."""
         if self.metrics is not None:
             await self.metrics.stop()
             self.metrics = None
+        if self.seat is not None and self._doors and not self.controller.shut_down.is_set():
+            await self.seat.leave(self.bus)
         with contextlib.suppress(asyncio.CancelledError):
             await self.controller.stop()
+        if self.seat is not None:
+            await self.seat.close()
         await self._marking.stop()
         for door in self._doors:
             await door.close()
@@ -171,11 +201,75 @@ class EmbeddedNetwork:
         await self.server.stop()
 
 
-async def _connect(server: EmbeddedServer) -> NatsBus:
-    process = ProcessId(f"k-{secrets.token_hex(4)}")
-    mine = server.authority.mint("controller", process)
-    system = server.authority.mint("system", f"{process}-sys")
+async def until_led(controller: Controller) -> None:
+    """Until ``controller`` leads, or has heard who does. Raises what stopped it, or ServerFailed."""
+    waits = [asyncio.create_task(event.wait()) for event in (controller.led, controller.heard, controller.failed)]
+    done, pending = await asyncio.wait(waits, timeout=LED_S, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    if controller.failure is not None:
+        raise controller.failure
+    if not done:
+        raise ServerFailed(f"the controller could not begin to lead within {LED_S:.0f} s")
+
+
+def serve_metrics(controller: Controller, port: int, notes: list[str]) -> MetricsServer | None:
+    """``/metrics`` on ``port``, or on any if that is taken: then a note says so."""
+    for candidate in range(port, min(port + PORTS_TRIED, 65_536)) if port else [0]:
+        try:
+            server = MetricsServer(controller.stats, candidate)
+        except OSError:
+            continue
+        if port not in (0, server.port):
+            notes.append(f"port {port} is taken; metrics are on {server.port}")
+        return server
+    notes.append(f"no port is free from {port} on: there is no /metrics")
+    return None
+
+
+def _tell(tell: Callable[[Waiting, Seat], None], seat: Seat, waiting: Waiting) -> None:
+    tell(waiting, seat)
+
+
+def _options(server: EmbeddedServer, role: Role, process: str) -> dict[str, Any]:
+    known = server.authority.mint(role, process)
+    return secured(known.connect_options(), server.tls.ca if server.tls is not None else None)
+
+
+async def _connect(server: EmbeddedServer, process: ProcessId) -> NatsBus:
     return await NatsBus.connect(
         server.url, process=process, network=server.network,
-        options=mine.connect_options(), system=system.connect_options(),
+        options=_options(server, "controller", process), system=_options(server, "system", f"{process}-sys"),
     )  # fmt: skip
+
+
+async def _open(bus: NatsBus, server: EmbeddedServer, durability: Durability, marking: Marking) -> Doors:
+    """The doors, whose streams are made if they are missing and may be. In a cluster their groups may need a moment to have
+    leaders."""
+    nc, token, copies = bus.connection, server.network, server.replicas
+    opened: list[Any] = []
+
+    async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await work()
+            except Indefinite as error:
+                if copies == 1:
+                    raise
+                log.debug("not ready: %s", error)
+                await asyncio.sleep(RETRY_S)  # a group's leader cannot be awaited
+
+    try:
+        await patiently(lambda: marking.look(nc, log_name(token), store_name(token)))  # nodes fill the registry again
+        opened.append(await patiently(lambda: JetStreamLog.open(
+            nc, token, create=True, replicas=copies, durability=durability
+        )))  # fmt: skip
+        await patiently(lambda: marking.check(opened[0]))
+        opened.append(await patiently(lambda: JetStreamRegistry.open(nc, token, create=True, replicas=copies)))
+        opened.append(await patiently(lambda: JetStreamStore.open(nc, token, create=True, replicas=copies)))
+        await marking.begin()
+    except BaseException:
+        for door in opened:
+            await door.close()
+        raise
+    return Doors(*opened)

@@ -13,9 +13,12 @@ from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, dim, megabytes, paint, share, span
 
 if TYPE_CHECKING:
+    from comity.cli.up import Plan
     from comity.config import Loaded
 
 STOP_S = 15.0
+_CLUSTER: dict[str, Any] = {"rich_help_panel": "A cluster"}
+_FOREIGN: dict[str, Any] = {"rich_help_panel": "Servers that are there"}
 app = commands()
 
 
@@ -27,17 +30,60 @@ async def up(
     port: Annotated[int | None, typer.Option("--port", metavar="N", help="Where it listens (0: any free port).")] = None,
     http_port: Annotated[int | None, typer.Option("--http-port", metavar="N", help="Where /metrics is (0: any).")] = None,
     nats_server: Annotated[Path | None, typer.Option("--nats-server", metavar="FILE", help="The server program.")] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="ADDRESS", help="Where other machines reach it, with TLS.", **_CLUSTER)
+    ] = None,
+    servers: Annotated[
+        int | None, typer.Option("--servers", metavar="3|5", help="Begin a cluster of so many servers.", **_CLUSTER)
+    ] = None,
+    join: Annotated[str | None, typer.Option("--join", metavar="TOKEN", help="Take part in a cluster.", **_CLUSTER)] = None,
+    connect: Annotated[
+        str | None, typer.Option("--connect", metavar="URL", help="Only a controller, on these servers.", **_FOREIGN)
+    ] = None,
+    credentials: Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose to use.", **_FOREIGN)] = None,
+    ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Who vouches for them.", **_FOREIGN)] = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", metavar="N", help="Copies of each stream.", **_FOREIGN)] = None,
+    assert_durable: Annotated[
+        bool, typer.Option("--assert-durable", help="They sync to disk before they acknowledge.", **_FOREIGN)
+    ] = False,
 ) -> None:
-    """Start a network in the foreground: a server and a controller, on this machine.
+    """Start a network in the foreground: a server and a controller, on this machine. Or one server of a cluster.
 
     Ctrl-C stops it. Started again on the same data it carries on where it was.
     """
+    from comity.cli.up import Plan, with_last_port
     from comity.cli.up import up as run_up
-    from comity.cli.up import with_last_port
 
-    loaded = cli.loaded(data_dir=data, network=network, port=port, http_port=http_port, nats_server=nats_server)
+    flags: dict[str, Any] = {
+        "data_dir": data, "port": port, "http_port": http_port, "nats_server": nats_server, "listen": listen,
+        "urls": connect, "credentials": credentials, "ca": ca, "replicas": replicas, "network": network,
+    }  # fmt: skip
+    if connect is not None:
+        await run_up(cli.settings(**flags), cli.output, _on_foreign(cli, flags, assert_durable))
+        return
+    if join is not None:
+        flags["network"] = network or _network_of(join)
+    loaded = cli.loaded(**flags)
     is_free = loaded.settings.port == 0 or loaded.sources["port"] == "default"
-    await run_up(with_last_port(loaded.settings) if is_free else loaded.settings, cli.output)
+    settings = with_last_port(loaded.settings) if is_free else loaded.settings
+    await run_up(settings, cli.output, Plan(servers, join or ""))
+
+
+def _network_of(token: str) -> str:
+    from comity.cluster.invites import Token
+
+    return Token.parse(token).network
+
+
+def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool) -> Plan:
+    """A controller only. Raises BadSettings for what is only for servers of our own."""
+    from getpass import getuser
+
+    from comity.cli.up import Plan
+    from comity.contexts import resolve
+
+    asserts = f"an operator ({getuser()}) says that the servers sync to disk before they acknowledge" if asserted else ""
+    return Plan(context=resolve(cli.loaded(**flags)), asserts=asserts)
 
 
 @command(app)
@@ -46,12 +92,16 @@ async def down(
     timeout: Annotated[
         float | None, typer.Option("--timeout", metavar="SECONDS", min=0.0, help="How long running tasks may go on.")
     ] = None,
+    member: Annotated[bool, typer.Option("--member", help="Only this server of a cluster; the others go on.")] = False,
 ) -> None:
     """Shut the network down: tell every agent, refuse submits, let running tasks end, stop.
 
     Tasks that wait, or still run when the time is over, go on after the next comity up.
     """
     pid = _process_of(cli.loaded())
+    if member:
+        await _member_down(cli, pid)
+        return
     async with cli.net() as net:
         if not cli.output.as_json:
             cli.output.note("announced; waiting for running tasks to end")
@@ -65,6 +115,26 @@ async def down(
     for count, what in ((left["running"], "still ran"), (left["waiting"], "wait")):
         if count:
             cli.output.say(f"  {bold(str(count))} {'task' if count == 1 else 'tasks'} {what}: comity up goes on with them")
+
+
+async def _member_down(cli: Cli, pid: int) -> None:
+    """Stop the server of this data directory, which hands over what it leads. Raises NotFound if it does not run."""
+    import os
+    import signal
+
+    from comity.cluster.membership import Member
+    from comity.errors import NotFound
+
+    data = cli.settings().data_dir
+    known = Member.load(data)
+    if known is None or not pid:
+        raise NotFound(f"no server of a cluster runs on {data}", path=str(data))
+    os.kill(pid, signal.SIGTERM)
+    await _end_of(pid)
+    if cli.output.as_json:
+        cli.output.show({"server": known.member, "stopped": True})
+    else:
+        cli.output.say(f"{paint('green', '●')} server {bold(known.member)} is down; the others go on")
 
 
 def _process_of(loaded: Loaded) -> int:

@@ -1,4 +1,5 @@
-"""What ``comity up`` does: a server and a controller in the foreground, until Ctrl-C or ``comity down``."""
+"""What ``comity up`` does: a server and a controller in the foreground, until Ctrl-C or ``comity down``. Or a controller only, on
+servers that are there."""
 
 from __future__ import annotations
 
@@ -6,15 +7,19 @@ import asyncio
 import gc
 import logging
 import signal
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comity.cli.logs import configure
 from comity.cli.looks import bold, dim, paint
 from comity.cli.output import Output, started
 
 if TYPE_CHECKING:
+    from comity.cli.foreign import ForeignNetwork
     from comity.cli.network import EmbeddedNetwork
+    from comity.cli.seat import Seat, Waiting
     from comity.config import Settings
+    from comity.contexts import Context
 
 SYNCED = "(each accepted task is synced to disk)"
 UNSYNCED = "(fsync is off: a power cut loses what was accepted last)"
@@ -38,10 +43,18 @@ def with_last_port(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, port=port) if port else settings
 
 
-async def up(settings: Settings, output: Output) -> None:
-    """Run until told to stop. Raises what keeps a network from starting or running."""
-    from comity.cli.network import EmbeddedNetwork
+class Plan(NamedTuple):
+    """What to start: a server of our own, by itself or in a cluster (``servers``, ``token``), or only a controller, on the
+    servers of ``context``. ``asserts``: what is said of their durability."""
 
+    servers: int | None = None
+    token: str = ""
+    context: Context | None = None
+    asserts: str = ""
+
+
+async def up(settings: Settings, output: Output, plan: Plan) -> None:
+    """Run until told to stop. Raises what keeps a network from starting or running."""
     configure(logging.DEBUG if output.debug else logging.WARNING, as_json=output.as_json)
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -51,7 +64,7 @@ async def up(settings: Settings, output: Output) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, starting.cancel)
     gc.collect()  # now, when nobody waits yet: it takes some 30 ms
-    network = await EmbeddedNetwork.start(settings)
+    network = await _start(settings, output, plan)
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, asked.set)
     try:
@@ -69,28 +82,62 @@ async def up(settings: Settings, output: Output) -> None:
         await network.stop()
 
 
-def _greet(network: EmbeddedNetwork, settings: Settings, output: Output, took_s: float) -> None:
+async def _start(settings: Settings, output: Output, plan: Plan) -> EmbeddedNetwork | ForeignNetwork:
+    from comity.cli.foreign import ForeignNetwork
+    from comity.cli.network import EmbeddedNetwork
+    from comity.cli.place import take_place
+
+    if plan.context is not None:
+        return await ForeignNetwork.start(settings, plan.context, asserts=plan.asserts)
+    place = await take_place(settings, servers=plan.servers, token=plan.token)
+    return await EmbeddedNetwork.start(settings, place=place, tell=partial(_wait, output))
+
+
+def _wait(output: Output, waiting: Waiting, seat: Seat) -> None:
+    """Say which servers are awaited, and what to type for that."""
+    from comity.cli.cluster import TTL_S, new_token
+
+    missing = waiting.size - waiting.up
+    tokens = [new_token(seat.data, seat.member) for _ in range(missing)] if waiting.first else []
+    if output.as_json:
+        output.line({"waiting_for": missing, "servers": waiting.up, "size": waiting.size, "tokens": tokens})
+        return
+    more = "1 more server" if missing == 1 else f"{missing} more servers"
+    output.say(f"{paint('yellow', '●')} {waiting.up} of {waiting.size} servers here; waiting for {more}")
+    if tokens:
+        output.say("  On each, with a token of its own:")
+        for token in tokens:
+            output.say(f"    comity up --join {token}")
+        output.say(dim(f"  Each lets one server in, within {TTL_S / 60:.0f} minutes; comity cluster invite makes more."))
+
+
+def _greet(network: EmbeddedNetwork | ForeignNetwork, settings: Settings, output: Output, took_s: float) -> None:
     open_tasks = sum(not task.is_terminal for task in network.controller.state.tasks.values())
     metrics = f"http://127.0.0.1:{network.metrics.port}/metrics" if network.metrics is not None else None
-    durability = "verified" if settings.fsync else "unverified"
+    seat, data = network.seat, network.data
+    level, reason = network.durability
     if output.as_json:
-        facts = {"url": network.url, "network": settings.network, "data": str(settings.data_dir), "metrics": metrics}
-        output.line(
-            {**facts, "durability": durability, "open_tasks": open_tasks, "start_s": round(took_s, 3), "notes": network.notes}
-        )
+        facts: dict[str, Any] = {"url": network.url, "network": network.name, "data": data, "metrics": metrics}
+        if seat is not None:
+            facts |= {"server": seat.member.member, "size": seat.member.size, "leader": network.controller.state.leader}
+        facts["durability"] = level
+        output.line({**facts, "open_tasks": open_tasks, "start_s": round(took_s, 3), "notes": network.notes})
         return
-    output.say(f"{paint('green', '●')} network {bold(settings.network)} is up {dim(f'({took_s:.1f} s)')}")
+    output.say(f"{paint('green', '●')} network {bold(network.name)} is up {dim(f'({took_s:.1f} s)')}")
+    role = "leads" if network.controller.leading is not None else f"stands by; {network.controller.state.leader} leads"
     output.facts(
         [
-            ("listening", f"{network.url}  {dim('(this machine only)')}"),
-            ("data", f"{settings.data_dir}  {dim(SYNCED) if settings.fsync else paint('yellow', UNSYNCED)}"),
+            ("listening" if data else "servers", f"{network.url}  {dim(network.reach)}"),
+            ("cluster", f"server {seat.member.member}, one of {seat.member.size}; its controller {role}" if seat else None),
+            ("data", f"{data}  {dim(SYNCED) if settings.fsync else paint('yellow', UNSYNCED)}" if data else None),
+            ("durability", None if data else f"{paint('yellow', level)}  {dim(f'({reason})')}"),
             ("metrics", metrics),
             ("carries on", f"{open_tasks:,} {'task' if open_tasks == 1 else 'tasks'} accepted before" if open_tasks else None),
             *(("note", paint("yellow", note)) for note in network.notes),
         ]
     )
     width = max(len(words) for words, _ in NEXT)
-    output.say(f"\nNext, in another terminal{_where(settings)}:")
+    output.say(f"\nNext, in another terminal{_where(settings) if data else dim(' (add --connect as here)')}:")
     for words, what in NEXT:
         output.say(f"  {bold(words)}{' ' * (width - len(words))}   {dim(what)}")
     output.say(f"\n{dim('Ctrl-C stops it.')}")

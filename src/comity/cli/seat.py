@@ -1,0 +1,192 @@
+"""A server's seat in its cluster: it waits for the others, lets new ones in, knows them all, and hands over when it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import msgspec
+
+from comity.bus.nats import NatsBus
+from comity.cli.place import Place
+from comity.cluster.config import bracketed
+from comity.cluster.handover import hand_over
+from comity.cluster.join import Identity, JoinEndpoint
+from comity.cluster.membership import Member
+from comity.cluster.status import SystemView
+from comity.cluster.tls import server_context
+from comity.embedded import EmbeddedServer, free_port
+from comity.errors import Conflict, Disconnected, Indefinite, NotFound, Unreachable
+from comity.jetstream import JetStream
+from comity.model.ids import check_token
+from comity.registry.base import Registry
+
+LOOK_S = 0.1
+ASK_S = 0.5
+RETRY_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What a server says of itself in the registry, for the others' next start and for clients."""
+
+    route: str
+    url: str
+    version: str
+
+
+class Waiting(NamedTuple):
+    """``up`` of ``size`` servers are there; ``first``: no other has ever been."""
+
+    up: int
+    size: int
+    first: bool
+
+
+class Seat:
+    """Of ``server``. ``changed`` is called when other servers became known."""
+
+    def __init__(self, server: EmbeddedServer, place: Place, version: str) -> None:
+        assert place.member is not None
+        self.member: Member = place.member
+        self.changed: Callable[[], None] = lambda: None
+        self._server = server
+        self._place = place
+        self._version = version
+        self.data = server.data
+        self._known: dict[str, Known] = {}
+        self._endpoint: JoinEndpoint | None = None
+        self._view: SystemView | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self, options: dict[str, Any], process: str) -> None:
+        """Let others in, and look at the servers with ``options`` of a system user. Raises Unreachable."""
+        server, place = self._server, self._place
+        assert place.ca is not None and place.join_files is not None and server.cluster is not None
+        self._keep(msgspec.structs.replace(self.member, route_port=server.cluster.port))
+        self._view = await SystemView.connect([server.url], process, options)
+        identity = Identity(server.network_id, server.authority, place.ca)
+        self._endpoint = JoinEndpoint(server.data, identity, self._open_to_join, self._joined)
+        context = server_context(place.join_files)
+        try:
+            await self._endpoint.start(self.member.host, self.member.join_port, context)
+        except OSError:
+            port = free_port(self.member.host)
+            server.notes.append(f"port {self.member.join_port} is taken; servers join at {port}")
+            self._keep(msgspec.structs.replace(self.member, join_port=port))
+            await self._endpoint.start(self.member.host, port, context)
+
+    def _open_to_join(self) -> Member:
+        """Raises Conflict if nobody else may join."""
+        if len(self._known) >= self.member.size:
+            raise Conflict(f"this cluster has all its {self.member.size} servers")
+        return self.member
+
+    def _joined(self, name: str, route: str) -> None:
+        self._learn({*self.member.others, route}, self.member.urls)
+
+    async def until_placed(self, nc: Any, tell: Callable[[Waiting], None]) -> None:
+        """Return once there are servers enough: a majority if the streams are there already, else all. ``tell`` whenever the
+        number that is there changed."""
+        stream = f"STREAM.INFO.CY_{self._server.network}_LOG"
+        js = await JetStream(nc, ASK_S).open()
+        told = -1
+        try:
+            while True:
+                up = await self._count()
+                try:
+                    if (await js.api(stream)).get("cluster", {}).get("leader"):
+                        return
+                except NotFound:
+                    if up >= self.member.size:
+                        return
+                except Indefinite as error:
+                    log.debug("the servers are not ready: %s", error)
+                if up != told:
+                    tell(Waiting(up, self.member.size, not self.member.others))
+                    told = up
+                await asyncio.sleep(LOOK_S)  # a server that comes tells nobody
+        finally:
+            await js.close()
+
+    async def _count(self) -> int:
+        assert self._view is not None
+        try:
+            return len(await self._view.ping(self.member.size))
+        except Unreachable:
+            return 0
+
+    def announce(self, registry: Registry) -> None:
+        """From now on others know this server, and it knows them."""
+        self._tasks.append(asyncio.create_task(self._announce(registry)))
+
+    async def _announce(self, registry: Registry) -> None:
+        mine = Known(f"{bracketed(self.member.host)}:{self.member.route_port}", self._server.url, self._version)
+        while True:
+            try:
+                await registry.put(f"servers/{check_token(self.member.member, 'server')}", msgspec.json.encode(mine))
+                async for changes in registry.watch("servers/"):
+                    for change in changes:
+                        self._take(change.key.partition("/")[2], change.value)
+                    self._learn({known.route for known in self._known.values()}, self._urls())
+                return
+            except Indefinite as error:
+                log.debug("the registry does not say which servers there are: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    def _take(self, name: str, value: bytes | None) -> None:
+        try:
+            if value is not None:
+                self._known[name] = msgspec.json.decode(value, type=Known)
+                return
+        except msgspec.DecodeError:
+            log.warning("the registry's record of server %s cannot be read", name)
+        self._known.pop(name, None)
+
+    def _urls(self) -> tuple[str, ...]:
+        others = sorted(known.url for name, known in self._known.items() if name != self.member.member)
+        return (self._server.url, *others)
+
+    def _learn(self, routes: set[str], urls: tuple[str, ...]) -> None:
+        own = f"{bracketed(self.member.host)}:{self.member.route_port}"
+        found = msgspec.structs.replace(self.member, others=tuple(sorted(routes - {own})), urls=urls)
+        if found != self.member:
+            self._keep(found)
+            self.changed()
+
+    def _keep(self, member: Member) -> None:
+        """Remember it, for the next start too."""
+        self.member = member
+        member.save(self._server.data)
+        assert self._server.cluster is not None
+        self._server.cluster = replace(self._server.cluster, routes=member.others)
+
+    async def leave(self, bus: NatsBus) -> None:
+        """Have others lead what this server leads; what nobody takes over in time, an election will give away."""
+        try:
+            js = await JetStream(bus.connection, ASK_S).open()
+        except Disconnected:
+            return
+        try:
+            failed = await hand_over(js, self._view, self._server.network, self.member.member, self.member.size)
+            for reason in failed:
+                log.warning("not handed over: %s", reason)
+        finally:
+            await js.close()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._tasks.clear()
+        if self._endpoint is not None:
+            await self._endpoint.stop()
+        if self._view is not None:
+            await self._view.close()
