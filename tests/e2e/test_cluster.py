@@ -1,0 +1,174 @@
+"""Clusters as a user runs them: three ``comity up`` on loopback, faults and planned stops under load."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from test_faults import BATCH, Stream, check
+from town import LIMIT_S, kill, story
+from trio import Trio
+
+import comity
+from comity import Client
+from comity.cli.cluster import new_token
+from comity.cluster.membership import Member
+from comity.embedded import find_binary
+from conftest import need_server
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+async def trio(tmp_path: Path) -> AsyncIterator[Trio]:
+    need_server()
+    async with Trio(tmp_path) as trio:
+        yield trio
+
+
+class Waits:
+    """Somebody who asks for one thing after the other, and notes how long the longest took to be accepted."""
+
+    def __init__(self, net: Client) -> None:
+        self.longest_s = 0.0
+        self._net = net
+        self._over = False
+        self._work = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        while not self._over:
+            began = time.perf_counter()
+            await self._net.submit("work", {"number": -1, "seconds": 0.0})
+            self.longest_s = max(self.longest_s, time.perf_counter() - began)
+
+    async def end(self) -> float:
+        self._over = True
+        await self._work
+        return self.longest_s
+
+
+async def refusal(trio: Trio, *words: str) -> tuple[int, str, str]:
+    """Exit code, code and message of a ``comity up`` that must not start."""
+    code, out, err = await trio.comity(*trio.typed("d")[2:], *words)
+    assert out == ""
+    error = json.loads(err)["error"]
+    return code, error["code"], error["message"]
+
+
+async def test_a_killed_leader_costs_seconds_and_no_task(trio: Trio) -> None:
+    await trio.form()
+    code, kind, message = await refusal(trio, "--join", trio.tokens[0])
+    assert (code, kind) == (4, "access-denied") and "used already" in message
+    known = Member.load(trio.folder / "a")
+    assert known is not None
+    code, _, message = await refusal(trio, "--join", new_token(trio.folder / "a", known, -1.0))
+    assert code == 4 and "expired" in message
+    assert (await refusal(trio, "--join", new_token(trio.folder / "a", known)))[1] == "conflict", "three are enough"
+    victim = trio.leading(await trio.until_whole())
+    trio.use(next(name for name in "abc" if name != victim))
+    await trio.lead_log_elsewhere(victim)
+    await trio.hire("n1", "n2")
+    net = await trio.client()
+    async with story(net) as told:
+        stream = Stream(net, 0.05)
+        await stream.reaches(4 * BATCH)
+        at = len(stream.accepted)
+        killed = time.perf_counter()
+        await kill(trio.ups[victim].process)
+        await stream.reaches(at + 2 * BATCH)
+        stop_s = time.perf_counter() - killed
+        status = await trio.status()
+        assert status["survives"]["more"] == 0
+        assert (status["term"], len(status["controllers"])) == (2, 2)
+        await trio.again(victim)
+        await stream.reaches(len(stream.accepted) + 4 * BATCH)
+        await check(net, told, await stream.end())
+    status = await trio.until_whole()
+    assert (len(status["controllers"]), status["term"]) == (3, 2)
+    print(f"stopped for {stop_s:.2f} s")
+    assert stop_s < 5.0, "the log's leader lives: it takes a new controller, not an election of the servers"
+
+
+async def test_servers_restart_in_turn_and_clients_see_a_delay_only(trio: Trio) -> None:
+    """With TLS, as beyond loopback. Each server hands over what it leads before it stops."""
+    await trio.form("--listen", "127.0.0.1")
+    await trio.until_whole()
+    await trio.hire("n1", "n2")
+    net = await trio.client()
+    async with story(net) as told:
+        stream, waits = Stream(net, 0.2), Waits(net)
+        for name in "abc":
+            began = time.perf_counter()
+            if name == "a":
+                code, _, err = await trio.comity("down", "--member", "--data", str(trio.folder / name))
+                assert code == 0, err
+            else:
+                trio.ups[name].process.send_signal(signal.SIGINT)  # as Ctrl-C does
+            assert await trio.ups[name].process.wait() == 0
+            down_s = time.perf_counter() - began
+            await trio.again(name)
+            await trio.until_whole(name)
+            print(f"{name} left within {down_s:.2f} s, and the cluster was whole after {time.perf_counter() - began:.2f} s")
+            await stream.reaches(len(stream.accepted) + BATCH)
+        longest_s = await waits.end()
+        results = await stream.end()
+        await told.until(lambda _: len(told.count("task.completed")) >= len(results))
+        totals = (await net.stats())["totals"]
+    assert results == {number: number * number for number in results}
+    assert (totals["failed"], totals["canceled"], totals["evictions"]) == (0, 0, 0)
+    assert totals["submitted"] == totals["completed"]
+    assert {number for number, by in trio.runs().items() if len(by) > 1} <= {-1}, "nothing ran twice"
+    print(f"longest wait {longest_s:.2f} s")
+    assert longest_s < 5.0
+    code, _, err = await trio.comity("down", "--timeout", "1")
+    assert code == 0, err
+    assert [await up.process.wait() for up in trio.ups.values()] == [0, 0, 0], "all its servers stop"
+
+
+FOREIGN = """
+listen: "127.0.0.1:{port}"
+jetstream {{ store_dir: {store} }}
+accounts {{
+  APP: {{ jetstream: enabled, users: [{{user: app, password: secret}}] }}
+}}
+"""
+
+
+async def test_somebody_elses_server_needs_nothing_of_ours(trio: Trio, free_port: Callable[[], int]) -> None:
+    port = free_port()
+    (trio.folder / "foreign.conf").write_text(FOREIGN.format(port=port, store=json.dumps(str(trio.folder / "js"))))
+    server = await asyncio.create_subprocess_exec(
+        find_binary(), "-c", str(trio.folder / "foreign.conf"), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        url = f"nats://app:secret@127.0.0.1:{port}"
+        words = ("-m", "comity", "up", "--connect", url, "--http-port", "0", "-o", "json")
+        first, said = await trio.start(*words)
+        assert (said["durability"], said["data"]) == ("unverified", None)
+        assert "secret" not in json.dumps(said)
+        second, said = await trio.start(*words, "--assert-durable")
+        assert said["durability"] == "asserted"
+        trio.env |= {"COMITY_URLS": url}
+        await trio.hire("n1")
+        async with comity.connect(url) as net, comity.connect(url) as other:
+            many = await net.submit_many("work", [{"number": n, "seconds": 0.01} for n in range(20)])
+            assert [await task.result() for task in many] == [n * n for n in range(20)]
+            assert (await net.stats())["log_durability"] == "unverified"
+            await kill(first)
+            task = await other.submit("work", {"number": 7, "seconds": 0.01})
+            assert await task.result(timeout=LIMIT_S) == 49
+            stats = await net.stats()
+            assert (stats["term"], stats["log_durability"]) == (2, "asserted")
+            assert "an operator" in stats["log_durability_reason"]
+            await net.shutdown(1.0)
+        assert await asyncio.wait_for(second.wait(), LIMIT_S) == 0
+        assert server.returncode is None, "it is not ours to stop"
+        code, _, err = await trio.comity("up", "--connect", url, "--ca", str(trio.folder / "foreign.conf"), "-o", "json")
+        assert code == 2 and "not a certificate" in err
+    finally:
+        await kill(server)
