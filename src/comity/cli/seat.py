@@ -133,7 +133,10 @@ class Seat:
                 async for changes in registry.watch("servers/"):
                     for change in changes:
                         self._take(change.key.partition("/")[2], change.value)
-                    self._learn({known.route for known in self._known.values()}, self._urls())
+                    routes = {known.route for known in self._known.values()}
+                    if len(self._known) < self.member.size:
+                        routes |= {*self.member.others}  # these may yet say where they are
+                    self._learn(routes, self._urls())
                 return
             except Indefinite as error:
                 log.debug("the registry does not say which servers there are: %s", error)

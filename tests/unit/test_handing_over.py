@@ -1,0 +1,90 @@
+"""A leader that stops on purpose says so, and others need not wait for silence; standbys say where they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from peers import LIMIT_S, World
+
+from comity.controller.controller import CONTROLLERS, STILL_S
+from comity.model import wire
+from comity.model.ids import ProcessId
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    for controller in world.running:
+        await controller.stop()
+
+
+async def test_a_standby_leads_as_soon_as_the_leader_has_stopped(world: World) -> None:
+    first = await world.controller("k1")
+    standby = await world.controller("k2", eager=False)
+    third = await world.controller("k3", eager=False)
+    for waits in (standby, third):
+        await asyncio.wait_for(waits.heard.wait(), LIMIT_S)
+    peer = await world.peer("c1")
+    task = await peer.submit()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await first.stop()
+    led = [asyncio.create_task(waits.led.wait()) for waits in (standby, third)]
+    done, pending = await asyncio.wait(led, timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+    assert loop.time() - began < STILL_S / 2
+    assert len(done) == 1
+    for waits in pending:
+        waits.cancel()
+    assert await peer.state(task) == "submitted"
+    leader = standby if led[0] in done else third
+    assert (leader.state.term, leader.state.leader) == (2, leader.bus.process)
+
+
+async def test_only_the_leader_can_say_that_it_leaves(world: World) -> None:
+    await world.controller("k1")
+    standby = await world.controller("k2", eager=False)
+    await asyncio.wait_for(standby.heard.wait(), LIMIT_S)
+    liar = await world.peer("c1")
+    for ends in ("term", "network"):
+        await liar.bus.send(CONTROLLERS, wire.encode([wire.Leading(1, ProcessId("k1"), 0, ends)]))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(standby.led.wait(), STILL_S / 2)
+    assert not standby.shut_down.is_set()
+
+
+async def test_a_network_that_was_shut_down_is_so_for_standbys_too(world: World) -> None:
+    first = await world.controller("k1")
+    standby = await world.controller("k2", eager=False)
+    await asyncio.wait_for(standby.heard.wait(), LIMIT_S)
+    peer = await world.peer("c1")
+    assert await peer.ask("shutdown", timeout_s=0.1) == {"running": 0, "waiting": 0}
+    await first.stop()
+    await asyncio.wait_for(standby.shut_down.wait(), LIMIT_S)
+    assert not standby.led.is_set()
+
+
+async def test_each_controller_says_where_it_is(world: World) -> None:
+    await world.controller("k1")
+    standby = await world.controller("k2", eager=False)
+    await asyncio.wait_for(standby.heard.wait(), LIMIT_S)
+    peer = await world.peer("c1")
+    await peer.bus.send(CONTROLLERS, wire.encode([wire.Ask(7, "position")]))
+    said = [msgspec.json.decode((await peer.hear(wire.Answer, lambda a: a.ref == 7)).body) for _ in range(2)]
+    assert {row["process"]: row["role"] for row in said} == {"k1": "leader", "k2": "standby"}
+    assert {(row["leader"], row["term"], row["log_head"]) for row in said} == {("k1", 1, 1)}
+
+
+async def test_a_clock_that_was_set_while_another_led_does_not_jump(world: World) -> None:
+    """An operator who starts a standby confirms nothing: only one who starts a network does."""
+    first = await world.controller("k1")
+    standby = await world.controller("k2", eager=False)
+    standby._confirm_jump = True
+    await asyncio.wait_for(standby.heard.wait(), LIMIT_S)
+    world.wall += 1_000_000.0
+    await first.stop()
+    await asyncio.wait_for(standby.led.wait(), LIMIT_S)
+    assert standby.state.time_ms < (world.now() - 500_000) * 1000
