@@ -118,7 +118,7 @@ def test_a_failure_is_retried_until_the_retries_are_used_up(story: Story) -> Non
     assert story.kinds(Fail(T1, 1, TaskFailure("boom", "it broke"), not_before=500)) == ["task.retrying"]
     assert story.state.tasks[T1].not_before == 500
     story.do(assign(token=2))
-    assert story.kinds(Fail(T1, 2, TaskFailure("boom", "again"))) == ["task.failed"]
+    assert story.kinds(Fail(T1, 2, TaskFailure("boom", "again"))) == ["task.dead", "task.failed"]
     task = story.state.tasks[T1]
     assert (task.state, task.retries_used, task.failure) == (TaskState.FAILED, 1, TaskFailure("boom", "again"))
     assert len(task.past) == 2
@@ -126,7 +126,7 @@ def test_a_failure_is_retried_until_the_retries_are_used_up(story: Story) -> Non
 
 def test_an_error_that_forbids_a_retry_fails_at_once(story: Story) -> None:
     story.do(Submit(spec()), assign())
-    assert story.kinds(Fail(T1, 1, TaskFailure("bad", retryable=False))) == ["task.failed"]
+    assert story.kinds(Fail(T1, 1, TaskFailure("bad", retryable=False))) == ["task.dead", "task.failed"]
 
 
 @pytest.mark.parametrize("ending", [Ending.REFUSED, Ending.NOT_STARTED])
@@ -193,7 +193,7 @@ def test_after_its_grace_time_a_canceled_task_is_over(story: Story) -> None:
 
 def test_a_deadline_ends_it_wherever_it_is(story: Story) -> None:
     story.do(Submit(spec()), assign(), Start(T1, 1))
-    assert story.kinds(Expire(T1)) == ["task.failed"]
+    assert story.kinds(Expire(T1)) == ["task.dead", "task.failed"]
     assert story.state.tasks[T1].failure == TaskFailure("deadline-exceeded", "its deadline passed", False)
 
 
