@@ -77,31 +77,19 @@ class Budget:
         bucket.tokens = min(RESERVE, bucket.tokens + self.ratio * first + completed)
         return bool(bucket.held)
 
-    def may_go(self, capability: str, task_id: TaskId, now_ms: int) -> bool:
-        """Whether the task may be tried again now; else it is held back."""
-        if task_id not in self.owing:
-            return True
-        bucket = self._bucket(capability, now_ms)
-        bucket.held[task_id] = None
-        if next(iter(bucket.held)) != task_id or bucket.tokens < 1:
-            return False
-        self._let_go(bucket, task_id)
-        return True
+    def queue(self, capability: str, task_id: TaskId, now_ms: int) -> None:
+        """A task that owes is to be tried again, after those that are held back already."""
+        self._bucket(capability, now_ms).held[task_id] = None
 
     def released(self, capability: str, now_ms: int) -> list[TaskId]:
-        """Those held back for whom there are tokens now."""
-        if capability not in self._buckets or not self._buckets[capability].held:
-            return []
+        """Those for whom there are tokens now: they may go."""
         bucket = self._bucket(capability, now_ms)
         free = [task_id for task_id, _ in zip(bucket.held, range(int(bucket.tokens)), strict=False)]
         for task_id in free:
-            self._let_go(bucket, task_id)
+            bucket.tokens -= 1
+            del bucket.held[task_id]
+            del self.owing[task_id]
         return free
-
-    def _let_go(self, bucket: _Bucket, task_id: TaskId) -> None:
-        bucket.tokens -= 1
-        del bucket.held[task_id]
-        del self.owing[task_id]
 
     def head(self, capability: str) -> tuple[TaskId, int] | None:
         """Who goes next, and when the clock lets it; None if that was said already."""

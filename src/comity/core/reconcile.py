@@ -188,9 +188,10 @@ class Reconcile:
             self._ready(task)
 
     def _ready(self, task: Task) -> None:
-        if self.budget.may_go(task.spec.capability, task.spec.id, self._now_ms):
+        if task.spec.id not in self.budget.owing:
             self._push(task)
         else:
+            self.budget.queue(task.spec.capability, task.spec.id, self._now_ms)
             self._release(task.spec.capability)
 
     def _release(self, capability: str) -> None:
