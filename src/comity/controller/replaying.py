@@ -11,6 +11,7 @@ import msgspec
 from comity.controller.admission import Admission
 from comity.controller.answers import Args
 from comity.controller.payloads import Payloads
+from comity.core.archive import holding
 from comity.core.dead import Dead
 from comity.core.tasks import Tasks
 from comity.errors import NotFound, Overloaded, TooLarge
@@ -71,8 +72,13 @@ class Replaying:
             self._propose(Replay(spec))
             made.append((letter, spec.id))
         await self._effective()
-        done = [(letter, task) for letter, task in made if letter.id not in self._state.dead.letters]
-        return {"replayed": [{"id": letter.id, "as": task} for letter, task in done], "left": len(chosen) - len(made)}
+        done = [(letter.id, task) for letter, task in made if self._is_there(task)]  # else somebody else was quicker
+        if args.ids and not done:
+            raise NotFound(f"{args.ids[0]} is no dead letter any longer", ids=args.ids)
+        return {"replayed": [{"id": old, "as": task} for old, task in done], "left": len(chosen) - len(made)}
+
+    def _is_there(self, task: TaskId) -> bool:
+        return task in self._state.tasks or next(holding(self._state.archive, task), None) is not None
 
     async def _again(self, task: Task, edited: bytes) -> TaskSpec:
         """The task of a dead letter as a new one: with all the time it had, and on its own."""
