@@ -131,6 +131,7 @@ class DeadLetters:
         """As JSON, checked against the capability's schema."""
         if len(ids) != 1:
             raise BadInput("an edited input is for one dead letter, named by its id")
+        await self._exchange.look()
         status = await self._exchange.ask("task", {"id": check_task_id(ids[0])})
         return self._encode(status["capability"], [value])[0]
 
