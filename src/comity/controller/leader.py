@@ -359,7 +359,7 @@ class Leader:
                 pending.appendleft(command)
                 break
             commands.append(command)
-            if isinstance(command, Submit | Fire | Replay):
+            if type(command) is Submit or type(command) is Replay or type(command) is Fire:
                 assign = self.reconcile.ride(command.spec)
                 if assign is not None:
                     budget -= ASSIGN_BYTES

@@ -76,7 +76,7 @@ class Payloads:
 def _large(entry: Entry) -> Iterator[tuple[int, bytes]]:
     """Payloads that replicated state does not hold, and their places in the entry."""
     for ordinal, command in enumerate(entry.commands):
-        if isinstance(command, Submit | Fire | Replay):
+        if type(command) is Submit or type(command) is Replay or type(command) is Fire:
             payload: Payload = command.spec.input
         elif type(command) is Complete:
             payload = command.result

@@ -6,7 +6,7 @@ A field is ``*``, numbers, names (``jan``, ``mon``), ranges ``a-b``, steps ``*/n
 Vixie's cron, a day matches either day field if both are restricted. Where clocks are changed: a time that is skipped falls on
 the end of the gap; one that comes twice counts once if the hour is given, and twice if it is ``*``.
 
-Written out here: what well-kept libraries there are do not tell both of these rules, and this is all there is to it.
+Written out here, for this is all there is to it. (CronSim, which is well kept, has the same rules.)
 """
 
 from __future__ import annotations
