@@ -14,7 +14,7 @@ import msgspec
 from comity.bus.base import LEADER, Bus, Link
 from comity.bus.outbox import Outbox
 from comity.client.exchange import Exchange
-from comity.client.later import DeadLetters, Schedules
+from comity.client.later import DeadLetters, Schedules, listed
 from comity.client.sightings import TOPICS
 from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, needs, terms, words
@@ -181,10 +181,9 @@ class Client:
         return [Task(exchange, outcome, self._scope.pausing) for outcome in outcomes]
 
     async def _timely(self, until: float, deadline: float = FOREVER) -> None:
-        """Be in touch with the leader, and know its time. Raises Unreachable."""
-        contact = self._exchange.contact
-        if not contact.is_timely:
-            contact.seek()
+        """Know the leader's time. Raises Unreachable."""
+        if not self._exchange.contact.is_timely:
+            self._exchange.contact.seek()
             await self._made(self._left_s(max(0.0, until - self._exchange.loop.time()), deadline))
 
     def _encode(self, capability: str, inputs: list[Any]) -> list[bytes]:
@@ -212,7 +211,7 @@ class Client:
 
     @property
     def schedules(self) -> Schedules:
-        """Tasks that are submitted again and again: add, list, remove."""
+        """Tasks by the clock: add, list, remove."""
         return Schedules(self._exchange, self._encode, self._timely)
 
     @property
@@ -447,8 +446,7 @@ class Client:
             task_state(state)
         if before is not None:
             check_task_id(before)
-        answer = await self._ask("tasks", state=state, capability=capability, limit=limit, before=before)
-        return list(answer["tasks"])
+        return await listed(self._ask, limit, before, state=state, capability=capability)
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Nodes with a lease: membership state and last figures."""

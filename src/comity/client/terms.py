@@ -140,7 +140,7 @@ def _start(in_s: float | None, at: datetime | None, now: float, now_ms: int) -> 
     if at is not None:
         if in_s is not None:
             raise BadInput("say when it may start with in_s or with at, not with both")
-        if not isinstance(at, datetime) or at.tzinfo is None:
+        if at.tzinfo is None:
             raise BadInput("at is a datetime with a time zone, such as datetime.now().astimezone()", option="at")
         in_s = max(0.0, at.timestamp() - now_ms / 1000)
     return now + check_seconds(in_s, "in_s") if in_s else 0.0
