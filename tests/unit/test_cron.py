@@ -48,6 +48,8 @@ def test_due_times(cron: str, after: str, expected: list[str]) -> None:
 def test_a_time_that_clocks_skip_falls_on_the_end_of_the_gap() -> None:
     expected = ["2026-03-28 02:30:00", "2026-03-29 03:00:00", "2026-03-30 02:30:00"]
     assert due("30 2 * * *", "2026-03-27 12:00", 3, "Europe/Berlin") == expected
+    assert due("30 2 * * sun", "2026-03-23 12:00", 2, "Europe/Berlin") == ["2026-03-29 03:00:00", "2026-04-05 02:30:00"]
+    assert due("30 0 * * sun", "2018-10-29 12:00", 2, "America/Sao_Paulo") == ["2018-11-04 01:00:00", "2018-11-11 00:30:00"]
     assert due("*/30 * * * *", "2026-03-29 01:30", 2, "Europe/Berlin") == ["2026-03-29 03:00:00", "2026-03-29 03:30:00"]
 
 

@@ -67,6 +67,7 @@ async def test_what_a_schedule_submits_is_checked_as_a_submit_is() -> None:
     assert await add(client, key="mine") == "bad-input"
     assert await add(client, "* * 31 2 *") == "bad-input"
     assert await add(client, input=b"x" * 1025) == "too-large"
+    assert await add(client, input=b"{") == "invalid-input"
     assert await add(client, name="no/such") == "bad-input"
     assert await client.ask("schedules") == {"schedules": []}
     assert await client.ask("remove-schedule", id="tick") == "not-found"

@@ -109,6 +109,7 @@ class Schedules:
         if not isinstance(spec.input, bytes) or len(spec.input) > INLINE_LIMIT:
             said = f"a schedule's input has at most {INLINE_LIMIT} bytes: pass a reference to what is larger"
             raise TooLarge(said, limit=INLINE_LIMIT)
+        from_json(spec.input)  # else it could not be shown, nor read by an agent
         if spec.not_before_ms or spec.key:
             raise BadInput("a schedule's task has neither a delay nor a key: the schedule says when, and once")
         if len(self._state.schedules) >= SCHEDULES_MAX and item.name not in self._state.schedules:

@@ -68,7 +68,7 @@ class Cron(NamedTuple):
                 ahead = at + _SECOND
             else:
                 return int(at.timestamp()) * 1000
-            if self._skipped(at, ahead):
+            if self._skipped(ahead):
                 return int(ahead.timestamp()) * 1000
             at = ahead
         return None
@@ -99,16 +99,19 @@ class Cron(NamedTuple):
         return of_month or of_week if self.either_day else of_month and of_week
 
     def _midnight(self, local: datetime, at: datetime) -> datetime:
-        """The beginning of the next local day."""
-        day = (local.replace(tzinfo=None, fold=0) + _DAY).replace(hour=0, minute=0, second=0)
+        """The beginning of the next local day, or month if this one does not match."""
+        day = local.replace(tzinfo=None, fold=0, hour=0, minute=0, second=0)
+        day = day + _DAY if local.month in self.months else (day.replace(day=28) + 4 * _DAY).replace(day=1)
         return max(day.replace(tzinfo=self.zone).astimezone(UTC), at + _SECOND)
 
-    def _skipped(self, at: datetime, ahead: datetime) -> bool:
-        """Whether a due time falls into the gap that local clocks leave out on the way from ``at`` to ``ahead``, if there is one.
-        Times that recur every hour do not miss one."""
-        before, after = at.astimezone(self.zone), ahead.astimezone(self.zone)
+    def _skipped(self, ahead: datetime) -> bool:
+        """Whether a due time falls into the gap that local clocks leave out just before ``ahead``, if there is one. Times that
+        recur every hour do not miss one."""
+        if self.any_hour:
+            return False
+        before, after = (ahead - _SECOND).astimezone(self.zone), ahead.astimezone(self.zone)
         gap = (after.utcoffset() or timedelta()) - (before.utcoffset() or timedelta())
-        if self.any_hour or gap <= timedelta() or ahead - at > 2 * _HOUR:
+        if gap <= timedelta():
             return False
         left_out = after.replace(tzinfo=None) - gap
         while left_out < after.replace(tzinfo=None):
