@@ -14,7 +14,8 @@ import msgspec
 from comity.bus.base import LEADER, Bus, Link
 from comity.bus.outbox import Outbox
 from comity.client.exchange import Exchange
-from comity.client.later import DeadLetters, Schedules, listed
+from comity.client.later import DeadLetters, Schedules
+from comity.client.listing import listed
 from comity.client.sightings import TOPICS
 from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, needs, terms, words

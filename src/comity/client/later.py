@@ -168,22 +168,3 @@ def _filters(capability: str | None, code: str | None, since: datetime | None) -
     if since is not None and since.tzinfo is None:
         raise BadInput("since needs a time zone, such as datetime.now().astimezone() has", option="since")
     return {"capability": capability, "code": code, "since_ms": int(since.timestamp() * 1000) if since is not None else 0}
-
-
-LISTED_AT_ONCE = 250
-"""Tasks in one answer, which must fit into a message."""
-
-
-async def listed(
-    ask: Callable[..., Awaitable[dict[str, Any]]], limit: int, before: str | None, **about: Any
-) -> list[dict[str, Any]]:
-    """Up to ``limit`` tasks, asked for page by page."""
-    found: list[dict[str, Any]] = []
-    while len(found) < limit:
-        wanted = min(limit - len(found), LISTED_AT_ONCE)
-        page = (await ask("tasks", limit=wanted, before=before, **about))["tasks"]
-        found += page
-        if len(page) < wanted:
-            break
-        before = page[-1]["id"]
-    return found
