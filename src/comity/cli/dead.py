@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comity.cli import terms as t
+from comity.cli.choosing import meant
 from comity.cli.command import Cli, command, commands, read_json
 from comity.cli.looks import plain
 from comity.cli.tasks import age, show_task
@@ -30,7 +31,7 @@ def _filters(capability: str | None, code: str | None, since: str | None) -> dic
 
 async def _ids(net: Client, given: list[str]) -> list[str]:
     """Whole ids of dead letters. Raises BadInput, UnknownTask."""
-    from comity.errors import BadInput, UnknownTask
+    from comity.errors import UnknownTask
     from comity.model.ids import TASK_ID_LENGTH
 
     if all(len(text) >= TASK_ID_LENGTH for text in given):
@@ -38,12 +39,10 @@ async def _ids(net: Client, given: list[str]) -> list[str]:
     known = [letter["id"] for letter in await net.dead.list(limit=500)]
     found = []
     for text in given:
-        fits = [text] if len(text) >= TASK_ID_LENGTH else [task for task in known if task.startswith(text)]
-        if len(fits) > 1:
-            raise BadInput(f"{len(fits)} dead letters begin with {text!r}, such as {fits[0]} and {fits[1]}", id=text)
-        if not fits:
+        id_ = text if len(text) >= TASK_ID_LENGTH else meant(text, known, "dead letters")
+        if id_ is None:
             raise UnknownTask(f"none of the last 500 dead letters begins with {text!r}", id=text)
-        found += fits
+        found.append(id_)
     return found
 
 
