@@ -15,6 +15,7 @@ __all__ = [
     "Performative",
     "Refuse",
     "Requirements",
+    "Retry",
     "Settings",
     "Strategy",
     "Task",

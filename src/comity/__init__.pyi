@@ -9,6 +9,7 @@ from comity.errors import TaskFailed as TaskFailed
 from comity.handles import Attempt as Attempt
 from comity.handles import Message as Message
 from comity.model.capability import Requirements as Requirements
+from comity.model.capability import Retry as Retry
 from comity.model.capability import Strategy as Strategy
 from comity.model.envelope import Envelope as Envelope
 from comity.model.envelope import Performative as Performative

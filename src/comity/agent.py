@@ -23,7 +23,7 @@ import msgspec
 from comity.errors import BadInput, Conflict, ShuttingDown, TooLarge
 from comity.handles import Attempt, Message, Speaker
 from comity.model import capability as model
-from comity.model.capability import AgentRecord, AgentStatus, Capability, Offer, Performance, Resources, Strategy
+from comity.model.capability import AgentRecord, AgentStatus, Capability, Offer, Performance, Resources, Retry, Strategy
 from comity.model.ids import TOKEN_MAX, AgentId, ProcessId, agent_id, check_token
 from comity.model.limits import (
     LINE_MAX,
@@ -33,6 +33,7 @@ from comity.model.limits import (
     check_line,
     check_name,
     check_seconds,
+    check_sound,
     check_whole,
     check_word,
 )
@@ -59,7 +60,7 @@ class Offered:
         function: Callable[..., Any],
         signature: Signature,
         pool: Pool,
-        no_retry: tuple[type[BaseException], ...],
+        no_retry: tuple[type[BaseException] | str, ...],
     ) -> None:
         self.capability = capability
         self.function = function
@@ -183,17 +184,20 @@ class Agent(Speaker):
         retries: int | None = None,
         attempt_timeout_s: float | None = None,
         start_timeout_s: float | None = None,
+        progress_timeout_s: float | None = None,
+        retry: Retry | None = None,
         declared: Performance | None = None,
         pool: Pool = "thread",
-        no_retry: tuple[type[BaseException], ...] = (),
+        no_retry: tuple[type[BaseException] | str, ...] = (),
     ) -> Callable[[F], F]: ...
 
     def capability(self, function: Any = None, **options: Any) -> Any:
         """Offer a function, plain or async, as a capability: as a decorator, with or without options, before or while a node
         hosts the agent. Name, description and schemas come from the function; a first parameter annotated ``Attempt`` gets the
         attempt. Plain functions run in a thread; ``pool="process"`` gives a plain, module-level function a process.
-        ``no_retry``: exceptions that another attempt would not mend. Raises BadInput (a signature without a schema, a bad
-        option), TooLarge, Conflict (already offered)."""
+        ``no_retry``: exceptions (or their names) that another attempt would not mend; ``retry``: how else it is tried again.
+        ``progress_timeout_s``: an attempt that shows no progress for so long is moved. Raises BadInput (a signature without a
+        schema, a bad option), TooLarge, Conflict (already offered)."""
         namespace = _caller_names()
         if function is None:
             return lambda decorated: self._offer(decorated, namespace, **options)
@@ -209,7 +213,7 @@ class Agent(Speaker):
         description: str = "",
         strategy: Strategy | str | None = None,
         pool: Pool = "thread",
-        no_retry: tuple[type[BaseException], ...] = (),
+        no_retry: tuple[type[BaseException] | str, ...] = (),
         **limits: Any,
     ) -> F:
         signature = _signature(function, namespace, whole=False)
@@ -217,6 +221,8 @@ class Agent(Speaker):
             raise BadInput(f"pool is 'thread' or 'process', not {pool!r}", pool=pool)
         if pool == "process":
             _check_for_process(function, signature)
+            if limits.get("progress_timeout_s"):
+                raise BadInput(f"{signature.name}: in a process of its own it has no attempt in hand, and can show no progress")
         model.parse_version(version)
         _check_limits(limits)
         try:
@@ -378,6 +384,10 @@ def _check_limits(limits: Mapping[str, Any]) -> None:
             check_whole(value, what)
         elif what.endswith("_timeout_s") and value is not None:
             check_seconds(value, what)
+        elif what == "retry" and value is not None:
+            if not isinstance(value, Retry):
+                raise BadInput(f"retry is comity.Retry, not {type(value).__name__}", option=what)
+            check_sound(value, what).check()
         elif what == "declared" and not isinstance(value, Performance | None):
             raise BadInput(f"declared is comity.Performance, not {type(value).__name__}")
 

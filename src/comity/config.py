@@ -47,7 +47,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     file; ``ca`` the certificate that the servers' are signed by; ``data_dir`` of the embedded network (default: the
     network's folder under ``data_home``); ``listen`` the address at which others reach it ("": this machine only).
     Liveness: see each name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that. Tasks:
-    defaults for those that do not say. ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
+    defaults for those that do not say. ``retry_budget``: how many retries one first attempt pays for while nothing
+    succeeds. ``poison_nodes``: a task that was running on so many nodes when they were lost is not tried again (0: it
+    is). ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
     """
 
     network: str = DEFAULT_NETWORK
@@ -73,6 +75,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     start_timeout_s: float = 10.0
     attempt_timeout_s: float = 1800.0
     retries: int = 3
+    retry_first_s: float = 0.2
+    retry_factor: float = 2.0
+    retry_max_s: float = 60.0
+    retry_budget: float = 0.1
+    poison_nodes: int = 3
     request_timeout_s: float = 30.0
     submit_timeout_s: float = 30.0
 
@@ -80,6 +87,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dedup_window_s: float = 600.0
     keep_finished: int = 1_000_000
     keep_finished_s: float = 7 * 86_400.0
+    keep_dead: int = 10_000
+    keep_dead_s: float = 30 * 86_400.0
     snapshot_every: int = 100_000
     """Log entries between two snapshots."""
 
@@ -99,7 +108,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if field.endswith("_s") and not 0 < value <= FAR_S:
                 said = f"{field} must be a positive number of seconds, and at most {FAR_S:.0f}, not {value}"
                 raise BadSettings(said, setting=field, value=value)
-            if field in _LEAST and value < _LEAST[field]:
+            if field in _LEAST and not _LEAST[field] <= value:
                 raise BadSettings(f"{field} must be at least {_LEAST[field]}, not {value}", setting=field, value=value)
             if field in _LEAST and value > NUMBER_MAX:
                 raise BadSettings(f"{field} must be at most {NUMBER_MAX}", setting=field)
@@ -151,7 +160,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise
 
 
-_LEAST = {"retries": 0, "max_waiting": 1, "keep_finished": 1, "snapshot_every": 1, "replicas": 1}
+_LEAST = {
+    "retries": 0, "retry_factor": 1, "retry_budget": 0, "poison_nodes": 0, "max_waiting": 1, "keep_finished": 1, "keep_dead": 0,
+    "snapshot_every": 1, "replicas": 1,
+}  # fmt: skip
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 
 

@@ -27,6 +27,8 @@
     │   ├── InvalidOutput             an agent's function returned what its annotation does not allow
     │   └── TaskError                 the task ended, and not with a result
     │       ├── TaskFailed            its attempts are used up, or the error forbids a retry
+    │       │   ├── Poisoned          it ran on several nodes when they were lost, and is tried no more
+    │       │   └── Stuck             its last attempt showed no progress for its progress_timeout_s
     │       ├── TaskCanceled          somebody asked for its end, or its parent ended
     │       ├── TaskRejected          the network does not permit what it asks for
     │       └── DeadlineExceeded      its deadline passed first
@@ -49,8 +51,8 @@ from typing import Any, ClassVar
 __all__ = [
     "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ComityError", "Conflict", "Corrupt",
     "DeadlineExceeded", "Definite", "Disconnected", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
-    "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "Overloaded", "PeerLost", "Refuse",
-    "ServerFailed", "ShuttingDown", "TaskCanceled", "TaskError", "TaskFailed", "TaskRejected", "TimedOut", "TooLarge",
+    "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "Overloaded", "PeerLost", "Poisoned", "Refuse",
+    "ServerFailed", "ShuttingDown", "Stuck", "TaskCanceled", "TaskError", "TaskFailed", "TaskRejected", "TimedOut", "TooLarge",
     "TooOld", "UnknownAgent", "UnknownCapability", "UnknownNode", "UnknownTask", "Unreachable", "by_code",
     "from_wire",
 ]  # fmt: skip
@@ -205,6 +207,16 @@ class TaskError(Definite):
 class TaskFailed(TaskError):
     code = "task-failed"
     advice = "Look at the attempts with: comity tasks show ID."
+
+
+class Poisoned(TaskFailed):
+    code = "poison"
+    advice = "Find out what it does to its node (memory, a crash), correct that, and replay it: comity dead replay ID."
+
+
+class Stuck(TaskFailed):
+    code = "stuck"
+    advice = "Let the function call attempt.progress, find out what it waited for, or raise progress_timeout_s."
 
 
 class TaskCanceled(TaskError):

@@ -13,6 +13,7 @@ _WHERE = {
     "Message": "comity.handles",
     "Performative": "comity.model.envelope",
     "Requirements": "comity.model.capability",
+    "Retry": "comity.model.capability",
     "Settings": "comity.config",
     "Strategy": "comity.model.capability",
     "Task": "comity.client",

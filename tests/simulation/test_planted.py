@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from comity.bus.base import to
@@ -19,15 +20,18 @@ from comity.controller.controller import Controller
 from comity.controller.keeping import Keeping
 from comity.controller.leader import Leader
 from comity.controller.pipeline import EntryClock, Pipeline
+from comity.controller.schedules import Schedules
 from comity.controller.snapshot import Writing
+from comity.core import again
 from comity.core import reconcile as reconciling
 from comity.core.archive import holding
+from comity.core.dead import DeadLetters
 from comity.core.ledger import Ledger
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
 from comity.errors import Conflict, Indefinite
 from comity.model.ids import ProcessId, TaskId
-from comity.model.task import Complete, Payload, Submit, Task, TaskState
+from comity.model.task import Complete, Fire, Payload, Submit, Task, TaskState
 from comity.model.wire import Accepted, Done, Ended, SubmitTask
 from comity.node.attempts import Attempts
 from comity.sim import World
@@ -133,7 +137,7 @@ def epochs_start_again_with_each_leader(patch: pytest.MonkeyPatch) -> None:
 
 @plant()
 def an_evicted_nodes_attempts_stay(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Tasks, "_end_lease", lambda self, node, lease, reason: self.nodes.pop(node))
+    patch.setattr(Tasks, "_end_lease", lambda self, node, *_: self.nodes.pop(node))
 
 
 @plant()
@@ -275,6 +279,39 @@ def the_archive_is_dropped_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(keeping, "task_time_ms", lambda task: 0)
 
 
+# Schedules, stuck attempts, dead letters
+
+
+@plant(clients=2)
+def a_firing_that_is_written_twice_counts_twice(patch: pytest.MonkeyPatch) -> None:
+    once, fire = again.APPLIERS[Fire], Schedules._fire
+
+    def lax(state: Tasks, command: Fire, *place: int) -> None:
+        schedule = state.schedules.get(command.name)
+        if schedule is not None:
+            state.schedules[command.name] = msgspec.structs.replace(schedule, last_ms=command.due_ms - 1)
+        once(state, command, *place)
+
+    patch.setitem(again.APPLIERS, Fire, lax)
+    patch.setattr(Schedules, "_fire", lambda *about: (fire(*about), fire(*about)))
+
+
+@plant(faults={"pause": 0.3})
+def nobody_looks_for_stuck_attempts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Reconcile, "stuck", lambda self, node, now_ms: [])
+
+
+@plant(clients=2, torture_s=18.0, faults={"pause": 0.3}, settings=CLOSE_LIMITS)
+def a_dead_letter_takes_others_with_it(patch: pytest.MonkeyPatch) -> None:
+    remove = DeadLetters.remove
+
+    def careless(self: DeadLetters, task_id: TaskId) -> tuple[Any, str]:
+        letter, _ = remove(self, task_id)
+        return letter, letter.key if letter is not None else ""
+
+    patch.setattr(DeadLetters, "remove", careless)
+
+
 # Nodes and clients
 
 
@@ -294,7 +331,7 @@ def the_end_of_a_submit_under_way_is_asked_for(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Outcomes, "submitting", Outcomes.of)
 
 
-@plant(clients=1, faults={"stall": 1, "pause": 1, "one-way cut": 0.5})
+@plant(clients=1, torture_s=18.0, faults={"stall": 1, "pause": 1, "deaf": 1, "one-way cut": 1})
 def one_task_has_two_outcomes(patch: pytest.MonkeyPatch) -> None:
     def of(self: Outcomes, task: TaskId) -> Outcome:
         return self._open.setdefault(task, Outcome(task))

@@ -388,7 +388,8 @@ async def test_events_say_why_an_attempt_failed_and_nothing_of_it_before(world: 
     while not seen or seen[-1]["type"] != "task.failed":
         seen.append(msgspec.json.decode((await client.hear(wire.EventNotice)).body))
     assert [(event["type"], event.get("code"), event.get("reason")) for event in seen] == [
-        ("task.submitted", None, None), ("task.assigned", None, None), ("task.failed", "KeyError", "'x'"),
+        ("task.submitted", None, None), ("task.assigned", None, None), ("task.dead", "KeyError", "'x'"),
+        ("task.failed", "KeyError", "'x'"),
     ]  # fmt: skip
 
 

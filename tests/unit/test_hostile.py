@@ -14,7 +14,7 @@ from comity.bus.base import LEADER
 from comity.controller.controller import CONTROLLERS
 from comity.log.memory import MemoryLog
 from comity.model import wire
-from comity.model.capability import AgentRecord, Requirements
+from comity.model.capability import AgentRecord, Requirements, Retry
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.task import LOG_LIMIT, Logged, Stored, TaskFailure, TaskState
 from comity.store.memory import MemoryStore
@@ -56,6 +56,16 @@ DIGEST = b"d" * 16
         {"input": Stored("c1/x", 10, b"d" * 1000)},
         {"input": Stored("c1/x", -1, DIGEST)},
         {"key": "k" * 501},
+        {"not_before_ms": 2**64 - 1},
+        {"not_before_ms": -1},
+        {"progress_timeout_s": NAN},
+        {"progress_timeout_s": -1.0},
+        {"retry": Retry(first_s=NAN)},
+        {"retry": Retry(factor=INF)},
+        {"retry": Retry(max_s=0.0)},
+        {"retry": Retry(retries=-1)},
+        {"retry": Retry(no_retry=("x" * 2000,))},
+        {"replays": TaskId("x")},
     ],
 )
 async def test_a_submit_with_a_field_beyond_reason_is_refused(world: World, more: dict[str, Any]) -> None:
@@ -271,6 +281,8 @@ async def test_live_events_cannot_pass_for_what_the_log_says(world: World) -> No
         ("shutdown", {"timeout_s": "soon"}),
         ("strategy", {"capability": "x" * 100_000, "strategy": "best_fit"}),
         ("strategy", {"capability": "", "strategy": "best_fit"}),
+        ("dead", {"since_ms": "yesterday"}),
+        ("replay-dead", {"ids": "all"}),
     ],
 )
 async def test_a_question_with_odd_arguments_is_answered(world: World, what: str, args: dict[str, Any]) -> None:
@@ -291,3 +303,19 @@ async def test_a_stored_input_is_shown_by_what_it_is_not_by_what_it_says(world: 
     gone = await client.submit("x", input=Stored("c1/gone", 10, DIGEST))
     for task in (lie, gone):
         assert (await client.ask("task", id=task))["input"]["$stored"].startswith("c1/")
+
+
+async def test_only_its_own_node_shows_progress_of_an_attempt(world: World) -> None:
+    controller = await world.controller()
+    client, node, other = await world.peer("c1"), await world.peer("n1"), await world.peer("n2")
+    await node.join("a")
+    task = await client.submit(progress_timeout_s=0.6, retries=0)
+    run = await node.hear(wire.Run)
+    await node.say(wire.Began(task, run.epoch))
+    await other.say(wire.Progress(((task, run.epoch, -(2**40)),)))
+    ended = await client.hear(wire.Ended)
+    assert ended.failure is not None
+    assert ended.failure.code == "stuck"
+    assert controller.state.totals.stuck == 1
+    stop = await node.hear(wire.Stop)
+    assert (stop.task, stop.epoch, stop.reason) == (task, run.epoch, "stuck")

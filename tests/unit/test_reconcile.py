@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from comity.core.reconcile import Policy, Reconcile
+from comity.core.policy import Policy
+from comity.core.reconcile import Reconcile
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
 from comity.core.waiting import LOOKS, Heap
@@ -201,7 +202,7 @@ def test_a_retry_waits_for_its_time() -> None:
 
 def test_back_off_doubles_to_its_limit() -> None:
     net = Leading(policy=Policy(backoff_ms=100, backoff_max_ms=1000))
-    assert [net.reconcile.backoff(n) for n in range(6)] == [75, 150, 300, 600, 750, 750]
+    assert [net.reconcile.policy.pause_ms(None, n, 0.5) for n in range(6)] == [75, 150, 300, 600, 750, 750]
 
 
 @pytest.mark.parametrize(("started", "after_ms", "expected"), [(False, 2_000, Requeue), (True, 9_000, Fail)])

@@ -19,19 +19,24 @@ from comity.model.task import (
     Canceled,
     Command,
     Complete,
+    DropDead,
     Dropped,
     Ending,
     Entry,
     Evict,
     Expire,
     Fail,
+    Fire,
     Lead,
     Logged,
     Moved,
     NodeLeft,
     NodeUp,
+    PutSchedule,
     Rate,
+    Replay,
     Requeue,
+    Schedule,
     SnapshotTaken,
     Start,
     Stored,
@@ -118,7 +123,7 @@ def test_a_failure_is_retried_until_the_retries_are_used_up(story: Story) -> Non
     assert story.kinds(Fail(T1, 1, TaskFailure("boom", "it broke"), not_before=500)) == ["task.retrying"]
     assert story.state.tasks[T1].not_before == 500
     story.do(assign(token=2))
-    assert story.kinds(Fail(T1, 2, TaskFailure("boom", "again"))) == ["task.failed"]
+    assert story.kinds(Fail(T1, 2, TaskFailure("boom", "again"))) == ["task.dead", "task.failed"]
     task = story.state.tasks[T1]
     assert (task.state, task.retries_used, task.failure) == (TaskState.FAILED, 1, TaskFailure("boom", "again"))
     assert len(task.past) == 2
@@ -126,7 +131,7 @@ def test_a_failure_is_retried_until_the_retries_are_used_up(story: Story) -> Non
 
 def test_an_error_that_forbids_a_retry_fails_at_once(story: Story) -> None:
     story.do(Submit(spec()), assign())
-    assert story.kinds(Fail(T1, 1, TaskFailure("bad", retryable=False))) == ["task.failed"]
+    assert story.kinds(Fail(T1, 1, TaskFailure("bad", retryable=False))) == ["task.dead", "task.failed"]
 
 
 @pytest.mark.parametrize("ending", [Ending.REFUSED, Ending.NOT_STARTED])
@@ -193,7 +198,7 @@ def test_after_its_grace_time_a_canceled_task_is_over(story: Story) -> None:
 
 def test_a_deadline_ends_it_wherever_it_is(story: Story) -> None:
     story.do(Submit(spec()), assign(), Start(T1, 1))
-    assert story.kinds(Expire(T1)) == ["task.failed"]
+    assert story.kinds(Expire(T1)) == ["task.dead", "task.failed"]
     assert story.state.tasks[T1].failure == TaskFailure("deadline-exceeded", "its deadline passed", False)
 
 
@@ -278,6 +283,12 @@ _commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Evict, _nodes, st.integers(1, 2)),
     st.builds(NodeLeft, _nodes, st.integers(1, 2)),
     st.builds(lambda ts: Archived("c", tuple(ts), 1), st.lists(_ids, unique=True, max_size=3)),
+    st.builds(lambda ts: Archived("c", tuple(ts), 1, "d"), st.lists(_ids, unique=True, max_size=3)),
+    st.builds(Evict, _nodes, st.integers(1, 2), st.just(""), st.integers(0, 2)),
+    st.builds(lambda ts: DropDead(tuple(ts)), st.lists(_ids, max_size=3)),
+    st.builds(lambda t, old: Replay(spec(t, replays=old)), _ids, _ids),
+    st.just(PutSchedule(Schedule("s", "* * * * *", "UTC", spec(TaskId(""))))),
+    st.builds(lambda t, due: Fire("s", due, spec(t, key=f"s/{due}")), _ids, st.integers(1, 200)),
 )
 
 

@@ -29,6 +29,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Look": {
         "tasks": ("tasks", "Tasks: list, show, watch, cancel"),
+        "schedules": ("schedules", "Tasks by the clock: add, list, show, remove"),
+        "dead": ("dead", "Failed tasks: list, show, replay, drop"),
         "agents": ("agents", "Agents: list, show, pause, resume, remove"),
         "nodes": ("nodes", "Nodes: list, show"),
         "events": ("events", "What happens, as it happens"),
@@ -48,7 +50,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "version": ("tools", "Versions of Comity and of what it runs on"),
     },
 }
-GROUPS = ("tasks", "agents", "nodes", "cluster", "context", "bench")
+GROUPS = ("tasks", "schedules", "dead", "agents", "nodes", "cluster", "context", "bench")
 _MODULES = {name: module for rows in SECTIONS.values() for name, (module, _) in rows.items()}
 
 

@@ -16,6 +16,7 @@ app = commands()
 
 _STYLES = {
     "completed": "green", "failed": "red", "evicted": "red", "rejected": "red", "refused": "red", "canceled": "yellow",
+    "dead": "red", "poisoned": "red", "stuck": "yellow", "delayed": "", "fired": "magenta", "replayed": "yellow",
     "retrying": "yellow", "requeued": "yellow", "suspect": "yellow", "gap": "yellow", "interrupted": "yellow", "joined": "green",
     "elected": "magenta", "progress": "dim", "log": "dim", "submitted": "", "started": "cyan", "assigned": "cyan",
 }  # fmt: skip

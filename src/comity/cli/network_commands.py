@@ -192,6 +192,7 @@ async def stats(
 
 def _stats(cli: Cli, numbers: dict[str, Any]) -> None:
     totals, rates, durability = numbers["totals"], numbers["rates"], numbers["log_durability"]
+    held = numbers["held_retries"]
     safe = paint("green" if durability == "verified" else "yellow", durability)
     rate = f"{rates['submitted_per_s']:,.0f} submitted, {rates['completed_per_s']:,.0f} completed a second"
     ever = ", ".join(f"{totals[what]:,} {what}" for what in ("submitted", "completed", "failed", "canceled", "retries"))
@@ -201,6 +202,8 @@ def _stats(cli: Cli, numbers: dict[str, Any]) -> None:
             ("durability", safe),
             ("tasks", _counts(numbers["tasks"])),
             ("oldest", f"has waited for {span(numbers['oldest_waiting_s'])}" if numbers["oldest_waiting_s"] else ""),
+            ("held back", f"{held:,} retries: too many attempts fail" if held else ""),
+            ("dead letters", f"{numbers['dead_letters']:,}" if numbers["dead_letters"] else ""),
             ("ever", ever + (f", {numbers['refused_submits']:,} refused" if numbers["refused_submits"] else "")),
             ("now", rate),
             ("nodes", _counts(numbers["nodes"])),

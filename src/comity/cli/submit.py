@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comity.cli import terms as t
 from comity.cli.command import Cli, command, commands, read_json
 from comity.cli.events import reason_of
 from comity.cli.looks import plain
@@ -62,22 +64,20 @@ async def submit(
     timeout: Annotated[
         float | None, typer.Option("--timeout", metavar="SECONDS", help="How long to wait; the task goes on after.")
     ] = None,
-    priority: Annotated[int, typer.Option("--priority", metavar="0..9", help="Higher first.")] = 5,
-    deadline: Annotated[
-        float | None, typer.Option("--deadline", metavar="SECONDS", help="Fail it if it has not ended by then.")
-    ] = None,
+    priority: t.Priority = 5,
+    deadline: t.Deadline = None,
+    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="Not before 2026-12-01T09:00, or 09:00.")] = None,
+    in_: Annotated[str | None, typer.Option("--in", metavar="TIME", help="Not before so long from now: 90s, 10m, 1h30m.")] = None,
     key: Annotated[str | None, typer.Option("--key", metavar="KEY", help="The same key is the same task.")] = None,
-    tag: Annotated[list[str], typer.Option("--tag", metavar="TAG", help="Only agents with this tag.")] = [],  # noqa: B006
-    require: Annotated[
-        list[str], typer.Option("--require", metavar="KEY=VALUE", help="What its agent must have: label=zone:a, gpu=1 ...")
-    ] = [],  # noqa: B006
-    strategy: Annotated[
-        str | None,
-        typer.Option("--strategy", metavar="NAME", help="least_loaded, round_robin, weighted_random or best_fit."),
-    ] = None,
-    retries: Annotated[
-        int | None, typer.Option("--retries", metavar="N", help="How often it is tried again after a failure.")
-    ] = None,
+    tag: t.Tags = [],  # noqa: B006
+    require: t.Needs = [],  # noqa: B006
+    strategy: t.StrategyName = None,
+    retries: t.Retries = None,
+    retry_first: t.RetryFirst = None,
+    retry_factor: t.RetryFactor = None,
+    retry_max: t.RetryMax = None,
+    no_retry: t.NoRetry = [],  # noqa: B006
+    progress_timeout: t.Silence = None,
     queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Wait if no live agent can do it, or be refused.")] = True,
 ) -> None:
     """Give the network a task, and print its result.
@@ -88,9 +88,12 @@ async def submit(
 
     check_timeout(timeout)  # before it is submitted, not after
     value = read_json(input_)
-    needed = requirements(require, tag)
-    given = {"deadline_s": deadline, "strategy": strategy, "retries": retries, "requirements": needed}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options = t.given(
+        deadline_s=deadline, strategy=strategy, retries=retries, requirements=requirements(require, tag),
+        retry=t.retry(retry_first, retry_factor, retry_max, no_retry),
+        progress_timeout_s=t.length(progress_timeout) if progress_timeout else None,
+        at=t.moment(at, datetime.now().astimezone()) if at else None, in_s=t.length(in_) if in_ else None,
+    )  # fmt: skip
     async with cli.net() as net:
         task = await net.submit(capability, value, key=key, priority=priority, queue=queue, **options)
         if not wait:

@@ -101,14 +101,15 @@ async def show(
     if cli.output.as_json:
         cli.output.show({**found, "why": reasons} if why else found)
         return
-    _show(cli, found)
+    show_task(cli, found)
     if reasons is not None:
         _why(cli, reasons)
 
 
-def _show(cli: Cli, task: dict[str, Any]) -> None:
+def show_task(cli: Cli, task: dict[str, Any]) -> None:
     print(f"{bold(task['id'])}  {state_of(task['state'])}")
-    times = ((name, _local(task[name])) for name in ("created", "assigned", "started", "finished", "deadline"))
+    names = ("created", "not_before", "assigned", "started", "finished", "deadline")
+    times = ((name.replace("_", " "), local_time(task[name])) for name in names)
     result = json.dumps(task["result"], ensure_ascii=False) if task["state"] == "completed" else None
     cli.output.facts(
         [
@@ -120,15 +121,18 @@ def _show(cli: Cli, task: dict[str, Any]) -> None:
             ("agent", task["agent"]),
             ("priority", task["priority"]),
             ("retries", f"{task['retries_used']} of {task['retries']} used"),
+            ("retry", retry_of(task["retry"])),
+            ("no progress", f"moved after {task['progress_timeout_s']:g} s" if task["progress_timeout_s"] else None),
             *times,
             ("took", took(task["created"], task["finished"])),
             ("parent", task["parent"]),
+            ("replays", task["replays"]),
             ("key", task["key"]),
         ]
     )
     attempts = [
         (
-            number, a["agent"], a["epoch"] & 0xFFFFFFFF, _local(a["assigned"], short=True), took(a["started"], a["ended"]),
+            number, a["agent"], a["epoch"] & 0xFFFFFFFF, local_time(a["assigned"], short=True), took(a["started"], a["ended"]),
             paint(_ENDINGS.get(a["ending"] or "", ""), a["ending"] or "running"), error_of(a),
         )
         for number, a in enumerate(task["attempts"], 1)
@@ -139,10 +143,20 @@ def _show(cli: Cli, task: dict[str, Any]) -> None:
         cli.output.table(columns, attempts, "", indent="  ")
 
 
+def retry_of(retry: dict[str, Any] | None) -> str:
+    """A policy in a line."""
+    said = retry or {}
+    parts = [f"{name} {said[field]:g}{unit}" for field, name, unit in _PAUSES if field in said]
+    if "no_retry" in said:
+        parts.append(f"not after {' or '.join(said['no_retry'])}")
+    return ", ".join(parts)
+
+
+_PAUSES = (("first_s", "first", " s"), ("factor", "times", ""), ("max_s", "at most", " s"))
 _ENDINGS = {"completed": "green", "failed": "red", "canceled": "yellow"}
 
 
-def _local(when: str | None, *, short: bool = False) -> str:
+def local_time(when: str | None, *, short: bool = False) -> str:
     if when is None:
         return ""
     local = datetime.fromisoformat(when).astimezone()
@@ -180,7 +194,7 @@ async def watch(cli: Cli, task: TaskId) -> None:
         found = await handle.status()
     if not cli.output.as_json:
         print()
-        _show(cli, found)
+        show_task(cli, found)
 
 
 @command(app)

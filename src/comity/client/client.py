@@ -14,9 +14,11 @@ import msgspec
 from comity.bus.base import LEADER, Bus, Link
 from comity.bus.outbox import Outbox
 from comity.client.exchange import Exchange
+from comity.client.later import DeadLetters, Schedules
+from comity.client.listing import listed
 from comity.client.sightings import TOPICS
 from comity.client.task import Pausing, Task
-from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, needs, terms, words
+from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, needs, terms, words
 from comity.config import Settings
 from comity.directory import Directory, Seen, check_input
 from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
@@ -152,31 +154,38 @@ class Client:
         exchange.check_open()
         now, name = exchange.loop.time(), name_of(need)[0]
         until = now + exchange.settings.submit_timeout_s
+        if options.get("at") is not None:  # by the leader's clock
+            await self._timely(until)
+            now = exchange.loop.time()
         await exchange.look()
         agreed = terms(
             need, key, options, submitter=self.process, scope=self._scope, settings=exchange.settings,
-            known=self.directory.capability(name), now=now,
+            known=self.directory.capability(name), now=now, now_ms=exchange.contact.now_ms(),
         )  # fmt: skip
         payloads: list[bytes] = []
         for start in range(0, len(inputs), _AT_ONCE):
             payloads += self._encode(agreed.spec.capability, inputs[start : start + _AT_ONCE])
             if start:
                 await asyncio.sleep(0)  # others have their turn
-        if not exchange.contact.is_timely:
-            exchange.contact.seek()
-            await self._made(self._left_s(until - exchange.loop.time(), agreed.deadline))
+        await self._timely(until, agreed.deadline)
         specs: list[TaskSpec] = []
         for number, payload in enumerate(payloads, 1):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
             task = exchange.task_ids.next()
-            carried = payload if len(payload) <= LOG_LIMIT else await self._stored(task, payload, agreed.deadline)
+            carried = payload if len(payload) <= LOG_LIMIT else await self._stored(task, payload, agreed)
             specs.append(agreed.task(task, carried))
         outcomes = await exchange.submissions.send(
-            specs, queue=agreed.queue, deadline=agreed.deadline,
+            specs, queue=agreed.queue, deadline=agreed.deadline, start=agreed.start,
             timeout_s=self._left_s(max(0.0, until - exchange.loop.time()), agreed.deadline),
         )  # fmt: skip
         return [Task(exchange, outcome, self._scope.pausing) for outcome in outcomes]
+
+    async def _timely(self, until: float, deadline: float = FOREVER) -> None:
+        """Know the leader's time. Raises Unreachable."""
+        if not self._exchange.contact.is_timely:
+            self._exchange.contact.seek()
+            await self._made(self._left_s(max(0.0, until - self._exchange.loop.time()), deadline))
 
     def _encode(self, capability: str, inputs: list[Any]) -> list[bytes]:
         """As JSON, checked against the schemas known here. Raises NotSerializable, InvalidInput."""
@@ -187,11 +196,11 @@ class Client:
                 check_input(checks, value, payload)
         return payloads
 
-    async def _stored(self, task: TaskId, payload: bytes, deadline: float) -> Stored:
+    async def _stored(self, task: TaskId, payload: bytes, agreed: Terms) -> Stored:
         """Put an input that is too large for the log into the store, for as long as its task may want it."""
-        settings = self._exchange.settings
-        waits_s = deadline - self._exchange.loop.time() if deadline < FOREVER else settings.keep_finished_s
-        ttl_s = settings.keep_finished_s + waits_s
+        settings, now = self._exchange.settings, self._exchange.loop.time()
+        waits_s = agreed.deadline - now if agreed.deadline < FOREVER else settings.keep_finished_s + max(0.0, agreed.start - now)
+        ttl_s = max(settings.keep_finished_s, settings.keep_dead_s) + waits_s
         return await self._exchange.store.put(f"{self.process}/inputs/{task}", payload, ttl_s=ttl_s)
 
     def _left_s(self, timeout_s: float, deadline: float) -> float:
@@ -200,6 +209,16 @@ class Client:
         if left_s <= 0:
             raise DeadlineExceeded("its deadline had passed before it was sent", task=self._scope.parent)
         return min(timeout_s, left_s)
+
+    @property
+    def schedules(self) -> Schedules:
+        """Tasks by the clock: add, list, remove."""
+        return Schedules(self._exchange, self._encode, self._timely)
+
+    @property
+    def dead(self) -> DeadLetters:
+        """Failed tasks, kept to be looked at and replayed: list, replay, drop."""
+        return DeadLetters(self._exchange, self._encode)
 
     def task(self, id: str) -> Task:
         """The handle of a task submitted anywhere. Raises BadInput for what cannot be an id; whether there is such a
@@ -428,8 +447,7 @@ class Client:
             task_state(state)
         if before is not None:
             check_task_id(before)
-        answer = await self._ask("tasks", state=state, capability=capability, limit=limit, before=before)
-        return list(answer["tasks"])
+        return await listed(self._ask, limit, before, state=state, capability=capability)
 
     async def nodes(self) -> list[dict[str, Any]]:
         """Nodes with a lease: membership state and last figures."""

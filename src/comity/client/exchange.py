@@ -196,6 +196,11 @@ class Exchange:
         ref = self.calls.number()
         return await self._call(LEADER, wire.Ask(ref, what, arguments(_sendable(args))), ref, what, timeout_s)
 
+    async def send_asking(self, item: Callable[[int], wire.Item], what: str, timeout_s: float | None = None) -> Any:
+        """The leader's answer to an item that is a question of its own kind, made with the number it is asked under."""
+        ref = self.calls.number()
+        return await self._call(LEADER, item(ref), ref, what, timeout_s)
+
     async def cancel(self, task: TaskId, reason: str, timeout_s: float | None = None) -> Any:
         """What a task is, once it is asked to end."""
         ref = self.calls.number()

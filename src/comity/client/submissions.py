@@ -46,16 +46,17 @@ class Batch:
 
 
 class Submission:
-    """One submit. ``deadline`` is the task's, on the loop's clock (infinite: none). ``accepted`` once it is: how it
-    ends."""
+    """One submit. ``deadline`` and ``start`` are the task's, on the loop's clock (infinite, 0: none). ``accepted`` once
+    it is: how it ends."""
 
-    __slots__ = ("accepted", "batch", "deadline", "item", "outcome", "posted_at")
+    __slots__ = ("accepted", "batch", "deadline", "item", "outcome", "posted_at", "start")
 
-    def __init__(self, item: SubmitTask, outcome: Outcome, batch: Batch, deadline: float) -> None:
+    def __init__(self, item: SubmitTask, outcome: Outcome, batch: Batch, deadline: float, start: float) -> None:
         self.item = item
         self.outcome = outcome
         self.batch = batch
         self.deadline = deadline
+        self.start = start
         self.posted_at = NEVER
         self.accepted: Outcome | None = None
 
@@ -73,7 +74,9 @@ class Submissions:
         self._alarm: Alarm | None = None
         contact.on_renewed(self._renew)
 
-    async def send(self, specs: list[TaskSpec], *, queue: bool, deadline: float, timeout_s: float) -> list[Outcome]:
+    async def send(
+        self, specs: list[TaskSpec], *, queue: bool, deadline: float, timeout_s: float, start: float = 0.0
+    ) -> list[Outcome]:
         """Submit ``specs``; returns when all are accepted. An outcome's id differs from its spec's if the key was
         known.
 
@@ -87,15 +90,15 @@ class Submissions:
         alarms: list[Alarm] = []
         mine: list[Submission] = []
         try:
-            for start in range(0, len(specs), SLICE):
-                if start:
+            for first in range(0, len(specs), SLICE):
+                if first:
                     await asyncio.sleep(0)  # others have their turn
                 await self._have_room()
                 if batch.future.done():
                     break
                 part = [
-                    Submission(SubmitTask(spec, queue), self._outcomes.submitting(spec.id), batch, deadline)
-                    for spec in specs[start : start + SLICE]
+                    Submission(SubmitTask(spec, queue), self._outcomes.submitting(spec.id), batch, deadline, start)
+                    for spec in specs[first : first + SLICE]
                 ]
                 mine += part
                 alarms.append(self._timers.after(timeout_s, partial(self._late, part, timeout_s)))
@@ -142,9 +145,11 @@ class Submissions:
             return
         now = self._loop.time()
         item = submission.item
-        if submission.deadline != float("inf"):
-            left_ms = max(1, round((submission.deadline - now) * 1000))
-            item = SubmitTask(msgspec.structs.replace(item.spec, deadline_ms=left_ms), item.queue, item.again)
+        if submission.deadline != float("inf") or submission.start:
+            left_ms = max(1, round((submission.deadline - now) * 1000)) if submission.deadline != float("inf") else 0
+            delay_ms = max(0, round((submission.start - now) * 1000))
+            spec = msgspec.structs.replace(item.spec, deadline_ms=left_ms, not_before_ms=delay_ms)
+            item = SubmitTask(spec, item.queue, item.again)
         if submission.posted_at != NEVER and not item.again:
             item = SubmitTask(item.spec, item.queue, again=True)
         submission.item = item

@@ -13,6 +13,8 @@ from comity.errors import (
     DeadlineExceeded,
     Indefinite,
     InvalidInput,
+    Poisoned,
+    Stuck,
     TaskCanceled,
     TaskError,
     TaskFailed,
@@ -133,7 +135,7 @@ class Task:
             return UnknownTask(said, task=self.id)
         named = by_code().get(code)
         kind = _STATE_ERRORS.get(ended.state, TaskFailed)
-        if named is not None and issubclass(named, DeadlineExceeded | TaskRejected | TaskCanceled):
+        if named is not None and issubclass(named, DeadlineExceeded | TaskRejected | TaskCanceled | Poisoned | Stuck):
             kind = named
         try:
             details["attempts"] = (await self.status(DETAIL_S))["attempts"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import NamedTuple, TypedDict, TypeVar
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from comity.client.task import Pausing
 from comity.config import Settings
 from comity.errors import BadInput
-from comity.model.capability import Capability, Requirements, Strategy, parse_need, strategy
+from comity.model.capability import Capability, Requirements, Retry, Strategy, parse_need, strategy
 from comity.model.ids import ProcessId, TaskId
 from comity.model.limits import (
     NAME_MAX,
@@ -45,7 +46,9 @@ class TaskOptions(TypedDict, total=False):
     ``priority`` 0 to 9, higher first (5). ``deadline_s``: seconds until it must be done. ``tags`` the agent must have,
     beside ``requirements``. ``strategy`` by which the agent is picked. ``retries`` after failures;
     ``attempt_timeout_s`` from an attempt's start; ``start_timeout_s`` from its assignment. ``queue`` False: be refused
-    if no live agent can do it, busy or not.
+    if no live agent can do it, busy or not. ``retry``: how it is tried again. ``progress_timeout_s``: an attempt that
+    shows no progress for so long is moved. ``in_s`` seconds from now, or ``at`` a moment (with a time zone), it may
+    start, not before; its deadline counts from then.
     """
 
     priority: int
@@ -57,20 +60,25 @@ class TaskOptions(TypedDict, total=False):
     attempt_timeout_s: float | None
     start_timeout_s: float | None
     queue: bool
+    retry: Retry | None
+    progress_timeout_s: float | None
+    in_s: float | None
+    at: datetime | None
 
 
 class Terms(NamedTuple):
-    """``deadline`` on the loop's clock; ``spec`` lacks only its id and input."""
+    """``deadline`` and ``start`` on the loop's clock (``start`` 0: at once); ``spec`` lacks only its id and input."""
 
     spec: TaskSpec
     deadline: float
     queue: bool
+    start: float = 0.0
 
     def task(self, id: TaskId, payload: Payload) -> TaskSpec:
         s = self.spec
         return TaskSpec(
             id, s.capability, payload, s.submitter, 0, s.priority, s.retries, s.attempt_timeout_s, s.start_timeout_s, s.key,
-            s.requirements, s.strategy, s.parent, s.parent_epoch, s.trace,
+            s.requirements, s.strategy, s.parent, s.parent_epoch, s.trace, 0, s.retry, s.progress_timeout_s,
         )  # fmt: skip
 
 
@@ -84,7 +92,7 @@ def name_of(need: str) -> tuple[str, str]:
 
 def terms(
     need: str, key: str, options: TaskOptions, *, submitter: ProcessId, scope: Scope, known: Capability | None,
-    settings: Settings, now: float,
+    settings: Settings, now: float, now_ms: int,
 ) -> Terms:  # fmt: skip
     """Check and complete what the caller says. Raises BadInput, TypeError (no such option)."""
     unknown = [name for name in options if name not in TaskOptions.__annotations__]
@@ -93,21 +101,49 @@ def terms(
     name, versions = name_of(need)
     deadline_s = options.get("deadline_s")
     own = known or Capability(name=name)
-    retries = _first(options.get("retries"), own.retries, settings.retries)
+    retry = _retry(options.get("retry"), own)
+    retries = _first(options.get("retries"), retry.retries, settings.retries)
+    silence_s = _first(options.get("progress_timeout_s"), own.progress_timeout_s, 0.0)
+    start = _start(options.get("in_s"), options.get("at"), now, now_ms)
     attempt_s = _first(options.get("attempt_timeout_s"), own.attempt_timeout_s, settings.attempt_timeout_s)
     start_s = _first(options.get("start_timeout_s"), own.start_timeout_s, settings.start_timeout_s)
     for what, seconds in (("deadline_s", deadline_s), ("attempt_timeout_s", attempt_s), ("start_timeout_s", start_s)):
         if seconds is not None:
             check_seconds(seconds, what)
+    if silence_s:
+        check_seconds(silence_s, "progress_timeout_s")
     how = options.get("strategy")
     spec = TaskSpec(
         TaskId(""), name, b"", submitter, 0, check_whole(options.get("priority", 5), "priority", 0, 9),
         check_whole(retries, "retries"), attempt_s, start_s, check_text(key, "key"),
         needs(options.get("requirements"), options.get("tags", ()), versions), strategy(how) if how is not None else None,
-        scope.parent, scope.parent_epoch, scope.trace,
+        scope.parent, scope.parent_epoch, scope.trace, 0, retry.pauses(), silence_s,
     )  # fmt: skip
-    deadline = min(scope.deadline, now + deadline_s) if deadline_s is not None else scope.deadline
-    return Terms(spec, deadline, options.get("queue", True))
+    deadline = min(scope.deadline, max(now, start) + deadline_s) if deadline_s is not None else scope.deadline
+    return Terms(spec, deadline, options.get("queue", True), start)
+
+
+def _retry(given: Retry | None, own: Capability) -> Retry:
+    """The caller's policy over the capability's. Raises BadInput."""
+    published = Retry(own.retries).over(own.retry)
+    if given is None:
+        return published
+    if not isinstance(given, Retry):
+        raise BadInput(f"retry is comity.Retry, not {type(given).__name__}", option="retry")
+    given = check_sound(given, "retry")
+    given.check()
+    return given.over(published)
+
+
+def _start(in_s: float | None, at: datetime | None, now: float, now_ms: int) -> float:
+    """When it may start, on the loop's clock; 0: at once. Raises BadInput."""
+    if at is not None:
+        if in_s is not None:
+            raise BadInput("say when it may start with in_s or with at, not with both")
+        if at.tzinfo is None:
+            raise BadInput("at is a datetime with a time zone, such as datetime.now().astimezone()", option="at")
+        in_s = max(0.0, at.timestamp() - now_ms / 1000)
+    return now + check_seconds(in_s, "in_s") if in_s else 0.0
 
 
 def words(given: Iterable[str]) -> tuple[str, ...]:

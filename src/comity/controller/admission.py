@@ -99,12 +99,24 @@ def _well_formed(spec: TaskSpec, sender: ProcessId) -> None:
     check_task_id(spec.id)
     if spec.parent is not None:
         check_task_id(spec.parent)
+    if spec.replays is not None:
+        raise BadInput("only the network itself replays a dead letter: ask it to")
+    check_terms(spec, sender)
+
+
+def check_terms(spec: TaskSpec, sender: ProcessId) -> None:
+    """BadInput, TooLarge or AccessDenied if no task can be submitted by ``sender`` so, whatever its id."""
     check_capability(spec.capability)
     if not 0 <= spec.priority <= 9:
         raise BadInput(f"priority {spec.priority} must be 0 to 9", priority=spec.priority)
     if not 0 <= spec.retries <= NUMBER_MAX or spec.parent_epoch < 0:
         raise BadInput("retries and epochs must not be negative, nor beyond reason")
     attempt_s, start_s, left_s = spec.attempt_timeout_s, spec.start_timeout_s, spec.deadline_ms / 1000
+    delay_s, silence_s = spec.not_before_ms / 1000, spec.progress_timeout_s
+    if not (0.0 <= delay_s <= FAR_S and 0.0 <= silence_s <= FAR_S):
+        raise BadInput(f"a delay or progress time-out lies within 0 and {FAR_S:g} s, not {delay_s}, {silence_s}")
+    if spec.retry is not None:
+        spec.retry.check()
     if not (0.0 < attempt_s <= FAR_S and 0.0 < start_s <= FAR_S and 0.0 <= left_s <= FAR_S):
         raise BadInput(f"times must be above 0 and at most {FAR_S:g} s, not {attempt_s}, {start_s} and {left_s or None}")
     if len(spec.key) > TEXT_MAX or len(spec.trace) > TEXT_MAX:
@@ -116,11 +128,12 @@ def _well_formed(spec: TaskSpec, sender: ProcessId) -> None:
 
 
 def stamped(spec: TaskSpec, sender: ProcessId, now_ms: int) -> TaskSpec:
-    """``spec`` as the log shall have it: from who really sent it, its time left turned into a deadline."""
-    if spec.submitter == sender and not spec.deadline_ms:
+    """``spec`` as the log shall have it: from who really sent it, times left turned into moments."""
+    if spec.submitter == sender and not spec.deadline_ms and not spec.not_before_ms:
         return spec
     deadline_ms = now_ms + spec.deadline_ms if spec.deadline_ms else 0
-    return msgspec.structs.replace(spec, submitter=sender, deadline_ms=deadline_ms)
+    not_before_ms = now_ms + spec.not_before_ms if spec.not_before_ms else 0
+    return msgspec.structs.replace(spec, submitter=sender, deadline_ms=deadline_ms, not_before_ms=not_before_ms)
 
 
 def refusal(task: TaskId, error: ComityError) -> Refused:

@@ -19,6 +19,7 @@ from comity.core.archive import holding
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
 from comity.errors import BadInput, ComityError, Definite, NotFound, TooLarge, UnknownTask
+from comity.model.capability import Retry
 from comity.model.codec import UNREADABLE, from_json, to_json
 from comity.model.ids import ProcessId, TaskId, check_task_id
 from comity.model.task import Attempt, Ending, Logged, Payload, Stored, Task, TaskFailure, TaskState
@@ -43,6 +44,10 @@ class Args(msgspec.Struct, frozen=True):
     capability: str | None = None
     limit: int = 50
     before: str | None = None
+    code: str | None = None
+    since_ms: int = 0
+    ids: tuple[str, ...] = ()
+    input: msgspec.Raw = msgspec.Raw()
     strategy: str = ""
     timeout_s: float | None = None
 
@@ -123,6 +128,10 @@ def view(task: Task, reason: str = "", limit: int = _SHOWN_BYTES) -> dict[str, A
         "started": _iso(last.started_at) if last is not None else None,
         "finished": _iso(task.finished_at),
         "deadline": _iso(spec.deadline_ms),
+        "not_before": _iso(task.not_before) if not task.finished_at else None,
+        "progress_timeout_s": spec.progress_timeout_s or None,
+        "retry": retry_view(spec.retry),
+        "replays": spec.replays,
         "input": _shown(spec.input, limit),
         "result": _shown(task.result, limit),
         "error": {"code": failure.code, "message": failure.message} if failure is not None else None,
@@ -134,6 +143,12 @@ def view(task: Task, reason: str = "", limit: int = _SHOWN_BYTES) -> dict[str, A
         "score": task.score if task.score >= 0 else None,
         "reason": reason,
     }
+
+
+def retry_view(retry: Retry | None) -> dict[str, Any] | None:
+    """What a task says of its retries, beside their number."""
+    said = msgspec.structs.asdict(retry) if retry is not None else {}
+    return {name: value for name, value in said.items() if name != "retries" and value not in (None, ())} or None
 
 
 class Answers:
@@ -192,6 +207,10 @@ class Answers:
         except ComityError as error:
             self._refuse(item.ref, sender, error)
 
+    def reply(self, ref: int, sender: ProcessId, answer: Slow) -> None:
+        """Answer an item that is a question of its own kind."""
+        self._start(self._reply(ref, sender, answer, Args()))
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._work.add(task)
@@ -227,6 +246,9 @@ class Answers:
             found = (await self._archive.chunk(chunk.key)).get(task_id)
             if found is not None:
                 return found
+        letter = self._state.dead.letters.get(task_id)
+        if letter is not None and letter.key:
+            return (await self._archive.chunk(letter.key))[task_id]
         raise UnknownTask(f"no task {task_id} is known, or it finished too long ago", task=task_id)
 
     async def _task(self, args: Args) -> dict[str, Any]:
@@ -255,7 +277,9 @@ class Answers:
         capability = task.spec.capability
         past = [f"{a.agent}: {a.failure.text if a.failure else a.ending}" for a in reversed(task.past) if a.ending]
         if task.not_before > self._state.time_ms:
-            why = f"it backs off until {_iso(task.not_before)}"
+            why = f"it backs off until {_iso(task.not_before)}" if past else f"it may start at {_iso(task.not_before)}"
+        elif self._reconcile.budget.is_held(capability, task.spec.id):
+            why = f"too many attempts at {capability} fail: its retry is held back until some succeed"
         elif not self._reconcile.scheduling.offered(capability):
             why = f"no agent offers {capability}"
         elif not self._reconcile.scheduling.live(capability):

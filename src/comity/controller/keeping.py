@@ -22,12 +22,13 @@ from comity.core.tasks import Tasks
 from comity.errors import ComityError, Corrupt
 from comity.log.base import Log
 from comity.model.ids import TaskId, task_time_ms
-from comity.model.task import Archived, Command, Dropped, Logged, Moved, Payload, SnapshotTaken, Stored, Task
+from comity.model.task import Archived, Command, DropDead, Dropped, Logged, Moved, Payload, SnapshotTaken, Stored, Task
 from comity.store.base import Store
 
 ARCHIVE = "network/archive/"
 SNAPSHOTS = "network/snapshot/"
 MOVED = "network/payload/"
+DEAD = "network/dead/"
 CHUNK_TASKS = 2000
 CHUNK_AGE_MS = 30_000
 """Finished tasks leave memory in chunks: when so many have gathered, or the oldest is so old."""
@@ -39,6 +40,7 @@ LOG_BYTES = 4 * 1024 * 1024 * 1024
 SNAPSHOT_PAUSE_S = 1.0
 """Between two snapshots at least: each adds to the log itself."""
 RETRY_S = 1.0
+DROPPED_AT_ONCE = 1000
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -73,6 +75,8 @@ class Keeping:
         keep_finished: int,
         keep_finished_ms: int,
         window_ms: int,
+        keep_dead: int,
+        keep_dead_ms: int,
     ) -> None:
         self._state = state
         self._ledger = ledger
@@ -86,6 +90,8 @@ class Keeping:
         self._keep = keep_finished
         self._keep_ms = keep_finished_ms
         self._window_ms = window_ms
+        self._keep_dead = keep_dead
+        self._keep_dead_ms = keep_dead_ms
         self._work: asyncio.Task[None] | None = None
         self._doomed: deque[str] = deque()
         self._marks: deque[Mark] = deque(
@@ -106,7 +112,7 @@ class Keeping:
     def kept(self, changes: list[Change]) -> None:
         """Take note of what an entry changed."""
         for change in changes:
-            if change.kind in ("archive.dropped", "snapshot.dropped"):
+            if change.kind in ("archive.dropped", "snapshot.dropped", "dead.emptied"):
                 self._doomed.append(change.reason)
             elif change.kind == "snapshot.taken":
                 taken = self._state.snapshots[-1]
@@ -142,6 +148,8 @@ class Keeping:
             return self._archive
         if self._stale_chunks():
             return self._drop
+        if self._stale_dead():
+            return self._drop_dead
         return None
 
     async def _guarded(self, work: Work | None) -> None:
@@ -185,9 +193,15 @@ class Keeping:
         finished_ms = max(task.finished_at for task in tasks)
         key = f"{ARCHIVE}{ids[0]}-{self._ledger.index}-{self._state.term}"
         await self._store.put(key, encode_chunk(whole))
-        self._propose(Archived(key, tuple(ids), finished_ms))
+        dead = [task for task in whole if task.spec.id in self._state.dead.letters]
+        dead_key = f"{DEAD}{ids[0]}-{self._ledger.index}-{self._state.term}" if dead else ""
+        if dead:
+            await self._store.put(dead_key, encode_chunk(dead))
+        self._propose(Archived(key, tuple(ids), finished_ms, dead_key))
         await self._effective()
         self._doomed.extend(moved)
+        if dead and dead_key not in self._state.dead.objects:  # they were replayed or dropped meanwhile
+            self._doomed.append(dead_key)
 
     async def _whole(self, task: Task) -> Task:
         """``task`` with its payloads in place, but for those that others stored."""
@@ -216,13 +230,29 @@ class Keeping:
         self._propose(Dropped(tuple(self._stale_chunks())))
         await self._effective()
 
+    def _stale_dead(self) -> list[TaskId]:
+        """Dead letters too many or too old."""
+        letters = self._state.dead.letters
+        over, before_ms = len(letters) - self._keep_dead, self._now_ms() - self._keep_dead_ms
+        stale: list[TaskId] = []
+        for letter in letters.values():
+            if (len(stale) >= max(0, over) and letter.failed_ms >= before_ms) or len(stale) == DROPPED_AT_ONCE:
+                break
+            stale.append(letter.id)
+        return stale
+
+    async def _drop_dead(self) -> None:
+        self._propose(DropDead(tuple(self._stale_dead())))
+        await self._effective()
+
     async def _sweep(self) -> None:
         """Doom what leaders before stored and did not come to tell of, or to delete. They cannot any more."""
         state = self._state
-        known = dict.fromkeys([*(held.key for held in state.archive), *(taken.key for taken in state.snapshots)])
+        held_keys = [held.key for held in state.archive]
+        known = dict.fromkeys([*held_keys, *(taken.key for taken in state.snapshots), *state.dead.objects])
         for task in list(state.tasks.values()):
             known.update((payload.key, None) for payload in (task.spec.input, task.result) if _is_moved(payload))
-        for prefix in (ARCHIVE, SNAPSHOTS, MOVED):
+        for prefix in (ARCHIVE, SNAPSHOTS, MOVED, DEAD):
             for stored in await self._store.list(prefix):
                 if stored.key not in known and int(stored.key.rpartition("-")[2]) < state.term:
                     self._doomed.append(stored.key)

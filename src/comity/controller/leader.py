@@ -39,9 +39,11 @@ from comity.model.task import (
     Entry,
     Evict,
     Fail,
+    Fire,
     NodeLeft,
     NodeUp,
     Rate,
+    Replay,
     Requeue,
     Start,
     Submit,
@@ -50,6 +52,7 @@ from comity.model.task import (
     TaskState,
 )
 from comity.model.wire import (
+    AddSchedule,
     Ask,
     Beacon,
     Began,
@@ -65,6 +68,7 @@ from comity.model.wire import (
     Leaving,
     Live,
     Pong,
+    Progress,
     RateTask,
     Refused,
     Route,
@@ -114,6 +118,7 @@ class Leader:
         self.ask: Callable[[Ask, ProcessId], None]
         self.route: Callable[[Route, ProcessId], None]
         self.call_ended: Callable[[CallEnded, ProcessId], None]
+        self.add_schedule: Callable[[AddSchedule, ProcessId], None]
         self.kept: Callable[[list[Change]], None]
         self.rate_missing: Callable[[RateTask], None]
         self.once_effective: list[Callable[[], None]] = []
@@ -165,6 +170,8 @@ class Leader:
             Slot: self._slot,
             Live: self._live,
             Leaving: self.liveness.leaving,
+            Progress: self._progress,
+            AddSchedule: self.add_schedule,
             RateTask: self._rate,
             Pong: lambda _item, sender: self.liveness.answered(sender),
         }
@@ -267,6 +274,13 @@ class Leader:
     def _beacon(self, item: Beacon, sender: ProcessId) -> None:
         if self.liveness.beacon(item, sender):
             self.telling.repeat(sender)
+        self._pending += self.reconcile.stuck(sender, self._now_ms)
+
+    def _progress(self, item: Progress, sender: ProcessId) -> None:
+        for task_id, epoch, ago_ms in item.made:
+            task = self.state.current(task_id, epoch)
+            if task is not None and task.attempt is not None and task.attempt.node == sender:
+                self.reconcile.watch.progressed(task, self._now_ms - max(0, ago_ms))
 
     def _report(self, item: Report, sender: ProcessId) -> None:
         task = self.state.current(item.task, item.epoch)
@@ -293,7 +307,7 @@ class Leader:
                 return Fail(item.task, item.epoch, TaskFailure(error.code, error.message[:REASON_MAX], retryable=False))
             return Complete(item.task, item.epoch, item.result, max(0, item.ran_ms))
         if type(item) is Failed:
-            not_before = self.clock.now_ms() + self.reconcile.backoff(task.retries_used)
+            not_before = self.clock.now_ms() + self.reconcile.pause_ms(task)
             ending = Ending.CANCELED if item.canceled and task.cancel_at else Ending.FAILED
             code, message = item.failure.code[:CODE_MAX], item.failure.message[:REASON_MAX]
             failure = TaskFailure(code, message, item.failure.retryable)
@@ -345,7 +359,7 @@ class Leader:
                 pending.appendleft(command)
                 break
             commands.append(command)
-            if type(command) is Submit:
+            if type(command) is Submit or type(command) is Replay or type(command) is Fire:
                 assign = self.reconcile.ride(command.spec)
                 if assign is not None:
                     budget -= ASSIGN_BYTES

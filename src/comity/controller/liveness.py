@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from comity.bus.base import Link, to
 from comity.bus.outbox import Outbox
 from comity.core import membership as m
@@ -29,6 +31,7 @@ class Liveness:
         *,
         term: int,
         lease_s: float,
+        poison_nodes: int,
         now_ms: Callable[[], int],
         propose: Callable[[Command], None],
         notice: Callable[[str, NodeId, str], None],
@@ -46,6 +49,7 @@ class Liveness:
         self._reconcile = reconcile
         self._term = term
         self._lease_s = lease_s
+        self._poison_nodes = poison_nodes
         self._now_ms = now_ms
         self._propose = propose
         self._notice = notice
@@ -149,7 +153,7 @@ class Liveness:
     def step(self, event: m.Event) -> None:
         for effect in self.machine.step(event, self._time()):
             if isinstance(effect, m.Propose):
-                self._propose(effect.command)
+                self._propose(self._stamped(effect.command))
             elif isinstance(effect, m.Probe):
                 self._probe_ref += 1
                 self._outbox.post(to(effect.node), Ping(self._probe_ref))
@@ -158,6 +162,12 @@ class Liveness:
             else:
                 self._became(effect)
         self._rearm()
+
+    def _stamped(self, command: Command) -> Command:
+        """What the state must know to tell a task that takes nodes down."""
+        if isinstance(command, Evict | NodeUp):
+            return msgspec.structs.replace(command, poison_nodes=self._poison_nodes)
+        return command
 
     def _became(self, effect: m.Became) -> None:
         before = self.states.get(effect.node, ("", ""))[0]

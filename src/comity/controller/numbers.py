@@ -36,13 +36,15 @@ class Rates:
 
 
 def oldest_waiting_s(leader: Leader) -> float:
-    """Age of the oldest task that waits for an agent, in seconds."""
-    state = leader.state
+    """How long the oldest task that waits for an agent has done so, in seconds; delayed ones do not wait yet."""
+    state, now_ms = leader.state, leader.clock.now_ms()
     if not state.waiting:
         return 0.0
     waiting = (TaskState.SUBMITTED, TaskState.WAITING)
-    oldest = next(task for task in state.tasks.values() if task.state in waiting)  # they lie in the order of their creation
-    return max(0.0, (leader.clock.now_ms() - oldest.created_at) / 1000)
+    for task in state.tasks.values():  # they lie in the order of their creation
+        if task.state in waiting and task.spec.not_before_ms <= now_ms:
+            return max(0.0, (now_ms - max(task.created_at, task.spec.not_before_ms)) / 1000)
+    return 0.0
 
 
 def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, str]) -> dict[str, Any]:
@@ -68,6 +70,9 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         },
         "refused_submits": leader.admission.refused,
         "malformed_messages": leader.malformed + census.malformed,
+        "dead_letters": len(state.dead.letters),
+        "schedules": len(state.schedules),
+        "held_retries": leader.reconcile.budget.held,
         "oldest_waiting_s": oldest_waiting_s(leader),
         "rates": rates.rates(),
         "loop_lag": leader.lag.figures(),

@@ -12,7 +12,7 @@ from comity.core.tasks import Tasks
 from comity.errors import Corrupt
 from comity.log.base import Log
 from comity.model.codec import unseal
-from comity.model.task import INLINE_LIMIT, Complete, Entry, Logged, Payload, Submit
+from comity.model.task import INLINE_LIMIT, Complete, Entry, Fire, Logged, Payload, Replay, Submit
 
 HOT_BYTES = 64 * 1024 * 1024
 SLICE = 2000
@@ -76,7 +76,7 @@ class Payloads:
 def _large(entry: Entry) -> Iterator[tuple[int, bytes]]:
     """Payloads that replicated state does not hold, and their places in the entry."""
     for ordinal, command in enumerate(entry.commands):
-        if type(command) is Submit:
+        if type(command) is Submit or type(command) is Replay or type(command) is Fire:
             payload: Payload = command.spec.input
         elif type(command) is Complete:
             payload = command.result

@@ -1,7 +1,8 @@
 """Replicated state as bytes and back. Writing stalls nobody: tasks are encoded in slices, and one that changes before its turn
 is encoded just before it does (copy on write), so that the whole is the state after exactly one entry.
 
-Format: length-prefixed MessagePack frames; the first is a ``Head``, then come lists of the archive's chunks, then of tasks.
+Format: length-prefixed MessagePack frames; the first is a ``Head``, then come lists of the archive's chunks, then of dead
+letters, then of tasks.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import msgspec
 
 from comity.core.archive import Chunk
 from comity.core.changes import NodeLease, Totals
+from comity.core.dead import Dead
 from comity.core.ledger import Ledger, LedgerState
 from comity.core.tasks import Tasks
 from comity.errors import Corrupt, ForeignData
 from comity.model.capability import Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.ids import NetworkId, ProcessId
-from comity.model.task import SnapshotTaken, Task
+from comity.model.task import Schedule, SnapshotTaken, Task
 
 FORMAT = 2
 SLICE = 400
@@ -28,7 +30,8 @@ CHUNKS = 64
 
 
 class Head(msgspec.Struct, array_like=True):
-    """Everything but the tasks and the archive's chunks, of which it has the number, and what can be derived from them."""
+    """Everything but the tasks, the archive's chunks and the dead letters, of which it has the number, and what can be derived
+    from them."""
 
     format: int
     ledger: LedgerState
@@ -42,11 +45,14 @@ class Head(msgspec.Struct, array_like=True):
     totals: Totals
     strategies: dict[str, Strategy]
     ended: dict[ProcessId, int] = {}
+    schedules: dict[str, Schedule] = {}
+    dead: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _head = msgspec.msgpack.Decoder(Head)
 _chunks = msgspec.msgpack.Decoder(list[Chunk])
+_dead = msgspec.msgpack.Decoder(list[Dead])
 _tasks = msgspec.msgpack.Decoder(list[Task])
 
 
@@ -65,12 +71,14 @@ class Writing:
         self.time_ms = ledger.time_ms
         self._state = state
         self._archive = list(state.archive)
+        self._dead = list(state.dead.letters.values())
         self._left = dict(state.tasks)
         self._saved: list[Task | bytes] = []
         nodes = {node: (lease.incarnation, lease.since_ms) for node, lease in state.nodes.items()}
         head = Head(
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
             len(self._archive), nodes, state.snapshots, state.totals, state.strategies, state.ended,
+            state.schedules, len(self._dead),
         )  # fmt: skip
         self._head = _encode(head)
         state.before_change = self._save
@@ -85,6 +93,9 @@ class Writing:
             yield _frame(self._head)
             for at in range(0, len(self._archive), CHUNKS):
                 yield _frame(_encode(self._archive[at : at + CHUNKS]))
+                await asyncio.sleep(0)
+            for at in range(0, len(self._dead), SLICE):
+                yield _frame(_encode(self._dead[at : at + SLICE]))
                 await asyncio.sleep(0)
             while self._left or self._saved:
                 saved, self._saved = self._saved, []
@@ -116,6 +127,7 @@ async def load(chunks: AsyncIterator[bytes], network: NetworkId) -> tuple[Tasks,
     head: Head | None = None
     tasks: list[Task] = []
     archive: list[Chunk] = []
+    dead: list[Dead] = []
     try:
         async for frame in _frames(chunks):
             if head is None:
@@ -125,13 +137,18 @@ async def load(chunks: AsyncIterator[bytes], network: NetworkId) -> tuple[Tasks,
                     raise ForeignData(said, network=head.ledger.network)
             elif len(archive) < head.chunks:
                 archive += _chunks.decode(frame)
+            elif len(dead) < head.dead:
+                dead += _dead.decode(frame)
             else:
                 tasks += _tasks.decode(frame)
     except UNREADABLE as error:
         raise Corrupt(f"a snapshot cannot be read: {error}") from error
-    if head is None or head.tasks != len(tasks) or head.chunks != len(archive):
+    if head is None or (head.tasks, head.chunks, head.dead) != (len(tasks), len(archive), len(dead)):
         raise Corrupt("a snapshot is incomplete")
-    return _restore(head, archive, tasks, network), Ledger.restore(head.ledger)
+    state = _restore(head, archive, tasks, network)
+    for letter in dead:
+        state.dead.put(letter)
+    return state, Ledger.restore(head.ledger)
 
 
 async def _frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -153,7 +170,7 @@ def _restore(head: Head, archive: list[Chunk], tasks: list[Task], network: Netwo
     state.term, state.leader, state.generation = head.ledger.term, head.leader, head.generation
     state.last_epoch, state.time_ms = head.last_epoch, head.ledger.time_ms
     state.archive, state.snapshots, state.totals = archive, head.snapshots, head.totals
-    state.strategies, state.ended = head.strategies, head.ended
+    state.strategies, state.ended, state.schedules = head.strategies, head.ended, head.schedules
     for chunk in archive:
         state.archived += chunk.count
         state.keys.update(chunk.keys)

@@ -130,6 +130,7 @@ class Telling:
         run = Run(
             spec.id, attempt.epoch, self.state.term, attempt.incarnation, attempt.agent, spec.capability, payload,
             len(task.past) + 1, remaining_ms, spec.attempt_timeout_s, spec.submitter, spec.parent, spec.trace,
+            spec.progress_timeout_s, spec.retry.no_retry if spec.retry is not None else (),
         )  # fmt: skip
         self.outbox.post(to(attempt.node), run)
 
@@ -161,7 +162,7 @@ class Telling:
 
     def _attempt_over(self, task: Task, attempt: Attempt) -> None:
         """Settle the node's report, or tell it to stop what it did not report."""
-        if attempt.ending in (Ending.NOT_STARTED, Ending.TIMED_OUT, Ending.CANCELED):
+        if attempt.ending in (Ending.NOT_STARTED, Ending.TIMED_OUT, Ending.CANCELED, Ending.STUCK):
             self._send_stop(attempt, task.spec.id, attempt.ending)
         self.settle(attempt.node, task.spec.id, attempt.epoch)
 

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from comity.bus.base import EVERYONE, Address
+from comity.config import Settings
 from comity.controller.admission import Admission, check_capability
 from comity.controller.answers import Answers, Args
 from comity.controller.choices import Choices
@@ -17,20 +18,23 @@ from comity.controller.leader import Leader
 from comity.controller.liveness import Liveness
 from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
+from comity.controller.replaying import Replaying
 from comity.controller.routing import Routing
+from comity.controller.schedules import Schedules
 from comity.controller.telling import Telling
 from comity.controller.vanished import Vanished
 from comity.core.changes import Change
 from comity.core.ledger import Ledger
 from comity.core.membership import Leadership, Membership, Timing
-from comity.core.reconcile import Policy, Reconcile
+from comity.core.policy import Policy
+from comity.core.reconcile import Reconcile
 from comity.errors import ComityError, TooLarge
 from comity.model.capability import AgentRecord, AgentStatus, strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
-from comity.model.ids import NodeId, ProcessId
+from comity.model.ids import NodeId, ProcessId, TaskId, TaskIds
 from comity.model.limits import FAR_S
-from comity.model.task import Configure, TaskState
+from comity.model.task import Configure, Task, TaskState
 from comity.model.wire import Message
 
 if TYPE_CHECKING:
@@ -59,7 +63,7 @@ class Term:
         self._in_doubt = False
         self._told = 0
         self._durability = ("unverified", "not asked yet")
-        policy = Policy(cancel_grace_ms=int(settings.cancel_grace_s * 1000))
+        policy = _policy(settings)
         self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random)
         self.reconcile.on_choice = self.choices.note
         window_ms = int(settings.dedup_window_s * 1000)
@@ -73,17 +77,19 @@ class Term:
         machine = Membership(timing, c.state.ended)
         self.liveness = Liveness(
             machine, c.outbox, self.reconcile,
-            term=c.state.term, lease_s=settings.lease_s, now_ms=clock.now_ms, propose=self.leader.propose,
+            term=c.state.term, lease_s=settings.lease_s, poison_nodes=settings.poison_nodes, now_ms=clock.now_ms,
             notice=lambda kind, node, reason: self.leader.notice(kind, node=node, reason=reason),
-            rearm=self.leader.arm, ended=self._node_ended, routed=self.routing.at,
+            propose=self.leader.propose, rearm=self.leader.arm, ended=self._node_ended, routed=self.routing.at,
         )  # fmt: skip
         self.keeping = Keeping(
             c.state, c.ledger, c.log, c.store, c.payloads,
             propose=self.leader.propose, barrier=self.leader.barrier, now_ms=clock.now_ms,
             snapshot_every=settings.snapshot_every, keep_finished=settings.keep_finished,
-            keep_finished_ms=int(settings.keep_finished_s * 1000), window_ms=window_ms,
+            keep_finished_ms=int(settings.keep_finished_s * 1000), window_ms=window_ms, keep_dead=settings.keep_dead,
+            keep_dead_ms=int(settings.keep_dead_s * 1000),
         )  # fmt: skip
         self.vanished = Vanished(c.census, c.state.nodes, lambda node: self._spawn(self._forget(node, 0)))
+        self.schedules, self.replaying = self._makers_of_tasks()
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
             barrier=self.leader.barrier, choice=self.choices.of,
@@ -93,9 +99,29 @@ class Term:
                 "nodes": lambda _args: {"nodes": nodes(self.leader, c.census)},
                 "agents": lambda _args: {"agents": loads(self.leader, c.census)},
             },
-            slow={"shutdown": self._shutdown, "strategy": self._set_strategy},
+            slow={
+                "shutdown": self._shutdown,
+                "strategy": self._set_strategy,
+                "schedules": self.schedules.list,
+                "remove-schedule": self.schedules.remove,
+                "dead": self.replaying.list,
+                "replay-dead": self.replaying.replay,
+                "drop-dead": self.replaying.drop,
+            },
         )  # fmt: skip
         self._join()
+
+    def _makers_of_tasks(self) -> tuple[Schedules, Replaying]:
+        c, leader = self._controller, self.leader
+        ids = TaskIds(self.clock.now_ms, int(c.random() * 2**40))
+        schedules = Schedules(
+            c.state, ids, propose=leader.propose, effective=self._effective, may_fire=self._may_fire, notice=leader.notice
+        )
+        replaying = Replaying(
+            c.state, c.payloads, self.admission, ids, find=self._find,
+            propose=leader.propose, effective=self._effective, now_ms=self.clock.now_ms,
+        )  # fmt: skip
+        return schedules, replaying
 
     def _join(self) -> None:
         leader = self.leader
@@ -106,6 +132,9 @@ class Term:
         leader.telling.follow_missing = self.answers.follow_missing
         leader.route = self.routing.route
         leader.call_ended = self.routing.call_ended
+        leader.add_schedule = lambda item, sender: self.answers.reply(
+            item.ref, sender, lambda _args: self.schedules.add(item, sender)
+        )
         leader.kept = self._kept
         leader.rate_missing = self.answers.rate_missing
         census = self._controller.census
@@ -173,6 +202,19 @@ class Term:
         self.keeping.look(self.pipeline.commands, self.pipeline.bytes)
         self.vanished.look(self._time())
         self.choices.pulse()
+        self.schedules.look(self.clock.now_ms())
+
+    def _may_fire(self) -> bool:
+        return not self.admission.shutting_down and self._controller.state.waiting < self.admission.max_waiting
+
+    async def _find(self, task: TaskId) -> Task:
+        return await self.answers.find(task)
+
+    async def _effective(self) -> None:
+        """Until all that was proposed before counts."""
+        effective = asyncio.Event()
+        self.leader.barrier(effective.set)
+        await effective.wait()
 
     def departed(self, process: ProcessId) -> None:
         self.liveness.departed(process)
@@ -260,9 +302,7 @@ class Term:
         if len(self._controller.state.strategies) >= STRATEGIES_MAX and capability not in self._controller.state.strategies:
             raise TooLarge(f"{STRATEGIES_MAX} capabilities have a strategy of their own already", limit=STRATEGIES_MAX)
         self.leader.propose(Configure(capability, chosen))
-        effective = asyncio.Event()
-        self.leader.barrier(effective.set)
-        await effective.wait()
+        await self._effective()
         return {"capability": capability, "strategy": chosen}
 
     async def _shutdown(self, args: Args) -> dict[str, Any]:
@@ -285,3 +325,11 @@ class Term:
         self.leader.once_effective.append(applied.set)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(applied.wait(), timeout_s)
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        backoff_ms=int(settings.retry_first_s * 1000), backoff_factor=settings.retry_factor,
+        backoff_max_ms=int(settings.retry_max_s * 1000), retry_budget=settings.retry_budget,
+        cancel_grace_ms=int(settings.cancel_grace_s * 1000),
+    )  # fmt: skip

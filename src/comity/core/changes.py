@@ -38,3 +38,7 @@ class Totals(msgspec.Struct, array_like=True, gc=False):
     requeues: int = 0
     evictions: int = 0
     rejected_reports: int = 0
+    stuck: int = 0
+    poisoned: int = 0
+    fired: int = 0
+    replayed: int = 0

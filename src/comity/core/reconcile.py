@@ -20,10 +20,13 @@ from heapq import heappop, heappush
 
 import msgspec
 
+from comity.core.budget import Budget
 from comity.core.changes import Change
+from comity.core.policy import Policy
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
 from comity.core.waiting import LOOKS, Demand, Entry, Heap, Waiting
+from comity.core.watch import Watch, timeout_ms
 from comity.model.capability import AgentRecord
 from comity.model.ids import AgentId, NodeId, TaskId, node_of
 from comity.model.task import (
@@ -43,20 +46,11 @@ from comity.model.task import (
 )
 
 _OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
-_READY, _START, _ATTEMPT, _GRACE, _DEADLINE = range(5)
+_READY, _START, _ATTEMPT, _GRACE, _DEADLINE, _PROGRESS = range(6)
+_CHARGED = (Ending.FAILED, Ending.TIMED_OUT)
+"""Endings whose retry takes a token of the budget. A lost node says nothing about what the function depends on."""
 DUE_MAX = 4096
 """Timers looked at in one go."""
-
-
-class Policy(msgspec.Struct, frozen=True):
-    """Times in milliseconds. A retry waits ``backoff_ms`` x 2^retries, at most ``backoff_max_ms``, halved at random."""
-
-    aging_ms: int = 30_000
-    backoff_ms: int = 200
-    backoff_max_ms: int = 60_000
-    refusal_ms: int = 10_000
-    cancel_grace_ms: int = 5_000
-    attempt_slack_ms: int = 2_000
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -72,6 +66,8 @@ class Reconcile:
         self.policy = policy
         self.reserved: dict[TaskId, AgentId] = {}
         self.released: dict[TaskId, int] = {}
+        self.budget = Budget(policy.retry_budget)
+        self.watch = Watch()
         self.paused = False
         """Give out nothing new: the network shuts down."""
         self.on_choice: Callable[[TaskId, int, AgentId, Demand | TaskSpec], None] | None = None
@@ -137,14 +133,16 @@ class Reconcile:
             seen = _OBSERVERS.get(change.kind)
             if seen is not None and change.task is not None:
                 seen(self, change.task, change)
-            elif change.task_id is not None:
+            elif change.kind == "assignment.void" and change.task_id is not None:
                 self._void(change.task_id, change.task)
 
     def _submitted(self, task: Task, change: Change) -> None:
         spec = task.spec
         if spec.deadline_ms:
             self._timer(spec.deadline_ms, _DEADLINE, spec.id, 0)
-        if spec.id not in self.reserved:
+        if spec.not_before_ms > self._now_ms:
+            self._timer(spec.not_before_ms, _READY, spec.id, 0)
+        elif spec.id not in self.reserved:
             self._push(task)
         if spec.parent is not None and self._is_orphan(spec):
             self._proposals.append(Cancel(spec.id, f"its parent {spec.parent} ended"))
@@ -166,6 +164,8 @@ class Reconcile:
     def _started(self, task: Task, change: Change) -> None:
         due = self.state.time_ms + int(task.spec.attempt_timeout_s * 1000) + self.policy.attempt_slack_ms
         self._timer(due, _ATTEMPT, task.spec.id, task.epoch)
+        if timeout_ms(task):
+            self._timer(self.watch.began(task, self.state.time_ms), _PROGRESS, task.spec.id, task.epoch)
 
     def _canceling(self, task: Task, change: Change) -> None:
         self._timer(self.state.time_ms + self.policy.cancel_grace_ms, _GRACE, task.spec.id, task.epoch)
@@ -176,14 +176,37 @@ class Reconcile:
         if change.attempt is not None and change.attempt.ending in (Ending.REFUSED, Ending.NOT_STARTED):
             self._note_refusal(task.spec.id, change.attempt)
         self._cancel_children(task.spec.id, task.epoch)
+        self._wait(task)
+
+    def _wait(self, task: Task) -> None:
+        """It was put back, and is to be given out again when its time has come and the retry budget allows."""
+        if task.past and task.past[-1].ending in _CHARGED:
+            self.budget.owing[task.spec.id] = None
         if task.not_before > self._now_ms:
             self._timer(task.not_before, _READY, task.spec.id, task.epoch)
         else:
+            self._ready(task)
+
+    def _ready(self, task: Task) -> None:
+        if task.spec.id not in self.budget.owing:
             self._push(task)
+        else:
+            self.budget.queue(task.spec.capability, task.spec.id, self._now_ms)
+            self._release(task.spec.capability)
+
+    def _release(self, capability: str) -> None:
+        """Retries that were held back go, as far as the budget allows; look again when it allows the next."""
+        for task_id in self.budget.released(capability, self._now_ms):
+            self._push(self.state.tasks[task_id])
+        head = self.budget.head(capability)
+        if head is not None:
+            self._timer(head[1], _READY, head[0], self.state.tasks[head[0]].epoch)
 
     def _finished(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
         self._refusals.pop(task.spec.id, None)
+        if self.budget.forget(task.spec.capability, task.spec.id):
+            self._release(task.spec.capability)
         if task.state is not TaskState.COMPLETED:
             self._cancel_children(task.spec.id, None)
 
@@ -195,8 +218,25 @@ class Reconcile:
             ran_ms = attempt.ended_at - attempt.started_at
             done = attempt.ending is Ending.COMPLETED
             self.scheduling.measured(attempt.agent, task.spec.capability, float(ran_ms), done)
+        self.watch.ended(task.spec.id, attempt.node)
+        first = task.retries_used == (1 if change.kind == "task.retrying" else 0)
+        completed = attempt.ending is Ending.COMPLETED
+        if self.budget.ended(task.spec.capability, first=first, completed=completed, now_ms=self._now_ms):
+            self._release(task.spec.capability)
         if self.released.pop(task.spec.id, None) is None:
             self.freed(attempt.agent)
+
+    def stuck(self, node: NodeId, now_ms: int) -> list[Command]:
+        """The ends of attempts at ``node`` that are stuck, now that it has sent a beacon."""
+        commands: list[Command] = []
+        for task_id in self.watch.overdue(node):
+            task = self.state.tasks[task_id]
+            verdict = self.watch.verdict(task, now_ms)
+            if isinstance(verdict, int):
+                self._timer(verdict, _PROGRESS, task_id, task.epoch)
+            else:
+                commands.append(verdict)
+        return commands
 
     def _rated(self, task: Task, change: Change) -> None:
         attempt = change.attempt
@@ -246,7 +286,8 @@ class Reconcile:
         if demand is None:
             demand = Demand(key, needs, self._waits)
             waiting.add(demand)
-        demand.heap.push((task.created_at - spec.priority * self.policy.aging_ms, spec.id))
+        since = max(task.created_at, spec.not_before_ms)
+        demand.heap.push((since - spec.priority * self.policy.aging_ms, spec.id))
         waiting.look_at(demand)
         self._dirty[spec.capability] = None
         if avoid:  # refusals are forgotten; then it may go to the same agents again
@@ -258,7 +299,7 @@ class Reconcile:
 
     def ride(self, spec: TaskSpec) -> Assign | None:
         """An assignment to go into the same entry as ``spec``'s submit, if an agent is free and nobody waits before it."""
-        if self.paused or spec.capability in self._waiting:
+        if self.paused or spec.capability in self._waiting or spec.not_before_ms > self._now_ms:
             return None
         agent = self.scheduling.choose(spec.capability, spec.requirements, spec.strategy)
         return self._reserve(spec.id, agent, spec) if agent is not None else None
@@ -325,10 +366,9 @@ class Reconcile:
             self.on_choice(task_id, token, agent, why)
         return Assign(task_id, token, agent, node, lease.incarnation if lease is not None else 0)
 
-    def backoff(self, retries_used: int) -> int:
-        """Milliseconds until the next attempt, with jitter."""
-        full = min(self.policy.backoff_max_ms, self.policy.backoff_ms * 2 ** min(retries_used, 20))
-        return int(full * (0.5 + 0.5 * self._random()))
+    def pause_ms(self, task: Task) -> int:
+        """Milliseconds until its next attempt, with jitter."""
+        return self.policy.pause_ms(task.spec.retry, task.retries_used, self._random())
 
     # Whose time is up
 
@@ -366,7 +406,7 @@ class Reconcile:
             commands.append(Expire(task_id))
         elif kind == _READY:
             if attempt is None and task_id not in self.reserved:
-                self._push(task)
+                self._ready(task)
         elif attempt is None:
             return
         elif kind == _START:
@@ -377,7 +417,11 @@ class Reconcile:
             commands.append(Canceled(task_id, "canceled; it did not stop within its grace time"))
         elif kind == _ATTEMPT:
             failure = TaskFailure("attempt-timeout", f"ran longer than {task.spec.attempt_timeout_s:g} s")
-            commands.append(Fail(task_id, task.epoch, failure, now_ms + self.backoff(task.retries_used), Ending.TIMED_OUT))
+            commands.append(Fail(task_id, task.epoch, failure, now_ms + self.pause_ms(task), Ending.TIMED_OUT))
+        elif kind == _PROGRESS:
+            again = self.watch.look(task, now_ms)
+            if again is not None:
+                self._timer(again, _PROGRESS, task_id, task.epoch)
 
     # Starting afresh
 
@@ -390,6 +434,8 @@ class Reconcile:
         self._timers = Heap(self._is_live)
         self._refusals.clear()
         self._proposals.clear()
+        self.budget = Budget(self.policy.retry_budget)
+        self.watch = Watch()
         self.scheduling.clear_load()
         self._next_epoch = self.state.next_epoch()
         for task in self.state.tasks.values():
@@ -404,10 +450,8 @@ class Reconcile:
                     self._note_refusal(task.spec.id, past)
             if task.attempt is not None:
                 self._resume(task, task.attempt)
-            elif task.not_before > self.state.time_ms:
-                self._timer(task.not_before, _READY, task.spec.id, task.epoch)
             else:
-                self._push(task)
+                self._wait(task)
 
     def _resume(self, task: Task, attempt: Attempt) -> None:
         """Times of a running attempt start afresh: the leader before may have been away for long."""
@@ -424,8 +468,12 @@ class Reconcile:
         """Raise AssertionError if a waiting task is in no queue and has no timer that would put it there."""
         queued = {task_id for w in self._waiting.values() for d in w.demands.values() for _, task_id in d.heap}
         timed = {timer[2] for timer in self._timers if timer[1] == _READY}
+        heads, held = self.budget.waiting()
+        known = queued | timed | set(self.reserved) | held
+        if not heads <= timed:
+            raise AssertionError(f"{heads - timed} wait for the retry budget and nothing will ever look at them")
         for task_id, task in self.state.tasks.items():
-            if task.state in _OPEN and not (task_id in queued or task_id in timed or task_id in self.reserved):
+            if task.state in _OPEN and task_id not in known:
                 raise AssertionError(f"{task_id} waits and nothing will ever look at it")
 
 

@@ -14,12 +14,15 @@ assignment, event and metric. Two readers that apply the same entries hold equal
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from comity.core.again import APPLIERS
 from comity.core.archive import Chunk, chunk
 from comity.core.changes import Change, NodeLease, Totals
+from comity.core.dead import DeadLetters
 from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
 from comity.model.task import (
@@ -46,11 +49,13 @@ from comity.model.task import (
     Payload,
     Rate,
     Requeue,
+    Schedule,
     SnapshotTaken,
     Start,
     Submit,
     Task,
     TaskFailure,
+    TaskSpec,
     TaskState,
     TimeJump,
 )
@@ -84,6 +89,8 @@ class Tasks:
         self.archived = 0
         self.snapshots: list[SnapshotTaken] = []
         self.strategies: dict[str, Strategy] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self.dead = DeadLetters()
         self.totals = Totals()
         self.changes: list[Change] = []
         self.before_change: Callable[[Task], None] | None = None
@@ -110,6 +117,7 @@ class Tasks:
             Barrier: self._barrier,
             TimeJump: self._barrier,
             Configure: self._configure,
+            **{kind: partial(apply, self) for kind, apply in APPLIERS.items()},
         }
 
     # What others ask
@@ -156,7 +164,10 @@ class Tasks:
         self.changes.append(Change("leader.elected", node=command.controller))
 
     def _submit(self, command: Submit, index: int, ordinal: int) -> None:
-        spec = command.spec
+        self.take_in(command.spec, index, ordinal)
+
+    def take_in(self, spec: TaskSpec, index: int, ordinal: int) -> None:
+        """A new task, unless its id or key is known."""
         task_id = spec.id
         if task_id in self.tasks or (spec.key and spec.key in self.keys):
             return
@@ -170,6 +181,10 @@ class Tasks:
         if spec.parent is not None:
             self.children.setdefault(spec.parent, {})[task_id] = None
         self.changes.append(Change("task.submitted", task))
+        if spec.not_before_ms > self.time_ms:
+            task.not_before = spec.not_before_ms
+            wait_s = (spec.not_before_ms - self.time_ms) / 1000
+            self.changes.append(Change("task.delayed", task, reason=f"may start in {wait_s:g} s"))
 
     def _assign(self, command: Assign, index: int, _ordinal: int) -> None:
         task = self.tasks.get(command.task)
@@ -236,6 +251,9 @@ class Tasks:
         task.finished_at = self.time_ms
         spec = task.spec
         self.finished[spec.id] = None
+        if state is TaskState.FAILED:
+            self.dead.add(task)
+            self.changes.append(Change("task.dead", task, attempt, None, reason))
         if state is TaskState.COMPLETED:
             self.totals.completed += 1
         elif state is TaskState.CANCELED:
@@ -257,10 +275,18 @@ class Tasks:
 
     def _failed(self, task: Task, failure: TaskFailure, ending: Ending, not_before: int) -> None:
         attempt = self._end_attempt(task, ending, failure)
+        retry = task.spec.retry
+        if ending is Ending.STUCK:
+            self.totals.stuck += 1
+            self.changes.append(Change("task.stuck", task, attempt, reason=failure.message))
         if task.cancel_at or ending is Ending.CANCELED:
             task.failure = _called_off(failure.message if ending is Ending.CANCELED else "")
             self._finish(task, TaskState.CANCELED, "task.canceled", attempt, task.failure.message)
-        elif not failure.retryable or task.retries_used >= task.spec.retries:
+        elif (
+            not failure.retryable
+            or task.retries_used >= task.spec.retries
+            or (retry is not None and failure.code in retry.no_retry)
+        ):
             task.failure = failure
             self._finish(task, TaskState.FAILED, "task.failed", attempt, failure.message)
         else:
@@ -325,7 +351,7 @@ class Tasks:
         if command.incarnation <= self.ended.get(command.node, -1):
             return
         if lease is not None:
-            self._end_lease(command.node, lease, "restarted")
+            self._end_lease(command.node, lease, "restarted", command.poison_nodes)
         self.nodes[command.node] = NodeLease(command.incarnation, self.time_ms)
         self.changes.append(Change("node.joined", node=command.node))
 
@@ -335,7 +361,7 @@ class Tasks:
             return
         self.totals.evictions += 1
         self.changes.append(Change("node.evicted", node=command.node, reason=command.reason))
-        self._end_lease(command.node, lease, command.reason)
+        self._end_lease(command.node, lease, command.reason, command.poison_nodes)
 
     def _node_left(self, command: NodeLeft, index: int, _ordinal: int) -> None:
         lease = self.nodes.get(command.node)
@@ -344,7 +370,8 @@ class Tasks:
         self.changes.append(Change("node.left", node=command.node))
         self._end_lease(command.node, lease, "left")
 
-    def _end_lease(self, node: ProcessId, lease: NodeLease, reason: str) -> None:
+    def _end_lease(self, node: ProcessId, lease: NodeLease, reason: str, poison_nodes: int | None = None) -> None:
+        """Its attempts go elsewhere. ``poison_nodes`` None: it left by itself, so none of them took it down."""
         del self.nodes[node]
         self.ended.pop(node, None)
         self.ended[node] = lease.incarnation
@@ -356,7 +383,21 @@ class Tasks:
             if task.state is TaskState.ASSIGNED:
                 self._put_back(task, Ending.EVICTED, f"node {node}: {reason}")
             else:
-                self._failed(task, TaskFailure("node-lost", f"node {node}: {reason}"), Ending.EVICTED, 0)
+                failure = TaskFailure("node-lost", f"node {node}: {reason}")
+                if poison_nodes is not None:
+                    failure = self._suspect(task, node, poison_nodes) or failure
+                self._failed(task, failure, Ending.EVICTED, 0)
+
+    def _suspect(self, task: Task, node: ProcessId, poison_nodes: int) -> TaskFailure | None:
+        """``node`` was lost while ``task`` ran there. Its end, if it happened on too many."""
+        if node not in task.felled:
+            task.felled = (*task.felled[-PAST_KEPT + 1 :], node)
+        if not 0 < poison_nodes <= len(task.felled) or task.cancel_at:
+            return None
+        failure = TaskFailure("poison", f"it ran on {', '.join(task.felled)} when they were lost", retryable=False)
+        self.totals.poisoned += 1
+        self.changes.append(Change("task.poisoned", task, task.attempt, reason=failure.message))
+        return failure
 
     def _archived(self, command: Archived, index: int, _ordinal: int) -> None:
         gone = [task_id for task_id in command.ids if task_id in self.finished]
@@ -370,6 +411,7 @@ class Tasks:
             self.counts[task.state] -= 1
             if task.spec.key:
                 keys[task.spec.key] = task_id
+        self.dead.archived(gone, command.dead_key)
         self.archive.append(chunk(command, gone, keys, self.archive[-1] if self.archive else None))
         self.archived += len(gone)
         self.changes.append(Change("archive.grown", reason=command.key))
@@ -436,6 +478,7 @@ class Tasks:
             if task.attempt is not None:
                 _hold(task.attempt.epoch == task.epoch, task_id, "the attempt has the task's epoch")
                 _hold(on_nodes.get(task_id) == task.attempt.node, task_id, "its node knows of it")
+        self.dead.check(self.tasks)
         keys = {task.spec.key: task_id for task_id, task in self.tasks.items() if task.spec.key}
         for held in self.archive:
             keys |= held.keys

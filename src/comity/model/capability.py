@@ -10,6 +10,11 @@ import msgspec
 from comity.errors import BadInput
 from comity.model.ids import AgentId, ProcessId
 
+RETRIES_MAX = 1_000_000_000
+FACTOR_MAX = 1000
+PAUSE_MAX_S = 366 * 86_400.0
+NAMES_MAX = 1000
+
 
 class AgentStatus(enum.StrEnum):
     """An agent's own status; its node's membership state is separate. Only active agents on alive nodes get work."""
@@ -48,6 +53,52 @@ class Performance(msgspec.Struct, array_like=True, frozen=True, gc=False):
     samples: int = 0
 
 
+class Retry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """How a task is tried again after a failure; what is None is as the capability says, or the settings.
+
+    ``retries`` at most. The first waits ``first_s``, each further one ``factor`` times as long, none longer than ``max_s``; each
+    wait is cut by up to half at random. Errors named in ``no_retry`` (an exception's class, or a base class of it, or a code
+    such as ``stuck``) are final."""
+
+    retries: int | None = None
+    first_s: float | None = None
+    factor: float | None = None
+    max_s: float | None = None
+    no_retry: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise BadInput for what cannot be meant."""
+        if self.retries is not None and not 0 <= self.retries <= RETRIES_MAX:
+            raise BadInput(f"retries must be 0 to {RETRIES_MAX:,}, not {self.retries}", retries=self.retries)
+        for name, value in (("first_s", self.first_s), ("max_s", self.max_s)):
+            if value is not None and not 0 < value <= PAUSE_MAX_S:
+                raise BadInput(f"a retry's {name} must be above 0 and at most {PAUSE_MAX_S:g} s, not {value}", option=name)
+        if self.factor is not None and not 1 <= self.factor <= FACTOR_MAX:
+            raise BadInput(f"a retry's factor must be 1 to {FACTOR_MAX}, not {self.factor}", option="factor")
+        names: Any = self.no_retry
+        if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
+            raise BadInput("no_retry is a tuple of names of errors, such as ('ValueError',)", option="no_retry")
+        if sum(map(len, self.no_retry)) > NAMES_MAX:
+            raise BadInput(f"the names in no_retry take more than {NAMES_MAX} characters", option="no_retry")
+
+    def over(self, other: Retry | None) -> Retry:
+        """This, and what it leaves open as ``other`` says; an error that either names is final."""
+        if other is None:
+            return self
+        return Retry(
+            other.retries if self.retries is None else self.retries,
+            other.first_s if self.first_s is None else self.first_s,
+            other.factor if self.factor is None else self.factor,
+            other.max_s if self.max_s is None else self.max_s,
+            tuple(dict.fromkeys((*self.no_retry, *other.no_retry))),
+        )
+
+    def pauses(self) -> Retry | None:
+        """This without ``retries``; None if nothing is left."""
+        rest = Retry(None, self.first_s, self.factor, self.max_s, self.no_retry)
+        return None if rest == Retry() else rest
+
+
 class Capability(msgspec.Struct, frozen=True, kw_only=True):
     """Something an agent can do. ``input_schema`` and ``output_schema`` are JSON Schema 2020-12."""
 
@@ -60,6 +111,8 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     retries: int | None = None
     attempt_timeout_s: float | None = None
     start_timeout_s: float | None = None
+    progress_timeout_s: float | None = None
+    retry: Retry | None = None
     declared: Performance | None = None
 
 

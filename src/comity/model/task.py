@@ -7,7 +7,7 @@ import enum
 import msgspec
 
 from comity.errors import BadInput
-from comity.model.capability import Requirements, Strategy
+from comity.model.capability import Requirements, Retry, Strategy
 from comity.model.ids import AgentId, ProcessId, TaskId
 
 INLINE_LIMIT = 1024
@@ -61,7 +61,9 @@ Payload = bytes | Stored | Logged
 
 
 class TaskSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What was asked for. ``deadline_ms`` is entry time (0: none); ``parent_epoch`` ties a child to its parent's attempt."""
+    """What was asked for. ``deadline_ms`` and ``not_before_ms`` are entry times (0: none); ``parent_epoch`` ties a child to its
+    parent's attempt. ``retry`` says what differs from the settings; ``progress_timeout_s`` 0: none. ``replays`` names the dead
+    letter that this task is another try of."""
 
     id: TaskId
     capability: str
@@ -78,6 +80,10 @@ class TaskSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
     parent: TaskId | None = None
     parent_epoch: int = 0
     trace: str = ""
+    not_before_ms: int = 0
+    retry: Retry | None = None
+    progress_timeout_s: float = 0.0
+    replays: TaskId | None = None
 
 
 class TaskFailure(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -105,6 +111,7 @@ class Ending(enum.StrEnum):
     TIMED_OUT = "timed-out"
     EVICTED = "evicted"
     CANCELED = "canceled"
+    STUCK = "stuck"
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):
@@ -123,7 +130,8 @@ class Attempt(msgspec.Struct, array_like=True, gc=False):
 
 class Task(msgspec.Struct, array_like=True, gc=False):
     """A task's replicated record. Invariants: ``epoch`` only grows; a terminal state never changes; ``attempt`` is set
-    exactly while assigned, working or input-required, and its epoch is ``epoch``."""
+    exactly while assigned, working or input-required, and its epoch is ``epoch``. ``felled``: nodes that were lost while it
+    ran there."""
 
     spec: TaskSpec
     state: TaskState
@@ -138,6 +146,7 @@ class Task(msgspec.Struct, array_like=True, gc=False):
     result: Payload | None = None
     failure: TaskFailure | None = None
     score: float = -1.0
+    felled: tuple[ProcessId, ...] = ()
 
     @property
     def is_terminal(self) -> bool:
@@ -220,17 +229,22 @@ class Expire(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
 
 
 class NodeUp(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
+    """``poison_nodes`` as in ``Evict``: a node that comes back before it was missed has lost what ran there, too."""
+
     node: ProcessId
     incarnation: int
+    poison_nodes: int = 0
 
 
 class Evict(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=12):
     """Ends the lease of ``node``. Its attempts are requeued by the same command, so there is no moment between.
-    A started attempt uses a retry (it may be what killed the node), one not started does not."""
+    A started attempt uses a retry (it may be what killed the node), one not started does not. A task that ran on ``poison_nodes``
+    nodes when they were evicted (0: any number) is not tried again."""
 
     node: ProcessId
     incarnation: int
     reason: str = ""
+    poison_nodes: int = 0
 
 
 class NodeLeft(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=13):
@@ -239,11 +253,13 @@ class NodeLeft(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=13):
 
 
 class Archived(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=14):
-    """Finished tasks ``ids`` are durable in store chunk ``key``; they leave replicated state."""
+    """Finished tasks ``ids`` are durable in store chunk ``key``; they leave replicated state. The dead letters among them are in
+    ``dead_key`` too, for they are kept for another time."""
 
     key: str
     ids: tuple[TaskId, ...]
     finished_ms: int
+    dead_key: str = ""
 
 
 class Dropped(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=15):
@@ -292,9 +308,55 @@ class Configure(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=21):
     strategy: Strategy
 
 
+class Schedule(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A task to be submitted again and again. ``spec`` lacks an id, and has its deadline as time from each firing, in ms.
+    ``last_ms``: when it last fired, or was made or changed: it fires at the next time after that."""
+
+    name: str
+    cron: str
+    zone: str
+    spec: TaskSpec
+    last_ms: int = 0
+    fired: int = 0
+
+
+class PutSchedule(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=30):
+    """Makes or changes the schedule of that name."""
+
+    schedule: Schedule
+
+
+class DropSchedule(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=31):
+    name: str
+
+
+class Fire(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=32):
+    """The schedule is due: submits ``spec`` (its key is the schedule's name and the time) unless it fired for ``due_ms`` or a
+    later time already. ``missed`` earlier times are left out."""
+
+    name: str
+    due_ms: int
+    spec: TaskSpec
+    missed: int = 0
+
+
+class DropDead(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=33):
+    """These dead letters are not kept any longer."""
+
+    ids: tuple[TaskId, ...]
+
+
+class Replay(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=34):
+    """Submits ``spec`` in the place of the dead letter it names (``spec.replays``), which is none after that; void if there is no
+    such letter."""
+
+    spec: TaskSpec
+
+
 Command = (
     Lead | Submit | Assign | Start | Complete | Fail | Requeue | Cancel | Canceled | Expire | NodeUp | Evict | NodeLeft
     | Archived | Dropped | SnapshotTaken | Moved | Rate | Barrier | TimeJump | Configure
+    | PutSchedule | DropSchedule | Fire | DropDead | Replay
 )  # fmt: skip
 
 

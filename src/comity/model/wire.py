@@ -32,8 +32,8 @@ class Item(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class SubmitTask(Item, tag=1):
-    """``spec.deadline_ms`` is the time left here (0: none). ``queue`` False: refuse rather than wait for an agent.
-    ``again`` marks a resend: its refusal would not be definite."""
+    """``spec.deadline_ms`` and ``spec.not_before_ms`` are the time left here (0: none). ``queue`` False: refuse rather than wait
+    for an agent. ``again`` marks a resend: its refusal would not be definite."""
 
     spec: TaskSpec
     queue: bool = True
@@ -84,6 +84,16 @@ class Route(Item, tag=6):
 
 class CallEnded(Item, tag=7):
     ref: int
+
+
+class AddSchedule(Item, tag=8):
+    """Makes or changes a schedule; ``spec`` as in ``SubmitTask``, without an id. Answered by ``Answer`` with ``ref``."""
+
+    ref: int
+    name: str
+    cron: str
+    zone: str
+    spec: TaskSpec
 
 
 # The leader to a caller
@@ -175,6 +185,8 @@ class Run(Item, tag=40):
     submitter: ProcessId = ProcessId("")
     parent: TaskId | None = None
     trace: str = ""
+    progress_timeout_s: float = 0.0
+    no_retry: tuple[str, ...] = ()
 
 
 class Stop(Item, tag=41):
@@ -285,6 +297,13 @@ class RateTask(Item, tag=68):
     score: float
 
 
+class Progress(Item, tag=27):
+    """Before a beacon: which attempts with a progress timeout made progress that no acknowledged beacon told of (task, epoch, how
+    many milliseconds ago)."""
+
+    made: tuple[tuple[TaskId, int, int], ...]
+
+
 # Between agents, and to everyone
 
 
@@ -309,10 +328,10 @@ class Pong(Item, tag=83):
 
 
 Any_ = (
-    SubmitTask | FollowTask | CancelTask | Ask | FollowEvents | Route | CallEnded
+    SubmitTask | FollowTask | CancelTask | Ask | FollowEvents | Route | CallEnded | AddSchedule
     | Accepted | Refused | Ended | Answer | Routed | EventNotice | Leading
     | Run | Stop | Settled | BeaconAck | Evicted
-    | Beacon | Began | Done | Failed | Declined | Slot | Live | Leaving | RateTask
+    | Beacon | Began | Done | Failed | Declined | Slot | Live | Leaving | RateTask | Progress
     | Message | Control | Ping | Pong
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ from comity.handles import Attempt
 from comity.model.codec import to_json
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import LOG_LIMIT, Payload, Stored, TaskFailure
-from comity.model.wire import Began, Declined, Done, Failed, Item, Live, Run, Settled, Slot, Stop
+from comity.model.wire import Began, Declined, Done, Failed, Item, Live, Progress, Run, Settled, Slot, Stop
 from comity.node.failing import MESSAGE_LIMIT, failure_of, place, said_by
 from comity.node.performing import Performer, is_closing
 from comity.store.base import Store
@@ -37,6 +37,8 @@ REPEAT_S = 2.0
 ENDED_KEPT = 20_000
 LIVE_LIMIT = 64 * 1024
 """Bytes of one progress or log event."""
+PROGRESS_MAX = 1000
+"""Attempts in one item."""
 STORE_TRIES = 4
 STORE_PAUSE_S = 0.25
 
@@ -44,12 +46,12 @@ _log = structlog.get_logger("comity.node")
 
 
 class Running:
-    """One attempt on this node, as its handle sees it. ``work`` is its asyncio task; ``began_at`` is 0 until the function runs;
-    ``ending`` is what it will report once it was told to stop (None: nothing)."""
+    """One attempt on this node, as its handle sees it. ``work`` is its asyncio task; ``began_at`` is 0 until the function runs,
+    ``progress_at`` until it shows progress; ``ending`` is what it will report once it was told to stop (None: nothing)."""
 
     __slots__ = (
         "_attempts", "agent", "awaits", "began_at", "deadline_at", "ending", "hosted", "is_canceled", "is_looked_at", "offered",
-        "run", "stop_at", "timer", "work",
+        "progress_at", "run", "stop_at", "timer", "work",
     )  # fmt: skip
 
     work: asyncio.Task[None]
@@ -62,6 +64,7 @@ class Running:
         self.offered = offered
         self.deadline_at = now + run.remaining_ms / 1000 if run.remaining_ms else 0.0
         self.began_at = 0.0
+        self.progress_at = 0.0
         self.stop_at = 0.0
         self.awaits = 0
         self.is_looked_at = False
@@ -347,7 +350,7 @@ class Attempts:
                 self._starts(running)
             data = run.input if type(run.input) is bytes else await self._fetch(run.input)
             output = await self._performer.perform(
-                running.offered, data, lambda: Attempt(running), lambda: self._starts(running)
+                running.offered, data, lambda: Attempt(running), lambda: self._starts(running), run.no_retry
             )
             ran_ms = max(1, round((self.now() - running.began_at) * 1000))
             result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(run, output)
@@ -359,7 +362,7 @@ class Attempts:
         except BaseException as error:  # whatever the user's function raises
             if is_closing(error, running.work):
                 raise
-            failure = failure_of(error, running.offered.no_retry)
+            failure = failure_of(error, (*running.offered.no_retry, *run.no_retry))
             about = {"task": run.task, "agent": run.agent, "code": failure.code, "error": failure.message}
             _log.info("an attempt failed", **about, at=place(error))
             return Failed(run.task, run.epoch, failure)
@@ -389,6 +392,7 @@ class Attempts:
         data = to_json(body)
         if len(data) > LIVE_LIMIT:
             raise TooLarge(f"a live event of {len(data)} bytes; the limit is {LIVE_LIMIT}", limit=LIVE_LIMIT)
+        running.progress_at = self.now()
         if threading.get_ident() == self._thread:
             self._live(running, data)
         else:
@@ -398,7 +402,19 @@ class Attempts:
         if self.running.get(running.task) is running:
             self._post(Live(running.task, running.epoch, data))
 
+    def progress(self, since: float) -> list[Progress]:
+        """What attempts with a progress timeout have shown since then. Who awaits a child is not stuck: the child may be."""
+        now = self.now()
+        made: list[tuple[TaskId, int, int]] = []
+        for task, running in self.running.items():
+            if running.run.progress_timeout_s:
+                shown_at = now if running.awaits else running.progress_at
+                if shown_at > since:
+                    made.append((task, running.epoch, round((now - shown_at) * 1000)))
+        return [Progress(tuple(made[at : at + PROGRESS_MAX])) for at in range(0, len(made), PROGRESS_MAX)]
+
     def pausing(self, running: Running, waits: bool) -> None:
+        running.progress_at = self.now()
         running.awaits += 1 if waits else -1
         if running.awaits == (1 if waits else 0) and self.running.get(running.task) is running:
             self._post(Slot(running.task, running.epoch, held=not waits))

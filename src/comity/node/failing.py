@@ -9,6 +9,9 @@ MESSAGE_LIMIT = 4096
 _HOPELESS = (BadInput, InvalidOutput)
 """The same again would end the same."""
 
+NoRetry = tuple[type[BaseException] | str, ...]
+"""Exceptions that another attempt would not mend: classes or names of classes, and what is derived from them."""
+
 
 class Failure(Exception):
     """A failure that is known already."""
@@ -18,16 +21,18 @@ class Failure(Exception):
         self.failure = failure
 
 
-def failure_of(error: BaseException, no_retry: tuple[type[BaseException], ...] = ()) -> TaskFailure:
+def failure_of(error: BaseException, no_retry: NoRetry = ()) -> TaskFailure:
     """``code`` is the stable code of an error of ours, else the exception's class name. Another attempt is worth while unless
-    the error is the input's or the function's own, or of a type in ``no_retry``."""
+    the error is the input's or the function's own, or one of ``no_retry``."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, Failure):
         return error.failure
     code = error.code if isinstance(error, ComityError) else type(error).__name__
     message = said_by(error.message if isinstance(error, ComityError) else error)
-    return TaskFailure(said_by(code), message, not isinstance(error, (*_HOPELESS, *no_retry)))
+    types = tuple(kind for kind in no_retry if isinstance(kind, type))
+    is_final = isinstance(error, (*_HOPELESS, *types)) or any(kind.__name__ in no_retry for kind in type(error).__mro__)
+    return TaskFailure(said_by(code), message, not is_final)
 
 
 def said_by(value: object) -> str:

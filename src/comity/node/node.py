@@ -465,6 +465,8 @@ class Node:
         if self._measure is None or self.has_left:
             return
         load = self._measure()
+        for progress in self.attempts.progress(self.lease.contact_at):
+            self.outbox.post(LEADER, progress)
         self.outbox.post(
             LEADER,
             wire.Beacon(

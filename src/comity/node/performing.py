@@ -33,12 +33,17 @@ class Performer:
         self._pools = pools
 
     async def perform(
-        self, offered: Offered, data: bytes, handle: Callable[[], Any], started: Callable[[], None]
+        self,
+        offered: Offered,
+        data: bytes,
+        handle: Callable[[], Any],
+        started: Callable[[], None],
+        no_retry: tuple[str, ...] = (),
     ) -> bytes:
         """The JSON result. Raises InvalidInput, NotSerializable, InvalidOutput, and what the function raises."""
         signature = offered.signature
         if offered.pool == "process":
-            return await self._pools.in_process(offered.function, data, offered.no_retry, started)
+            return await self._pools.in_process(offered.function, data, (*offered.no_retry, *no_retry), started)
         arguments = signature.decode(data)
         handles = (handle(),) if signature.handles else ()
         if signature.is_async:

@@ -21,7 +21,7 @@ from typing import Any
 from comity.errors import Refuse
 from comity.model.signature import Signature
 from comity.model.task import TaskFailure
-from comity.node.failing import Failure, failure_of, said_by
+from comity.node.failing import Failure, NoRetry, failure_of, said_by
 
 THREADS = 256
 """Plain functions at a time. A thread is made when all others are busy, so few are as long as few are needed."""
@@ -57,7 +57,7 @@ class Pools:
         self,
         function: Callable[..., Any],
         data: bytes,
-        no_retry: tuple[type[BaseException], ...],
+        no_retry: NoRetry,
         started: Callable[[], None],
     ) -> bytes:
         """The JSON result of a module-level ``function`` for the JSON input ``data``, computed in another process. Raises Refuse,
@@ -133,7 +133,7 @@ def _known(module: str, name: str) -> tuple[Callable[..., Any], Signature]:
 
 
 def compute(
-    module: str, name: str, data: bytes, no_retry: tuple[type[BaseException], ...]
+    module: str, name: str, data: bytes, no_retry: NoRetry
 ) -> bytes | TaskFailure | Refuse:
     """In the other process: decode, call, encode."""
     try:

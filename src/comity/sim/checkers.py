@@ -15,10 +15,27 @@ from comity.core.ledger import Effective, Ledger
 from comity.core.tasks import Tasks
 from comity.model.codec import ROOT_DIGEST, digest, unseal
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId
-from comity.model.task import Archived, Complete, Dropped, Entry, Lead, Logged, Payload, Stored, Submit, TaskState
+from comity.model.task import (
+    Archived,
+    Attempt,
+    Complete,
+    DropDead,
+    Dropped,
+    Entry,
+    Lead,
+    Logged,
+    Payload,
+    Replay,
+    Stored,
+    Submit,
+    Task,
+    TaskState,
+)
 from comity.sim.history import Operation
 from comity.sim.loop import SimulationError
 
+STUCK_S = 40.0
+"""How much longer than its progress timeout a silent attempt may last: through the faults of a life, and a clock gone wrong."""
 CHECK_EVERY = 16
 """Effective entries between two full checks of the replicated state's invariants."""
 
@@ -46,7 +63,7 @@ class Truth:
 
 
 _ENDINGS = frozenset({"task.completed", "task.failed", "task.canceled", "task.rejected"})
-_NO_TOUCH = frozenset({"assignment.void", "report.rejected", "task.rated"})
+_NO_TOUCH = frozenset({"assignment.void", "report.rejected", "task.rated", "schedule.fired"})
 
 
 class End(NamedTuple):
@@ -68,6 +85,8 @@ class Auditor:
         self.submitted: dict[TaskId, int] = {}  # to the index of the entry
         self.keys: dict[str, TaskId] = {}
         self.ends: dict[TaskId, End] = {}
+        self.dead: dict[TaskId, None] = {}  # failed, and neither replayed nor dropped
+        self.fired: dict[str, int] = {}  # by schedule and due time, to the index of the entry
         self._chunks: dict[str, tuple[TaskId, ...]] = {}
         self.leaders: dict[int, ProcessId] = {}  # by term
         self.void = 0
@@ -122,17 +141,45 @@ class Auditor:
                 if not spec.key or spec.key not in self.keys:
                     self.submitted.setdefault(spec.id, index)
                     self.keys.setdefault(spec.key, spec.id)
+            elif isinstance(command, Replay):
+                self._replayed(index, command)
+            elif isinstance(command, DropDead):
+                for task_id in command.ids:
+                    self.dead.pop(task_id, None)
             elif isinstance(command, Archived):
                 self._chunks[command.key] = command.ids
             elif isinstance(command, Dropped):  # a key is known as long as its task
                 gone = {task: None for key in command.keys for task in self._chunks.get(key, ())}
                 self.keys = {key: task for key, task in self.keys.items() if task not in gone}
 
+    def _replayed(self, index: int, command: Replay) -> None:
+        if command.spec.replays in self.dead:
+            del self.dead[command.spec.replays]
+            self.submitted[command.spec.id] = index
+
+    def _fired(self, index: int, change: Change) -> None:
+        due = change.reason.partition(",")[0]
+        if due in self.fired:
+            raise Violation(f"entry {index} fires {due}, which entry {self.fired[due]} did before")
+        self.fired[due] = index
+        if change.task is not None:
+            self.submitted.setdefault(change.task.spec.id, index)
+
+    def _silent(self, index: int, task: Task, attempt: Attempt) -> None:
+        """An attempt that never showed progress, and had to, must have been moved before it could last for so long."""
+        lasted_s = (attempt.ended_at - attempt.started_at) / 1000
+        if attempt.started_at and lasted_s > task.spec.progress_timeout_s + STUCK_S:
+            raise Violation(f"entry {index} ends attempt {task.spec.id}/{attempt.epoch}, which was stuck for {lasted_s:.1f} s")
+
     def _changed(self, index: int, entry: Entry, change: Change) -> None:
         """Changes come after the whole entry was applied, so a task may look further than its change."""
         task = change.task
+        if change.kind == "schedule.fired":
+            self._fired(index, change)
         if task is None or change.kind in _NO_TOUCH:
             return
+        if task.spec.progress_timeout_s and change.attempt is not None and change.attempt.ended_at:
+            self._silent(index, task, change.attempt)
         task_id = task.spec.id
         end = self.ends.get(task_id)
         if change.kind not in _ENDINGS:
@@ -143,6 +190,8 @@ class Auditor:
             return
         if end is not None:
             raise Violation(f"entry {index} ended task {task_id} again: it was {end.state}, and now {change.kind}")
+        if task.state is TaskState.FAILED:
+            self.dead[task_id] = None
         self.ends[task_id] = End(task.state, _mark(task.result, entry))
         if task.state is TaskState.COMPLETED:
             self._completed(index, entry, task_id)
@@ -197,12 +246,16 @@ class Auditor:
         lost = self.open_tasks()
         if lost:
             raise Violation(f"{len(lost)} accepted tasks never ended, such as {lost[0]}: {self.state.tasks.get(lost[0])}")
+        if {*self.state.dead.letters} != {*self.dead}:
+            odd = {*self.state.dead.letters} ^ {*self.dead}
+            raise Violation(f"dead letters are not the tasks that failed and were neither replayed nor dropped: {odd}")
         agree(self.network, self.items)
 
     def compare(self, reader: str, state: Tasks) -> None:
         """A reader that applied the whole log must hold the same tasks."""
         mine, theirs = self.state, state
-        for name in ("tasks", "counts", "nodes", "ended", "keys", "archive", "totals", "term", "leader", "last_epoch"):
+        same = ("tasks", "counts", "nodes", "ended", "keys", "archive", "dead", "schedules", "totals")
+        for name in (*same, "term", "leader", "last_epoch"):
             if getattr(mine, name) != getattr(theirs, name):
                 raise Violation(f"{reader} read the whole log and holds other {name} than another reader")
 

@@ -59,6 +59,15 @@ async def stuck(stubborn: bool) -> None:
             stubborn = False
 
 
+async def silent(attempt: Attempt, odds: float) -> int:
+    """Begin, and with probability ``odds`` never be heard of again; give the number of the attempt that was."""
+    attempt.progress(0.0)
+    await asyncio.sleep(0.05)
+    if Random(f"{attempt.id}/{attempt.epoch}").random() < odds:
+        await asyncio.sleep(3600)
+    return attempt.number
+
+
 async def family(attempt: Attempt, children: int, depth: int) -> int:
     """Have ``children`` children do parts of the work, ``depth`` generations deep; count the descendants."""
     attempt.progress(0.0)
@@ -85,7 +94,7 @@ def _relay(name: str) -> Agent:
 def crew() -> list[Agent]:
     """What each node of a simulated world hosts unless told otherwise."""
     worker = Agent("worker", concurrency=4, tags={"quick"})
-    for function in (echo, nap, large, flaky):
+    for function in (echo, nap, large, flaky, silent):
         worker.capability(function)
     worker.capability(no_retry=(ValueError,))(broken)
     moody = Agent("moody", concurrency=2)

@@ -9,7 +9,7 @@ from comity.agent import Offered
 from comity.errors import Refuse
 from comity.handles import Attempt
 from comity.model.task import TaskFailure
-from comity.node.failing import Failure
+from comity.node.failing import Failure, NoRetry
 from comity.node.performing import Performer
 from comity.node.pools import Pools, compute
 from comity.sim.checkers import Truth, Violation
@@ -27,7 +27,7 @@ class _OneThread(Pools):
         self,
         function: Callable[..., Any],
         data: bytes,
-        no_retry: tuple[type[BaseException], ...],
+        no_retry: NoRetry,
         started: Callable[[], None],
     ) -> bytes:
         started()
@@ -55,12 +55,17 @@ class Stage(Performer):
             self._loop.abort(violation)
 
     async def perform(
-        self, offered: Offered, data: bytes, handle: Callable[[], Any], started: Callable[[], None]
+        self,
+        offered: Offered,
+        data: bytes,
+        handle: Callable[[], Any],
+        started: Callable[[], None],
+        no_retry: tuple[str, ...] = (),
     ) -> bytes:
         attempt = handle()
         if attempt.epoch:
             self._begin(attempt)
-        output = await super().perform(offered, data, handle, started)
+        output = await super().perform(offered, data, handle, started, no_retry)
         if attempt.epoch:
             self._truth.end(attempt.id, attempt.epoch, output)
         return output

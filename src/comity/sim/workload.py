@@ -15,13 +15,16 @@ from comity.errors import (
     DeadlineExceeded,
     Definite,
     Indefinite,
+    NotFound,
     TaskCanceled,
     TaskError,
     TaskFailed,
     TaskRejected,
     UnknownTask,
 )
+from comity.model.capability import Retry
 from comity.model.codec import digest, to_json
+from comity.model.ids import TaskId
 from comity.model.task import TaskState
 from comity.sim.checkers import Auditor, End, Violation
 from comity.sim.history import History
@@ -95,6 +98,13 @@ class Caller:
             self.known.append(task.id)
         return tasks
 
+    def replayed(self, task: TaskId) -> None:
+        """A dead letter is this task now."""
+        operation = self._history.call(self._process.name, "submit", task, None, now=self._loop.time())
+        self._history.returns(operation, now=self._loop.time())
+        self._auditor.acknowledged(task)
+        self.known.append(task)
+
     async def result(self, task: Task, limit_s: float | None = None) -> End | None:
         """How ``task`` ended; None if that was not learnt in time."""
         try:
@@ -153,6 +163,8 @@ class Workload:
             (1, self._relay),
             (1, self._broadcast),
             (1, self._watch),
+            (1, self._schedule),
+            (2, self._dead),
         ]
 
     async def run(self) -> None:
@@ -170,6 +182,19 @@ class Workload:
         await asyncio.gather(*jobs)
         for task in self.random.sample(self.caller.known, min(LOOKED_AT_AGAIN, len(self.caller.known))):
             await self.caller.result(self.client.task(task))
+        await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Else schedules would never end."""
+        while True:
+            try:
+                for schedule in await self.client.schedules.list():
+                    await self.client.schedules.remove(schedule["name"])
+                return
+            except NotFound:  # another client was quicker
+                continue
+            except Indefinite:
+                await asyncio.sleep(self.random.random())
 
     async def _job(self, kind: Callable[[], Awaitable[None]]) -> None:
         """A typed error is an answer; anything else is a fault of ours."""
@@ -183,7 +208,7 @@ class Workload:
         """A task at random: capability, input, options."""
         random = self.random
         kind = random.choices(
-            ["echo", "nap", "large", "flaky", "broken", "picky", "stuck", "family"], [5, 8, 2, 3, 1, 3, 1, 2]
+            ["echo", "nap", "large", "flaky", "broken", "picky", "stuck", "family", "silent"], [5, 8, 2, 3, 1, 3, 1, 2, 2]
         )[0]
         options: dict[str, Any] = {}
         if random.random() < 0.2:
@@ -194,6 +219,13 @@ class Workload:
             options["queue"] = False
         if random.random() < 0.1 and kind == "echo":
             options["tags"] = ["quick"]
+        if random.random() < 0.1:
+            options["in_s"] = random.choice([0.2, 1.0, 3.0])
+        if random.random() < 0.2:
+            final = random.choice([(), ("OSError",)])
+            options["retry"] = Retry(random.choice([None, 2]), random.choice([0.05, 1.0]), 2.0, 2.0, final)
+        if kind == "silent":
+            options |= {"progress_timeout_s": random.choice([0.5, 2.0]), "attempt_timeout_s": 100.0}
         value: Any = {
             "echo": {"value": random.randrange(1000)},
             "nap": {"seconds": random.choice([0.01, 0.3, 1.0, 3.0, 3.0])},
@@ -202,6 +234,7 @@ class Workload:
             "broken": {"value": "x" * random.choice([1, 3000])},
             "picky": {"value": random.randrange(1000)},
             "stuck": {"stubborn": random.random() < 0.3},
+            "silent": {"odds": random.choice([0.3, 0.7])},
             "family": {"children": random.choice([1, 3]), "depth": random.choice([0, 0, 1])},
         }[kind]
         return kind, value, options
@@ -251,6 +284,28 @@ class Workload:
         answer = await self.caller.in_time(asked, CALL_S, "request")
         if answer != 7:
             raise Violation(f"a request of 7 was answered with {answer!r}")
+
+    async def _schedule(self) -> None:
+        """Make, change or remove one of a few schedules."""
+        name = f"schedule-{self.random.randrange(3)}"
+        if self.random.random() < 0.3:
+            await self.client.schedules.remove(name)
+        else:
+            cron = self.random.choice(["* * * * * *", "*/2 * * * * *", "*/5 * * * * *"])
+            await self.client.schedules.add(name, cron, "echo", {"value": name}, deadline_s=30.0)
+
+    async def _dead(self) -> None:
+        """Replay some dead letters, or drop them."""
+        letters = [letter["id"] for letter in await self.client.dead.list(limit=5)]
+        if not letters:
+            return
+        letter = self.random.choice(letters)
+        if self.random.random() < 0.3:
+            await self.client.dead.drop(letter)
+            return
+        for task_id in (await self.client.dead.replay(letter)).values():
+            self.caller.replayed(task_id)
+            await self.caller.result(self.client.task(task_id))
 
     async def _relay(self) -> None:
         agents = [agent.id for agent in await self.client.discover() if agent.name in ("tick", "tock")]

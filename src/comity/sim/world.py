@@ -240,6 +240,9 @@ class World:
     async def _judge_snapshots(self) -> None:
         """Whoever starts from a stored snapshot and reads on comes to the same state as who read the whole log."""
         store = MemoryStore(self.servers.store)
+        kept = {stored.key for stored in await store.list(keeping.DEAD)}
+        if not {*self.auditor.state.dead.objects} <= kept:
+            raise Violation(f"bodies of dead letters are gone: {self.auditor.state.dead.objects.keys() - kept}")
         for stored in await store.list(keeping.SNAPSHOTS):
             chunks = store.get(stored.key)
             state, ledger = await snapshot.load(chunks, self.auditor.network)

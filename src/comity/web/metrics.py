@@ -24,6 +24,10 @@ _TOTALS = {
     "retries": "Attempts that failed and were tried again",
     "requeues": "Attempts handed back without using a retry",
     "evictions": "Nodes whose lease was ended",
+    "stuck": "Attempts moved because they showed no progress",
+    "poisoned": "Tasks given up because they took nodes down",
+    "fired": "Tasks submitted by a schedule",
+    "replayed": "Dead letters replayed",
     "rejected_reports": "Reports with an epoch that was no longer current",
 }
 
@@ -60,6 +64,9 @@ def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
     malformed = CounterMetricFamily("comity_malformed_messages", "Messages and records that could not be read")
     malformed.add_metric([], stats["malformed_messages"])
     yield malformed
+    yield _gauge("comity_dead_letters", "Failed tasks kept to be replayed", [((), stats["dead_letters"])])
+    yield _gauge("comity_schedules", "Schedules", [((), stats["schedules"])])
+    yield _gauge("comity_held_retries", "Retries held back by their budget", [((), stats["held_retries"])])
     yield _gauge("comity_oldest_waiting_seconds", "Age of the oldest task that waits", [((), stats["oldest_waiting_s"])])
     yield _gauge("comity_nodes", "Nodes by membership state", _by_key(stats["nodes"]), ["state"])
     yield _gauge("comity_agents", "Agents by status", _by_key(stats["agents"]), ["status"])
