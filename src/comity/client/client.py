@@ -15,6 +15,7 @@ from comity.bus.base import LEADER, Bus, Link
 from comity.bus.outbox import Outbox
 from comity.client.exchange import Exchange
 from comity.client.sightings import TOPICS
+from comity.client.standing import NodeHandle
 from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, needs, terms, words
 from comity.config import Settings
@@ -434,6 +435,10 @@ class Client:
     async def nodes(self) -> list[dict[str, Any]]:
         """Nodes with a lease: membership state and last figures."""
         return list((await self._ask("nodes"))["nodes"])
+
+    def node(self, id: str) -> NodeHandle:
+        """A node by its id, to be drained, isolated or resumed."""
+        return NodeHandle(self._exchange, id)
 
     async def agents(self) -> list[dict[str, Any]]:
         """The busiest agents first: what is in flight at each, against what it takes at once."""

@@ -45,6 +45,8 @@ class Args(msgspec.Struct, frozen=True):
     before: str | None = None
     strategy: str = ""
     timeout_s: float | None = None
+    reason: str = ""
+    wait: bool = False
 
 
 Slow = Callable[[Args], Coroutine[Any, Any, Any]]

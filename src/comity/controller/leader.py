@@ -35,14 +35,17 @@ from comity.model.task import (
     Cancel,
     Command,
     Complete,
+    DrainNode,
     Ending,
     Entry,
     Evict,
     Fail,
+    IsolateNode,
     NodeLeft,
     NodeUp,
     Rate,
     Requeue,
+    ResumeNode,
     Start,
     Submit,
     Task,
@@ -375,6 +378,8 @@ class Leader:
                 self._reports_under_way.pop(command.task, None)  # type: ignore[union-attr]
             elif kind is NodeUp or kind is Evict or kind is NodeLeft:
                 self.liveness.applied(command)  # type: ignore[arg-type]
+            elif kind is DrainNode or kind is IsolateNode or kind is ResumeNode:
+                self.liveness.aside_changed(command.node)  # type: ignore[union-attr]
             elif kind is Barrier:
                 for call in self._barriers.popleft():
                     call()

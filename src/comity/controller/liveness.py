@@ -89,7 +89,8 @@ class Liveness:
     def _set_node(self, node: NodeId) -> None:
         _, beacon = self.beacons.get(node, (0.0, None))
         cpu, memory = (beacon.host_cpu_free, beacon.host_memory_free_mb) if beacon is not None else (0.0, 0.0)
-        eligible = self.states.get(node, ("", ""))[0] == "alive" and node in self._reconcile.state.nodes
+        state = self._reconcile.state
+        eligible = self.states.get(node, ("", ""))[0] == "alive" and node in state.nodes and node not in state.aside
         self._reconcile.set_node(node, eligible, cpu, memory)
 
     def seen_ago_s(self, node: NodeId) -> float | None:
@@ -139,6 +140,11 @@ class Liveness:
             if isinstance(command, Evict):
                 self._outbox.post(to(command.node), Evicted(command.incarnation, command.reason))
             self._ended(command.node, command.incarnation)
+
+    def aside_changed(self, node: NodeId) -> None:
+        """The node was set aside, or resumed."""
+        self._set_node(node)
+        self._reconcile.wake()
 
     def tick(self) -> None:
         self.step(m.Tick())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import msgspec
+
 from comity.controller.census import Census
 from comity.controller.leader import Leader
 from comity.core.changes import Totals
@@ -49,7 +51,8 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
     """Everything, as JSON-able values."""
     state = leader.state
     totals = state.totals
-    states = [leader.liveness.states.get(node, ("alive", ""))[0] for node in state.nodes]
+    per_node = nodes(leader, census)
+    states = [row["state"] for row in per_node]
     return {
         "network": state.network,
         "role": "leader",
@@ -71,27 +74,32 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         "oldest_waiting_s": oldest_waiting_s(leader),
         "rates": rates.rates(),
         "loop_lag": leader.lag.figures(),
-        "nodes": {kind: states.count(kind) for kind in ("alive", "suspect", "draining")},
+        "nodes": {kind: states.count(kind) for kind in ("alive", "suspect", "draining", "isolated")},
         "agents": census.by_status(state.nodes),
-        "per_node": nodes(leader, census),
+        "per_node": per_node,
         "per_agent": loads(leader, census, 50),
     }
 
 
 def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
-    """Each node with a lease, its membership state and its own last figures."""
+    """Each node with a lease or set aside, its membership state and its own last figures."""
     rows = []
-    for node, lease in sorted(leader.state.nodes.items()):
+    for node in sorted({*leader.state.nodes, *leader.state.aside}):
+        lease = leader.state.nodes.get(node)
         beacon, record = leader.liveness.beacons.get(node, (0.0, None))[1], census.nodes.get(node)
-        state, reason = leader.liveness.states.get(node, ("alive", ""))
+        state, reason = leader.liveness.states.get(node, ("alive" if lease is not None else "gone", ""))
+        aside = leader.state.aside.get(node)
+        if aside is not None and state in ("alive", "draining"):
+            state, reason = aside.state, aside.reason
         rows.append(
             {
                 "id": node,
                 "state": state,
                 "reason": reason,
-                "incarnation": lease.incarnation,
-                "since_ms": lease.since_ms,
-                "attempts": len(lease.attempts),
+                "aside": msgspec.structs.asdict(aside) if aside is not None else None,
+                "incarnation": lease.incarnation if lease is not None else None,
+                "since_ms": lease.since_ms if lease is not None else None,
+                "attempts": len(lease.attempts) if lease is not None else 0,
                 "agents": census.per_node(node),
                 "seen_ago_s": leader.liveness.seen_ago_s(node),
                 "cpu": beacon.cpu if beacon is not None else None,

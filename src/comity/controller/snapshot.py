@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from comity.core.archive import Chunk
-from comity.core.changes import NodeLease, Totals
+from comity.core.changes import Aside, NodeLease, Totals
 from comity.core.ledger import Ledger, LedgerState
 from comity.core.tasks import Tasks
 from comity.errors import Corrupt, ForeignData
@@ -42,6 +42,7 @@ class Head(msgspec.Struct, array_like=True):
     totals: Totals
     strategies: dict[str, Strategy]
     ended: dict[ProcessId, int] = {}
+    aside: dict[ProcessId, Aside] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -71,6 +72,7 @@ class Writing:
         head = Head(
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
             len(self._archive), nodes, state.snapshots, state.totals, state.strategies, state.ended,
+            state.aside,
         )  # fmt: skip
         self._head = _encode(head)
         state.before_change = self._save
@@ -153,7 +155,7 @@ def _restore(head: Head, archive: list[Chunk], tasks: list[Task], network: Netwo
     state.term, state.leader, state.generation = head.ledger.term, head.leader, head.generation
     state.last_epoch, state.time_ms = head.last_epoch, head.ledger.time_ms
     state.archive, state.snapshots, state.totals = archive, head.snapshots, head.totals
-    state.strategies, state.ended = head.strategies, head.ended
+    state.strategies, state.ended, state.aside = head.strategies, head.ended, head.aside
     for chunk in archive:
         state.archived += chunk.count
         state.keys.update(chunk.keys)

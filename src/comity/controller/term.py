@@ -18,6 +18,7 @@ from comity.controller.liveness import Liveness
 from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.routing import Routing
+from comity.controller.standing import Standing
 from comity.controller.telling import Telling
 from comity.controller.vanished import Vanished
 from comity.core.changes import Change
@@ -84,6 +85,10 @@ class Term:
             keep_finished_ms=int(settings.keep_finished_s * 1000), window_ms=window_ms,
         )  # fmt: skip
         self.vanished = Vanished(c.census, c.state.nodes, lambda node: self._spawn(self._forget(node, 0)))
+        self.standing = Standing(
+            c.state, c.census, propose=self.leader.propose, effective=self._effective, next_entry=self._next_entry,
+            drain_timeout_s=settings.drain_timeout_s,
+        )  # fmt: skip
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
             barrier=self.leader.barrier, choice=self.choices.of,
@@ -93,7 +98,13 @@ class Term:
                 "nodes": lambda _args: {"nodes": nodes(self.leader, c.census)},
                 "agents": lambda _args: {"agents": loads(self.leader, c.census)},
             },
-            slow={"shutdown": self._shutdown, "strategy": self._set_strategy},
+            slow={
+                "shutdown": self._shutdown,
+                "strategy": self._set_strategy,
+                "drain-node": self.standing.drain,
+                "isolate-node": self.standing.isolate,
+                "resume-node": self.standing.resume,
+            },
         )  # fmt: skip
         self._join()
 
@@ -260,10 +271,14 @@ class Term:
         if len(self._controller.state.strategies) >= STRATEGIES_MAX and capability not in self._controller.state.strategies:
             raise TooLarge(f"{STRATEGIES_MAX} capabilities have a strategy of their own already", limit=STRATEGIES_MAX)
         self.leader.propose(Configure(capability, chosen))
+        await self._effective()
+        return {"capability": capability, "strategy": chosen}
+
+    async def _effective(self) -> None:
+        """Until all that was proposed before counts."""
         effective = asyncio.Event()
         self.leader.barrier(effective.set)
         await effective.wait()
-        return {"capability": capability, "strategy": chosen}
 
     async def _shutdown(self, args: Args) -> dict[str, Any]:
         """Announce it to everyone, refuse submits, wait until nothing runs (or the time is over), then say so."""

@@ -14,12 +14,14 @@ assignment, event and metric. Two readers that apply the same entries hold equal
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from comity.core import aside
 from comity.core.archive import Chunk, chunk
-from comity.core.changes import Change, NodeLease, Totals
+from comity.core.changes import Aside, Change, NodeLease, Totals
 from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
 from comity.model.task import (
@@ -80,6 +82,7 @@ class Tasks:
         self.keys: dict[str, TaskId] = {}  # of tasks in ``tasks`` and ``archive``: a key is known as long as its task
         self.nodes: dict[ProcessId, NodeLease] = {}
         self.ended: dict[ProcessId, int] = {}  # by node, the last incarnation evicted: it must come back as a higher one
+        self.aside: dict[ProcessId, Aside] = {}  # nodes that get no attempts, whether or not they hold a lease now
         self.archive: list[Chunk] = []
         self.archived = 0
         self.snapshots: list[SnapshotTaken] = []
@@ -110,6 +113,7 @@ class Tasks:
             Barrier: self._barrier,
             TimeJump: self._barrier,
             Configure: self._configure,
+            **{kind: partial(apply, self) for kind, apply in aside.APPLIERS.items()},
         }
 
     # What others ask
@@ -175,7 +179,7 @@ class Tasks:
         task = self.tasks.get(command.task)
         lease = self.nodes.get(command.node)
         self.last_epoch = max(self.last_epoch, command.epoch)
-        fits = task is not None and task.state in _OPEN and task.epoch < command.epoch
+        fits = task is not None and task.state in _OPEN and task.epoch < command.epoch and command.node not in self.aside
         if task is None or not fits or lease is None or lease.incarnation != command.incarnation:
             self.changes.append(Change("assignment.void", task, node=command.node, task_id=command.task))
             return
@@ -274,6 +278,12 @@ class Tasks:
         task = self._report(command.task, command.epoch, "hand-back")
         if task is not None:
             self._put_back(task, command.ending, command.reason, command.not_before)
+
+    def put_back(self, task_id: TaskId, ending: Ending, reason: str) -> None:
+        """The running attempt of a task ends; the task waits again, no retry used."""
+        task = self.tasks[task_id]
+        self._touch(task)
+        self._put_back(task, ending, reason)
 
     def _put_back(self, task: Task, ending: Ending, reason: str, not_before: int = 0) -> None:
         failure = TaskFailure(ending, reason) if reason else None
@@ -442,6 +452,8 @@ class Tasks:
         _hold(keys == self.keys, "keys", "lead to tasks that are there or archived")
         _hold(counted == self.counts, "counts", "count what is there")
         _hold(all(self.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
+        broken = aside.check(self)
+        _hold(not broken, "aside", broken)
 
 
 def _called_off(reason: str) -> TaskFailure:
