@@ -74,6 +74,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     submit_timeout_s: float = 30.0
 
     max_waiting: int = 100_000
+    breaker_failures: int = 5
+    breaker_window_s: float = 60.0
+    breaker_open_s: float = 5.0
+    """When an agent that fails is given a rest: see ``core.breaker``."""
+
     dedup_window_s: float = 600.0
     keep_finished: int = 1_000_000
     keep_finished_s: float = 7 * 86_400.0
@@ -148,7 +153,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise
 
 
-_LEAST = {"retries": 0, "max_waiting": 1, "keep_finished": 1, "snapshot_every": 1, "replicas": 1}
+_LEAST = {"retries": 0, "max_waiting": 1, "keep_finished": 1, "snapshot_every": 1, "replicas": 1, "breaker_failures": 1}
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 
 

@@ -17,7 +17,8 @@ Id = Annotated[str, typer.Argument(help="The node's id.", metavar="NODE")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; shown by list, show and events.")]
 
 _STATES = {
-    "alive": "green", "suspect": "yellow", "draining": "cyan", "isolated": "magenta", "dead": "red", "gone": "red", "unknown": "yellow",
+    "alive": "green", "suspect": "yellow", "draining": "cyan", "isolated": "magenta", "dead": "red", "gone": "red",
+    "unknown": "yellow",
 }  # fmt: skip
 
 

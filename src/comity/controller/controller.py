@@ -28,6 +28,7 @@ from comity.controller.pipeline import EntryClock
 from comity.controller.snapshot import load
 from comity.controller.tail import must_hold, read_on
 from comity.controller.term import Term
+from comity.core.breaker import BreakerPolicy, Breakers
 from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
@@ -84,6 +85,7 @@ class Controller:
         self.census = Census(registry, self.scheduling)
         self.payloads = Payloads(log)
         self.state = Tasks(self.network_id)
+        self.breakers = self._breakers()
         self.ledger = Ledger(network_id)
         self.sees_departures = False
         self.leading: Term | None = None
@@ -132,6 +134,12 @@ class Controller:
     async def _load(self) -> None:
         """Begin from the newest snapshot that can be read."""
         self.state, self.ledger = await self.past(None)
+        self.breakers = self._breakers()
+
+    def _breakers(self) -> Breakers:
+        s = self.settings
+        window_ms, open_ms = int(s.breaker_window_s * 1000), int(s.breaker_open_s * 1000)
+        return Breakers(BreakerPolicy(failures=s.breaker_failures, window_ms=window_ms, open_ms=open_ms))
 
     async def past(self, index: int | None) -> tuple[Tasks, Ledger]:
         """State and ledger from the newest snapshot that can be read and lies at ``index`` or before (None: any); empty ones if
@@ -182,7 +190,8 @@ class Controller:
         verdict = self.ledger.offer(index, data)
         if isinstance(verdict, Effective):
             self.payloads.note(index, verdict.entry)
-            self.state.apply(verdict.entry, index)
+            self.breakers.observe(self.state.apply(verdict.entry, index), self.state.time_ms)
+            self.breakers.due(self.state.time_ms)
 
     # The roles
 

@@ -9,7 +9,10 @@ import msgspec
 
 from comity.controller.census import Census
 from comity.controller.leader import Leader
+from comity.core.breaker import HALF_OPEN, OPEN, PROBING
 from comity.core.changes import Totals
+from comity.core.rotation import why_out
+from comity.model.capability import AgentRecord
 from comity.model.task import TaskState
 
 WINDOW_S = 10.0
@@ -76,6 +79,7 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         "loop_lag": leader.lag.figures(),
         "nodes": {kind: states.count(kind) for kind in ("alive", "suspect", "draining", "isolated")},
         "agents": census.by_status(state.nodes),
+        "breakers": breakers(leader),
         "per_node": per_node,
         "per_agent": loads(leader, census, 50),
     }
@@ -115,6 +119,21 @@ def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
     return rows
 
 
+def breakers(leader: Leader) -> dict[str, int]:
+    """Breakers that are not closed, by state."""
+    counts = dict.fromkeys((OPEN, HALF_OPEN, PROBING), 0)
+    for _, breaker in leader.reconcile.rotation.breakers:
+        if breaker.state in counts:
+            counts[breaker.state] += 1
+    return counts
+
+
+def broken(leader: Leader, agent: AgentRecord) -> dict[str, str]:
+    """The capabilities for which an agent gets no attempts, and why."""
+    found = ((offer.name, leader.reconcile.rotation.breakers.of(agent.id, offer.name)) for offer in agent.offers)
+    return {name: why_out(breaker) for name, breaker in found if breaker is not None and breaker.is_out}
+
+
 def loads(leader: Leader, census: Census, limit: int = LISTED) -> list[dict[str, Any]]:
     """The busiest agents of nodes that are here first: what is in flight at each, against what it takes at once."""
     members = leader.state.nodes
@@ -135,6 +154,7 @@ def loads(leader: Leader, census: Census, limit: int = LISTED) -> list[dict[str,
             "concurrency": agent.concurrency,
             "node_state": leader.liveness.states.get(agent.node, ("unknown", ""))[0],
             "last_seen_ago_s": leader.liveness.seen_ago_s(agent.node),
+            "broken": broken(leader, agent),
         }
         for load, agent in rows.values()
     ]

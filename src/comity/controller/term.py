@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from comity.bus.base import EVERYONE, Address
 from comity.controller.admission import Admission, check_capability
-from comity.controller.answers import Answers, Args
+from comity.controller.answers import Answers, Args, Slow
 from comity.controller.choices import Choices
 from comity.controller.events import Events
 from comity.controller.keeping import Keeping
@@ -21,6 +21,7 @@ from comity.controller.routing import Routing
 from comity.controller.standing import Standing
 from comity.controller.telling import Telling
 from comity.controller.vanished import Vanished
+from comity.core.breaker import CLOSED, OPEN, PROBING, Turn
 from comity.core.changes import Change
 from comity.core.ledger import Ledger
 from comity.core.membership import Leadership, Membership, Timing
@@ -31,6 +32,7 @@ from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import NodeId, ProcessId
 from comity.model.limits import FAR_S
+from comity.model.moment import iso
 from comity.model.task import Configure, TaskState
 from comity.model.wire import Message
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 STALL_S = 0.5
 """An append under way for longer means that we cannot write now: lease time does not count."""
 STRATEGIES_MAX = 10_000
+_TURNS = {OPEN: "agent.broken", PROBING: "agent.probing", CLOSED: "agent.mended"}
 RUNNING = (TaskState.ASSIGNED, TaskState.WORKING)
 
 
@@ -61,8 +64,9 @@ class Term:
         self._told = 0
         self._durability = ("unverified", "not asked yet")
         policy = Policy(cancel_grace_ms=int(settings.cancel_grace_s * 1000))
-        self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random)
+        self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random, c.breakers)
         self.reconcile.on_choice = self.choices.note
+        self.reconcile.rotation.on_turn = self._breaker_turned
         window_ms = int(settings.dedup_window_s * 1000)
         self.admission = Admission(c.state, c.scheduling, max_waiting=settings.max_waiting, window_ms=window_ms)
         self.events = Events(c.outbox, self._time, c.changes)
@@ -85,10 +89,6 @@ class Term:
             keep_finished_ms=int(settings.keep_finished_s * 1000), window_ms=window_ms,
         )  # fmt: skip
         self.vanished = Vanished(c.census, c.state.nodes, lambda node: self._spawn(self._forget(node, 0)))
-        self.standing = Standing(
-            c.state, c.census, propose=self.leader.propose, effective=self._effective, next_entry=self._next_entry,
-            drain_timeout_s=settings.drain_timeout_s,
-        )  # fmt: skip
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
             barrier=self.leader.barrier, choice=self.choices.of,
@@ -98,15 +98,17 @@ class Term:
                 "nodes": lambda _args: {"nodes": nodes(self.leader, c.census)},
                 "agents": lambda _args: {"agents": loads(self.leader, c.census)},
             },
-            slow={
-                "shutdown": self._shutdown,
-                "strategy": self._set_strategy,
-                "drain-node": self.standing.drain,
-                "isolate-node": self.standing.isolate,
-                "resume-node": self.standing.resume,
-            },
+            slow={"shutdown": self._shutdown, "strategy": self._set_strategy, **self._standing()},
         )  # fmt: skip
         self._join()
+
+    def _standing(self) -> dict[str, Slow]:
+        c = self._controller
+        standing = Standing(
+            c.state, c.census, propose=self.leader.propose, effective=self._effective, next_entry=self._next_entry,
+            drain_timeout_s=c.settings.drain_timeout_s,
+        )  # fmt: skip
+        return {"drain-node": standing.drain, "isolate-node": standing.isolate, "resume-node": standing.resume}
 
     def _join(self) -> None:
         leader = self.leader
@@ -205,6 +207,12 @@ class Term:
     def _agent_changed(self, kind: str, agent: AgentRecord) -> None:
         status = AgentStatus.LEFT if kind == "agent.left" else agent.status
         self.leader.notice(kind, agent=agent.id, node=agent.node, status=status)
+
+    def _breaker_turned(self, turn: Turn) -> None:
+        kind = _TURNS.get(turn.state)
+        if kind is not None:
+            until = {"until": iso(turn.until_ms)} if turn.until_ms else {}
+            self.leader.notice(kind, agent=turn.agent, capability=turn.capability, reason=turn.reason, **until)
 
     def _tell_everyone(self, kind: str, about: dict[str, Any]) -> None:
         c, self._told = self._controller, self._told + 1
