@@ -74,6 +74,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     submit_timeout_s: float = 30.0
 
     max_waiting: int = 100_000
+    max_waiting_bytes: int = 1 << 30
+    max_waiting_per_submitter: int = 0
+    """0: four fifths of ``max_waiting``. Of the bytes one submitter may take the same share."""
     breaker_failures: int = 5
     breaker_window_s: float = 60.0
     breaker_open_s: float = 5.0
@@ -153,7 +156,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise
 
 
-_LEAST = {"retries": 0, "max_waiting": 1, "keep_finished": 1, "snapshot_every": 1, "replicas": 1, "breaker_failures": 1}
+_LEAST = {
+    "retries": 0, "max_waiting": 1, "max_waiting_bytes": 1, "max_waiting_per_submitter": 0, "keep_finished": 1,
+    "snapshot_every": 1, "replicas": 1, "breaker_failures": 1,
+}  # fmt: skip
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 
 

@@ -78,6 +78,9 @@ async def submit(
     retries: Annotated[
         int | None, typer.Option("--retries", metavar="N", help="How often it is tried again after a failure.")
     ] = None,
+    patience: Annotated[
+        float | None, typer.Option("--patience", metavar="SECONDS", help="If the network is overloaded, try again for so long.")
+    ] = None,
     queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Wait if no live agent can do it, or be refused.")] = True,
 ) -> None:
     """Give the network a task, and print its result.
@@ -89,7 +92,7 @@ async def submit(
     check_timeout(timeout)  # before it is submitted, not after
     value = read_json(input_)
     needed = requirements(require, tag)
-    given = {"deadline_s": deadline, "strategy": strategy, "retries": retries, "requirements": needed}
+    given = {"deadline_s": deadline, "strategy": strategy, "retries": retries, "requirements": needed, "patience_s": patience}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     async with cli.net() as net:
         task = await net.submit(capability, value, key=key, priority=priority, queue=queue, **options)

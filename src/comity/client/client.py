@@ -18,6 +18,7 @@ from comity.client.sightings import TOPICS
 from comity.client.standing import NodeHandle
 from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, needs, terms, words
+from comity.client.turns import PER_TURN
 from comity.config import Settings
 from comity.directory import Directory, Seen, check_input
 from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
@@ -152,17 +153,17 @@ class Client:
         exchange = self._exchange
         exchange.check_open()
         now, name = exchange.loop.time(), name_of(need)[0]
-        until = now + exchange.settings.submit_timeout_s
+        patience_s = options.get("patience_s") or 0.0
+        until = now + exchange.settings.submit_timeout_s + patience_s
         await exchange.look()
         agreed = terms(
             need, key, options, submitter=self.process, scope=self._scope, settings=exchange.settings,
             known=self.directory.capability(name), now=now,
         )  # fmt: skip
         payloads: list[bytes] = []
-        for start in range(0, len(inputs), _AT_ONCE):
-            payloads += self._encode(agreed.spec.capability, inputs[start : start + _AT_ONCE])
-            if start:
-                await asyncio.sleep(0)  # others have their turn
+        for start in range(0, len(inputs), PER_TURN):
+            await exchange.turns.take(min(PER_TURN, len(inputs) - start))
+            payloads += self._encode(agreed.spec.capability, inputs[start : start + PER_TURN])
         if not exchange.contact.is_timely:
             exchange.contact.seek()
             await self._made(self._left_s(until - exchange.loop.time(), agreed.deadline))
@@ -175,7 +176,7 @@ class Client:
             specs.append(agreed.task(task, carried))
         outcomes = await exchange.submissions.send(
             specs, queue=agreed.queue, deadline=agreed.deadline,
-            timeout_s=self._left_s(max(0.0, until - exchange.loop.time()), agreed.deadline),
+            timeout_s=self._left_s(max(0.0, until - exchange.loop.time()), agreed.deadline), patience_s=patience_s,
         )  # fmt: skip
         return [Task(exchange, outcome, self._scope.pausing) for outcome in outcomes]
 

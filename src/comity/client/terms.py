@@ -45,7 +45,8 @@ class TaskOptions(TypedDict, total=False):
     ``priority`` 0 to 9, higher first (5). ``deadline_s``: seconds until it must be done. ``tags`` the agent must have,
     beside ``requirements``. ``strategy`` by which the agent is picked. ``retries`` after failures;
     ``attempt_timeout_s`` from an attempt's start; ``start_timeout_s`` from its assignment. ``queue`` False: be refused
-    if no live agent can do it, busy or not.
+    if no live agent can do it, busy or not. ``patience_s``: if the network is overloaded, wait and submit again for so
+    long, instead of raising Overloaded at once.
     """
 
     priority: int
@@ -57,6 +58,7 @@ class TaskOptions(TypedDict, total=False):
     attempt_timeout_s: float | None
     start_timeout_s: float | None
     queue: bool
+    patience_s: float | None
 
 
 class Terms(NamedTuple):
@@ -96,7 +98,9 @@ def terms(
     retries = _first(options.get("retries"), own.retries, settings.retries)
     attempt_s = _first(options.get("attempt_timeout_s"), own.attempt_timeout_s, settings.attempt_timeout_s)
     start_s = _first(options.get("start_timeout_s"), own.start_timeout_s, settings.start_timeout_s)
-    for what, seconds in (("deadline_s", deadline_s), ("attempt_timeout_s", attempt_s), ("start_timeout_s", start_s)):
+    patience_s = options.get("patience_s")
+    times = {"deadline_s": deadline_s, "attempt_timeout_s": attempt_s, "start_timeout_s": start_s, "patience_s": patience_s}
+    for what, seconds in times.items():
         if seconds is not None:
             check_seconds(seconds, what)
     how = options.get("strategy")

@@ -240,7 +240,7 @@ class Leader:
     def _take_in(self, item: SubmitTask, sender: ProcessId) -> None:
         now_ms = self._now_ms
         try:
-            self.admission.check(item, sender, len(self._submits_under_way), now_ms)
+            self.admission.check(item, sender, now_ms)
         except ComityError as error:
             self.admission.refused += 1
             refused = refusal(item.spec.id, error)
@@ -248,6 +248,7 @@ class Leader:
             return
         spec = stamped(item.spec, sender, now_ms)
         self._submits_under_way[spec.id] = None
+        self.admission.room.take(spec)
         if spec.key:
             self._keys_under_way[spec.key] = []
         self._pending.append(Submit(spec))
@@ -394,7 +395,8 @@ class Leader:
 
     def _submitted(self, command: Submit) -> None:
         spec = command.spec
-        self._submits_under_way.pop(spec.id, None)
+        if self._submits_under_way.pop(spec.id, self) is None:
+            self.admission.room.settle(spec)
         if spec.key:
             stands_for = self.state.keys.get(spec.key, spec.id)
             for sender, asked in self._keys_under_way.pop(spec.key, ()):

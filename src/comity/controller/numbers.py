@@ -24,15 +24,16 @@ class Rates:
     """Tasks per second over the last ten seconds, from samples of the totals."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, int, int, int]] = deque()
+        self._samples: deque[tuple[float, int, int, int, int]] = deque()
 
     def sample(self, now: float, totals: Totals) -> None:
-        self._samples.append((now, totals.submitted, totals.completed, totals.failed))
+        ended = totals.completed + totals.failed + totals.canceled
+        self._samples.append((now, totals.submitted, totals.completed, totals.failed, ended))
         while self._samples[0][0] < now - WINDOW_S:
             self._samples.popleft()
 
     def rates(self) -> dict[str, float]:
-        names = ("submitted_per_s", "completed_per_s", "failed_per_s")
+        names = ("submitted_per_s", "completed_per_s", "failed_per_s", "ended_per_s")
         if len(self._samples) < 2:
             return dict.fromkeys(names, 0.0)
         first, last = self._samples[0], self._samples[-1]
@@ -53,7 +54,7 @@ def oldest_waiting_s(leader: Leader) -> float:
 def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, str]) -> dict[str, Any]:
     """Everything, as JSON-able values."""
     state = leader.state
-    totals = state.totals
+    totals, room = state.totals, leader.admission.room
     per_node = nodes(leader, census)
     states = [row["state"] for row in per_node]
     return {
@@ -73,6 +74,9 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
             "rejected_reports": totals.rejected_reports + leader.rejected,
         },
         "refused_submits": leader.admission.refused,
+        "refused_overload": dict(leader.admission.room.refused),
+        "waiting": {"tasks": state.backlog.tasks, "bytes": state.backlog.bytes, "submitters": len(state.backlog.by_submitter)},
+        "limits": {"tasks": room.max_tasks, "bytes": room.max_bytes, "submitter": room.max_each},
         "malformed_messages": leader.malformed + census.malformed,
         "oldest_waiting_s": oldest_waiting_s(leader),
         "rates": rates.rates(),

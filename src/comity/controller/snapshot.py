@@ -19,7 +19,7 @@ from comity.errors import Corrupt, ForeignData
 from comity.model.capability import Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.ids import NetworkId, ProcessId
-from comity.model.task import SnapshotTaken, Task
+from comity.model.task import SnapshotTaken, Task, TaskState
 
 FORMAT = 2
 SLICE = 400
@@ -166,6 +166,8 @@ def _restore(head: Head, archive: list[Chunk], tasks: list[Task], network: Netwo
         if task.spec.key:
             state.keys[task.spec.key] = task_id
         state.counts[task.state] += 1
+        if task.state in (TaskState.SUBMITTED, TaskState.WAITING):
+            state.backlog.add(task.spec)
         if task.attempt is not None:
             state.nodes[task.attempt.node].attempts[task_id] = None
         if task.spec.parent is not None and not task.is_terminal:

@@ -17,6 +17,7 @@ from comity.controller.leader import Leader
 from comity.controller.liveness import Liveness
 from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
+from comity.controller.room import Room
 from comity.controller.routing import Routing
 from comity.controller.standing import Standing
 from comity.controller.telling import Telling
@@ -68,7 +69,11 @@ class Term:
         self.reconcile.on_choice = self.choices.note
         self.reconcile.rotation.on_turn = self._breaker_turned
         window_ms = int(settings.dedup_window_s * 1000)
-        self.admission = Admission(c.state, c.scheduling, max_waiting=settings.max_waiting, window_ms=window_ms)
+        room = Room(
+            c.state.backlog, max_tasks=settings.max_waiting, max_bytes=settings.max_waiting_bytes,
+            max_each=settings.max_waiting_per_submitter, drain=lambda: self.rates.rates()["ended_per_s"],
+        )  # fmt: skip
+        self.admission = Admission(c.state, c.scheduling, room, window_ms=window_ms)
         self.events = Events(c.outbox, self._time, c.changes)
         telling = Telling(c.state, c.outbox, c.payloads, clock, grace_ms=policy.cancel_grace_ms)
         self.leader = Leader(c.bus, c.outbox, c.state, self.reconcile, self.admission, telling, self.events, clock)

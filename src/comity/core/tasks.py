@@ -21,6 +21,7 @@ import msgspec
 
 from comity.core import aside
 from comity.core.archive import Chunk, chunk
+from comity.core.backlog import Backlog
 from comity.core.changes import Aside, Change, NodeLease, Totals
 from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
@@ -77,6 +78,7 @@ class Tasks:
         self.time_ms = 0
         self.tasks: dict[TaskId, Task] = {}
         self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)  # invariant: counts what is in ``tasks``
+        self.backlog = Backlog()  # invariant: holds those that are submitted or waiting
         self.finished: dict[TaskId, None] = {}  # terminal and not yet archived, oldest first
         self.children: dict[TaskId, dict[TaskId, None]] = {}  # open children only
         self.keys: dict[str, TaskId] = {}  # of tasks in ``tasks`` and ``archive``: a key is known as long as its task
@@ -147,9 +149,15 @@ class Tasks:
         return changes
 
     def _move(self, task: Task, state: TaskState) -> None:
-        self.counts[task.state] -= 1
+        before = task.state
+        self.counts[before] -= 1
         self.counts[state] += 1
         task.state = state
+        if before in _OPEN:
+            if state not in _OPEN:
+                self.backlog.remove(task.spec)
+        elif state in _OPEN:
+            self.backlog.add(task.spec)
 
     def _touch(self, task: Task) -> None:
         if self.before_change is not None:
@@ -168,6 +176,7 @@ class Tasks:
             spec = msgspec.structs.replace(spec, input=Logged(index, ordinal, len(spec.input)))
         task = self.tasks[task_id] = Task(spec, TaskState.SUBMITTED, self.time_ms)
         self.counts[TaskState.SUBMITTED] += 1
+        self.backlog.add(spec)
         self.totals.submitted += 1
         if spec.key:
             self.keys[spec.key] = task_id
@@ -450,6 +459,12 @@ class Tasks:
         for held in self.archive:
             keys |= held.keys
         _hold(keys == self.keys, "keys", "lead to tasks that are there or archived")
+        backlog = Backlog()
+        for task in self.tasks.values():
+            if task.state in _OPEN:
+                backlog.add(task.spec)
+        same = (backlog.tasks, backlog.bytes) == (self.backlog.tasks, self.backlog.bytes)
+        _hold(same and backlog.by_submitter == self.backlog.by_submitter, "backlog", "holds what waits")
         _hold(counted == self.counts, "counts", "count what is there")
         _hold(all(self.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
         broken = aside.check(self)
