@@ -7,6 +7,7 @@ import contextlib
 import random
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class EmbeddedNetwork:
             bus, log, registry, store, settings,
             network_id=server.network_id, wall=time.time, random=random.random, eager=True, confirm_jump=True,
         )  # fmt: skip
+        controller.measure = partial(machine, settings.data_dir)
         network = cls(server, bus, [log, registry, store], controller, marking)
         try:
             await controller.start()
@@ -169,6 +171,16 @@ class EmbeddedNetwork:
         self._doors.clear()
         await self.bus.close()
         await self.server.stop()
+
+
+def machine(data: Path) -> dict[str, Any]:
+    """What may run out on a controller's machine: the disk that holds ``data``, and files that may be open."""
+    import resource
+    import shutil
+
+    disk = shutil.disk_usage(data)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return {"disk_free_bytes": disk.free, "disk_bytes": disk.total, "open_files_limit": soft}
 
 
 async def _connect(server: EmbeddedServer) -> NatsBus:

@@ -46,6 +46,7 @@ class Args(msgspec.Struct, frozen=True):
     strategy: str = ""
     timeout_s: float | None = None
     reason: str = ""
+    version: str = ""
     wait: bool = False
 
 

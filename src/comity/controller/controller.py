@@ -38,6 +38,7 @@ from comity.log.base import Log
 from comity.model.codec import seal
 from comity.model.ids import NetworkId, ProcessId
 from comity.model.task import Command, Entry, Lead, TimeJump
+from comity.model.version import installed
 from comity.model.wire import Leading, decode
 from comity.registry.base import Registry
 from comity.store.base import Store
@@ -96,6 +97,8 @@ class Controller:
         self.failure: Exception | None = None
         """What stopped this controller for good: a damaged or foreign log, or a fault of ours."""
         self.failed = asyncio.Event()
+        self.measure: Callable[[], dict[str, Any]] = dict
+        """What its owner can tell of this process and its machine."""
         self._eager = eager
         self._confirm_jump = confirm_jump
         self._leader_seen = 0.0
@@ -356,6 +359,9 @@ class Controller:
         if self.leading is not None:
             self.leading.liveness.bus_state(link)
 
+    def about(self) -> dict[str, Any]:
+        return {"process": self.bus.process, "version": installed(), **self.measure()}
+
     def stats(self) -> dict[str, Any]:
         """Numbers of this controller; the network's if it leads."""
         if self.leading is not None:
@@ -366,4 +372,5 @@ class Controller:
             "leader": self.state.leader,
             "term": self.ledger.term,
             "log_head": self.ledger.index,
+            "controller": self.about(),
         }

@@ -53,6 +53,7 @@ from comity.model.task import (
     TaskState,
 )
 from comity.model.wire import (
+    Answer,
     Ask,
     Beacon,
     Began,
@@ -117,6 +118,7 @@ class Leader:
         self.ask: Callable[[Ask, ProcessId], None]
         self.route: Callable[[Route, ProcessId], None]
         self.call_ended: Callable[[CallEnded, ProcessId], None]
+        self.witnessed: Callable[[Answer, ProcessId], None]
         self.kept: Callable[[list[Change]], None]
         self.rate_missing: Callable[[RateTask], None]
         self.once_effective: list[Callable[[], None]] = []
@@ -169,6 +171,7 @@ class Leader:
             Live: self._live,
             Leaving: self.liveness.leaving,
             RateTask: self._rate,
+            Answer: self.witnessed,
             Pong: lambda _item, sender: self.liveness.answered(sender),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from comity.bus.base import Link, to
@@ -14,6 +15,8 @@ from comity.model.task import Command, Evict, NodeLeft, NodeUp
 from comity.model.wire import Beacon, BeaconAck, Evicted, Leaving, Ping
 
 CALLS_MAX = 1_000_000
+CLOCKS = 20
+"""Beacons by which a node's clock is judged."""
 
 
 class Liveness:
@@ -40,6 +43,8 @@ class Liveness:
         self.beacons: dict[NodeId, tuple[float, Beacon]] = {}
         """When each node with a lease was last heard, and what it said."""
         self.states: dict[NodeId, tuple[str, str]] = {}
+        self.clocks: dict[NodeId, deque[int]] = {}
+        """By how many milliseconds each node's clock was ahead when its latest beacons arrived."""
         self._calls: dict[NodeId, dict[AgentId, int]] = {}
         self._missed: dict[NodeId, None] = {}
         self._outbox = outbox
@@ -70,6 +75,8 @@ class Liveness:
         self._outbox.post(to(node), ack)
         if known:
             self.beacons[node] = self._time(), item
+            if item.wall_ms:
+                self.clocks.setdefault(node, deque(maxlen=CLOCKS)).append(item.wall_ms - self._now_ms())
             self._set_node(node)
             self._take_calls(node, item.calls)
         return known and self._missed.pop(node, self) is None
@@ -96,6 +103,12 @@ class Liveness:
     def seen_ago_s(self, node: NodeId) -> float | None:
         seen = self.beacons.get(node)
         return None if seen is None else self._time() - seen[0]
+
+    def ahead_s(self, node: NodeId) -> float | None:
+        """By how much the node's clock is ahead of leader time; None if it does not say. A beacon's way makes it seem behind: so
+        the most of the latest counts."""
+        seen = self.clocks.get(node)
+        return max(seen) / 1000 if seen else None
 
     def leaving(self, item: Leaving, node: ProcessId) -> None:
         self.step(m.Leaving(node, item.incarnation))
@@ -135,7 +148,7 @@ class Liveness:
             self._reconcile.wake()
         elif lease is None:
             self._take_calls(command.node, {})
-            for known in (self.beacons, self.states, self._calls, self._missed):
+            for known in (self.beacons, self.states, self.clocks, self._calls, self._missed):
                 known.pop(command.node, None)
             if isinstance(command, Evict):
                 self._outbox.post(to(command.node), Evicted(command.incarnation, command.reason))

@@ -84,6 +84,7 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         "nodes": {kind: states.count(kind) for kind in ("alive", "suspect", "draining", "isolated")},
         "agents": census.by_status(state.nodes),
         "breakers": breakers(leader),
+        "events": dict(leader.events.counts),
         "per_node": per_node,
         "per_agent": loads(leader, census, 50),
     }
@@ -113,6 +114,9 @@ def nodes(leader: Leader, census: Census) -> list[dict[str, Any]]:
                 "cpu": beacon.cpu if beacon is not None else None,
                 "memory_mb": beacon.memory_mb if beacon is not None else None,
                 "lag_s": beacon.lag_s if beacon is not None else None,
+                "clock_ahead_s": leader.liveness.ahead_s(node),
+                "beacon_s": (record.beacon_s or None) if record is not None else None,
+                "orphan_s": (record.orphan_s or None) if record is not None else None,
                 "host": record.host if record is not None else None,
                 "pid": record.pid if record is not None else None,
                 "region": record.region if record is not None else "",

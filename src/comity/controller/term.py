@@ -22,6 +22,7 @@ from comity.controller.routing import Routing
 from comity.controller.standing import Standing
 from comity.controller.telling import Telling
 from comity.controller.vanished import Vanished
+from comity.controller.witnesses import Witnesses
 from comity.core.breaker import CLOSED, OPEN, PROBING, Turn
 from comity.core.changes import Change
 from comity.core.ledger import Ledger
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 STALL_S = 0.5
 """An append under way for longer means that we cannot write now: lease time does not count."""
 STRATEGIES_MAX = 10_000
+VERSIONS_KEPT = 32
+TOLD = ("lease_s", "beacon_s", "orphan_s", "cancel_grace_s", "dedup_window_s")
+"""Settings that others have to agree with."""
 _TURNS = {OPEN: "agent.broken", PROBING: "agent.probing", CLOSED: "agent.mended"}
 RUNNING = (TaskState.ASSIGNED, TaskState.WORKING)
 
@@ -64,6 +68,7 @@ class Term:
         self._in_doubt = False
         self._told = 0
         self._durability = ("unverified", "not asked yet")
+        self._client_versions: dict[str, None] = {}
         policy = Policy(cancel_grace_ms=int(settings.cancel_grace_s * 1000))
         self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random, c.breakers)
         self.reconcile.on_choice = self.choices.note
@@ -84,9 +89,10 @@ class Term:
         self.liveness = Liveness(
             machine, c.outbox, self.reconcile,
             term=c.state.term, lease_s=settings.lease_s, now_ms=clock.now_ms, propose=self.leader.propose,
-            notice=lambda kind, node, reason: self.leader.notice(kind, node=node, reason=reason),
+            notice=self._node_changed,
             rearm=self.leader.arm, ended=self._node_ended, routed=self.routing.at,
         )  # fmt: skip
+        self.witnesses = Witnesses(c.bus.process, c.outbox, self.liveness.states, self.leader.notice)
         self.keeping = Keeping(
             c.state, c.ledger, c.log, c.store, c.payloads,
             propose=self.leader.propose, barrier=self.leader.barrier, now_ms=clock.now_ms,
@@ -124,6 +130,7 @@ class Term:
         leader.telling.follow_missing = self.answers.follow_missing
         leader.route = self.routing.route
         leader.call_ended = self.routing.call_ended
+        leader.witnessed = self.witnesses.answered
         leader.kept = self._kept
         leader.rate_missing = self.answers.rate_missing
         census = self._controller.census
@@ -147,6 +154,7 @@ class Term:
     def end(self) -> None:
         self.leader.end()
         self.routing.end()
+        self.witnesses.end()
         self.keeping.end()
         self.events.end()
         self.answers.end()
@@ -233,6 +241,11 @@ class Term:
             if change.kind == "strategy.set":
                 self._apply_strategies()
 
+    def _node_changed(self, kind: str, node: NodeId, reason: str) -> None:
+        self.leader.notice(kind, node=node, reason=reason)
+        if kind == "node.suspect":
+            self.witnesses.suspected(node)
+
     def _node_ended(self, node: NodeId, incarnation: int) -> None:
         self.routing.caller_died(node)
         self._spawn(self._forget(node, incarnation))
@@ -255,8 +268,10 @@ class Term:
 
     # Questions about the network
 
-    def _hello(self, _args: Args) -> dict[str, Any]:
+    def _hello(self, args: Args) -> dict[str, Any]:
         c = self._controller
+        if args.version and len(self._client_versions) < VERSIONS_KEPT:
+            self._client_versions[args.version[:40]] = None
         return {
             "network": c.settings.network,
             "network_id": c.network_id,
@@ -269,7 +284,13 @@ class Term:
         }
 
     def stats(self) -> dict[str, Any]:
-        return stats(self.leader, self._controller.census, self.rates, self._durability)
+        c = self._controller
+        return {
+            **stats(self.leader, c.census, self.rates, self._durability),
+            "controller": c.about(),
+            "client_versions": sorted(self._client_versions),
+            "settings": {name: getattr(c.settings, name) for name in TOLD},
+        }
 
     async def _ask_durability(self) -> None:
         try:
