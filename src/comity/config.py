@@ -22,6 +22,7 @@ __all__ = ["FILE_NAME", "Loaded", "Settings", "data_home"]
 
 FILE_NAME = "comity.toml"
 PREFIX = "COMITY_"
+BYTES_MAX = 1 << 50
 DEFAULT_NETWORK = "main"
 _MISSED_BEACONS = 3
 
@@ -106,8 +107,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise BadSettings(said, setting=field, value=value)
             if field in _LEAST and value < _LEAST[field]:
                 raise BadSettings(f"{field} must be at least {_LEAST[field]}, not {value}", setting=field, value=value)
-            if field in _LEAST and value > NUMBER_MAX:
-                raise BadSettings(f"{field} must be at most {NUMBER_MAX}", setting=field)
+            most = BYTES_MAX if field.endswith("_bytes") else NUMBER_MAX
+            if field in _LEAST and value > most:
+                raise BadSettings(f"{field} must be at most {most}", setting=field)
             if field in ("port", "http_port") and not 0 <= value <= 65_535:
                 raise BadSettings(f"{field} must be 0 to 65535, not {value}", setting=field, value=value)
 

@@ -131,7 +131,7 @@ async def test_a_node_that_hangs_is_seen_by_nobody(town: Town) -> None:
 def test_nodes_are_set_aside_by_command(user: Terminal) -> None:
     user.up()
     user.node(str(Path(__file__).parents[2] / "examples" / "hello.py"), "--name", "hello")
-    drained = user.ok("nodes", "drain", "hello", "--reason", "a new disk", "--wait").json
+    drained = user.ok("nodes", "drain", "hel", "--reason", "a new disk", "--wait").json
     assert (drained["state"], drained["attempts"]) == ("draining", 0)
     task = user.ok("submit", "greet", '{"name": "Ada"}', "--no-wait").json["id"]
     assert "no live agent offers greet" in user.ok("tasks", "show", task).json["reason"]

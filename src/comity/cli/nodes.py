@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +12,12 @@ from comity.cli.choosing import meant
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, megabytes, paint, plain, share, span
 
+if TYPE_CHECKING:
+    from comity import Client
+    from comity.client.standing import NodeHandle
+
 app = commands("Nodes, the processes that host agents.")
-Id = Annotated[str, typer.Argument(help="The node's id.", metavar="NODE")]
+Id = Annotated[str, typer.Argument(help="Its id, or the beginning of it.", metavar="NODE")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; shown by list, show and events.")]
 
 _STATES = {
@@ -58,7 +62,7 @@ def set_aside(row: dict[str, Any]) -> str:
 
 
 @command(app)
-async def show(cli: Cli, node: Annotated[str, typer.Argument(help="Its id, or the beginning of it.", metavar="NODE")]) -> None:
+async def show(cli: Cli, node: Id) -> None:
     """One node, and its agents."""
     from comity.errors import UnknownNode
 
@@ -94,7 +98,7 @@ async def drain(
 ) -> None:
     """Give a node no new attempts, until it is resumed; what runs there ends there."""
     async with cli.net() as net:
-        told = await net.node(node).drain(reason, wait=wait, timeout=timeout)
+        told = await (await _find(net, node)).drain(reason, wait=wait, timeout=timeout)
     left = "nothing runs there" if not told["attempts"] else f"{told['attempts']} attempts still run there"
     _say(cli, told, f"is draining; {left}")
 
@@ -103,7 +107,7 @@ async def drain(
 async def isolate(cli: Cli, node: Id, reason: Reason = "") -> None:
     """Give a node no new attempts, and move what runs there now. It stays in the network, to be looked at."""
     async with cli.net() as net:
-        told = await net.node(node).isolate(reason)
+        told = await (await _find(net, node)).isolate(reason)
     _say(cli, told, "is isolated; its work moved")
 
 
@@ -111,8 +115,13 @@ async def isolate(cli: Cli, node: Id, reason: Reason = "") -> None:
 async def resume(cli: Cli, node: Id, reason: Reason = "") -> None:
     """Give a node attempts again: undoes drain and isolate."""
     async with cli.net() as net:
-        told = await net.node(node).resume(reason)
+        told = await (await _find(net, node)).resume(reason)
     _say(cli, told, "takes work again" if told["state"] == "alive" else "will take work when it is back")
+
+
+async def _find(net: Client, node: str) -> NodeHandle:
+    """One that is not here may be meant too, by its whole id. Raises BadInput."""
+    return net.node(meant(node, [row["id"] for row in await net.nodes()], "nodes") or node)
 
 
 def _say(cli: Cli, told: dict[str, Any], said: str) -> None:

@@ -101,7 +101,6 @@ class Node:
         self._about = about or NodeRecord(id=self.node, incarnation=0)
         self._started_at = int(wall() * 1000)
         self._controls = Control(self)
-        self._probing = Probing(self.outbox.post, lambda: rng.getrandbits(53))
         self._is_started = False
         self._ready = asyncio.Event()
         self._cancels: list[Cancel] = []
@@ -121,6 +120,7 @@ class Node:
 
     def _listen_for(self) -> None:
         """What is taken from the leader only, and what from anybody. The client takes the rest."""
+        self._probing = Probing(self.outbox.post)
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),

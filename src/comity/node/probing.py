@@ -33,9 +33,9 @@ class Probe(NamedTuple):
 class Probing:
     """Probes under way, by the number of their ping."""
 
-    def __init__(self, post: Callable[[Address, Item], None], number: Callable[[], int]) -> None:
+    def __init__(self, post: Callable[[Address, Item], None]) -> None:
         self._post = post
-        self._number = number
+        self._count = 0
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Probe] = {}
 
@@ -48,7 +48,8 @@ class Probing:
             raise BadInput(f"{order.what}: {error}") from error
         if len(self._open) >= AT_ONCE:
             raise Overloaded(f"{AT_ONCE} probes are under way already", retry_after_s=PATIENCE_S)
-        number = self._number()
+        self._count += 1
+        number = self._count
         timer = self._loop.call_later(PATIENCE_S, self._end, number, False)
         self._open[number] = Probe(order.ref, asked_by, node, timer, self._loop.time())
         self._post(to(node), Ping(number))
