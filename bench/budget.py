@@ -20,7 +20,7 @@ from statistics import median
 
 STAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "client": {
-        "make and check inputs": ("Client._encode", "terms ", "Client._submit"),
+        "make and check inputs": ("Directory.encode", "terms ", "Client._submit"),
         "send submits": ("Submissions.", "Outbox.post", "Outbox._pump"),
         "take in answers": ("Submissions.on_accepted", "Outcomes.on_ended", "Exchange.", "NatsBus._on_message", "Connection."),
         "wait for results": ("Task.result", "Outcomes.end", "Work.in_batches"),

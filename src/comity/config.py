@@ -22,6 +22,7 @@ __all__ = ["FILE_NAME", "Loaded", "Settings", "data_home"]
 
 FILE_NAME = "comity.toml"
 PREFIX = "COMITY_"
+BYTES_MAX = 1 << 50
 DEFAULT_NETWORK = "main"
 _MISSED_BEACONS = 3
 
@@ -84,6 +85,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     submit_timeout_s: float = 30.0
 
     max_waiting: int = 100_000
+    max_waiting_bytes: int = 1 << 30
+    max_waiting_per_submitter: int = 0
+    """0: four fifths of ``max_waiting``. Of the bytes one submitter may take the same share."""
+    breaker_failures: int = 5
+    breaker_window_s: float = 60.0
+    breaker_open_s: float = 5.0
+    """When an agent that fails is given a rest: see ``core.breaker``."""
+
     dedup_window_s: float = 600.0
     keep_finished: int = 1_000_000
     keep_finished_s: float = 7 * 86_400.0
@@ -110,8 +119,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise BadSettings(said, setting=field, value=value)
             if field in _LEAST and not _LEAST[field] <= value:
                 raise BadSettings(f"{field} must be at least {_LEAST[field]}, not {value}", setting=field, value=value)
-            if field in _LEAST and value > NUMBER_MAX:
-                raise BadSettings(f"{field} must be at most {NUMBER_MAX}", setting=field)
+            most = BYTES_MAX if field.endswith("_bytes") else NUMBER_MAX
+            if field in _LEAST and value > most:
+                raise BadSettings(f"{field} must be at most {most}", setting=field)
             if field in ("port", "http_port") and not 0 <= value <= 65_535:
                 raise BadSettings(f"{field} must be 0 to 65535, not {value}", setting=field, value=value)
 
@@ -161,8 +171,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 _LEAST = {
-    "retries": 0, "retry_factor": 1, "retry_budget": 0, "poison_nodes": 0, "max_waiting": 1, "keep_finished": 1, "keep_dead": 0,
-    "snapshot_every": 1, "replicas": 1,
+    "retries": 0, "retry_factor": 1, "retry_budget": 0, "poison_nodes": 0, "max_waiting": 1, "max_waiting_bytes": 1,
+    "max_waiting_per_submitter": 0, "keep_finished": 1, "keep_dead": 0, "snapshot_every": 1, "replicas": 1,
+    "breaker_failures": 1,
 }  # fmt: skip
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 

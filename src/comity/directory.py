@@ -14,7 +14,7 @@ import jsonschema_rs
 
 from comity.errors import BadInput, Disconnected, InvalidInput, TimedOut
 from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, parse_need, version_in_range
-from comity.model.codec import from_json
+from comity.model.codec import from_json, to_json
 from comity.model.ids import AgentId, ProcessId, node_of
 from comity.model.wire import decode_agents, decode_capability, decode_node
 from comity.registry.base import Change, Registry
@@ -309,6 +309,15 @@ class Directory:
                 return []
             found.append(validator)
         return found
+
+    def encode(self, capability: str, inputs: list[Any]) -> list[bytes]:
+        """Inputs as JSON, checked against the schemas known here. Raises NotSerializable, InvalidInput."""
+        payloads = [to_json(value) for value in inputs]
+        checks = self.validators(capability)
+        if checks:
+            for value, payload in zip(inputs, payloads, strict=True):
+                check_input(checks, value, payload)
+        return payloads
 
 
 def check_input(validators: list[Validator], value: Any, data: bytes) -> None:

@@ -44,6 +44,10 @@ class Speaker:
         """One task for each input. See ``Client.submit_many``."""
         return await self._client.submit_many(capability, inputs, **options)
 
+    def task(self, id: str) -> Task:
+        """See ``Client.task``."""
+        return self._client.task(id)
+
     async def request(self, target: str, body: Any = None, **options: Any) -> Any:
         """Ask an agent, or any that offers a capability, live; gives the reply's body. See ``Client.request``."""
         return await self._client.request(target, body, **options)

@@ -72,6 +72,17 @@ def test_recovery(user: Terminal) -> None:
     assert figures.keys() >= LATENCY | {"evicted_p50_ms", "count"}
 
 
+def test_overload(user: Terminal) -> None:
+    words = ("overload", "--agents", "200", "--burst", "10", "--max-waiting", "400")
+    patient = run(user, *words)
+    assert patient["accepted"] == patient["completed"] == 2000
+    assert patient["refusals"] > 0 and patient["hung"] == patient["refused"] == 0
+    assert patient.keys() >= {"peak_controller_mb", "peak_nodes_mb", "peak_rss_mb", "answered_p99_ms"}
+    hasty = run(user, *words, "--patience", "0")
+    assert hasty["refused"] > 0 and hasty["completed"] == hasty["accepted"] == 2000 - hasty["refused"]
+    assert 0 < hasty["retry_after_s"][0] <= hasty["retry_after_s"][1] <= 30
+
+
 def test_figures_for_a_person(user: Terminal) -> None:
     said = user.ok("bench", "tasks", "--count", "300", "-o", "table").out
     assert "durable tasks" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from test_reconcile import Leading, submit
 
+from comity.core.breaker import BreakerPolicy
 from comity.core.budget import DRIP_MS, RESERVE, Budget
 from comity.core.policy import Policy
 from comity.core.watch import GRACE_MS
@@ -58,10 +59,15 @@ def test_the_clock_pays_in_no_more_than_the_reserve() -> None:
     assert sum(asks(budget, f"t{n}", 10**9) for n in range(100)) == RESERVE
 
 
+NEVER_OPEN = BreakerPolicy(failures=1 << 30, share=2.0)
+"""An agent that fails everything would soon be given nothing."""
+
+
 def outage(policy: Policy, tasks: int, seconds: int) -> tuple[int, int]:
     """First attempts and all attempts while every one fails: so many tasks, spread over so long."""
     net = Leading(("n1/a", 1000), policy=policy)
     net.is_checked = False
+    net.reconcile.rotation.breakers.policy = NEVER_OPEN
     attempts = 0
     begin = net.now
     for number in range(tasks):

@@ -46,7 +46,7 @@ def contents(state: Tasks) -> bytes:
         [
             sorted(state.tasks.items()), state.counts, list(state.finished), state.children, state.keys,
             state.nodes, state.archive, state.archived, state.snapshots, state.totals, state.last_epoch, state.generation,
-            state.strategies,
+            state.strategies, state.aside,
         ],
         order="sorted",
     )  # fmt: skip

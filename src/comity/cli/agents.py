@@ -42,11 +42,11 @@ async def list_(
     cells = [
         (
             r["id"], paint(_STATUS.get(r["status"], ""), r["status"]), state_of(r["node_state"]),
-            f"{r['load']}/{r['concurrency']}", " ".join(r["tags"]), " ".join(r["capabilities"]),
+            f"{r['load']}/{r['concurrency']}", " ".join(r["tags"]), " ".join(r["capabilities"]), " ".join(r["broken"]),
         )
         for r in rows
     ]  # fmt: skip
-    columns = ("AGENT", "STATUS", "NODE", "LOAD", "TAGS", "CAPABILITIES")
+    columns = ("AGENT", "STATUS", "NODE", "LOAD", "TAGS", "CAPABILITIES", "BROKEN")
     asked = capability or tag or status
     cli.output.table(columns, cells, "no such agents" if asked else "no agents; start some with: comity run MODULE_OR_FILE")
 
@@ -62,6 +62,7 @@ def _row(record: AgentRecord, load: dict[str, Any]) -> dict[str, Any]:
         "node_state": load.get("node_state", "unknown"),
         "load": load.get("load", 0),
         "concurrency": record.concurrency,
+        "broken": load.get("broken", {}),
         "tags": list(record.tags),
         "labels": record.labels,
         "capabilities": [offer.name for offer in record.offers],
@@ -115,6 +116,7 @@ async def show(cli: Cli, agent: Name) -> None:
         ("labels", " ".join(f"{key}={text}" for key, text in record.labels.items())),
         ("endpoints", " ".join(f"{key}={text}" for key, text in record.endpoints.items())),
         *((name, value[name]) for name in ("kind", "version", "region", "zone")),
+        *(("gets none", plain(f"{name}: {why}")) for name, why in value["broken"].items()),
     ]
     cli.output.facts(known)
     for capability in capabilities:

@@ -55,7 +55,7 @@ async def tasks(
 
     slots = max(1, SLOTS * 8 // agents)
     count = count or (100_000 if waiting else 1000 if sequential else 20_000)
-    settings: dict[str, Any] = {"max_waiting": count + 1} if waiting else {}
+    settings: dict[str, Any] = {"max_waiting": count + 1, "max_waiting_per_submitter": count + 1} if waiting else {}
     settings |= {} if fsync else {"fsync": False}
     async with network(0 if waiting else nodes, agents, slots=slots, **settings) as bench, profiled(bench, profile):
         if waiting:
@@ -132,10 +132,30 @@ async def recovery(
     _print(cli.output, "recovery", figures)
 
 
+@command(app, connects=False)
+async def overload(
+    cli: Cli,
+    agents: Annotated[int, typer.Option("--agents", metavar="N", min=1, help="Agents, over all nodes.")] = 5100,
+    burst: Annotated[int, typer.Option("--burst", metavar="N", min=1, help="Tasks that each submits.")] = 20,
+    nodes: Nodes = 2,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", metavar="N", min=1, help="Tasks that may wait.")] = 20_000,
+    patience: Annotated[
+        float, typer.Option("--patience", metavar="S", min=0, help="Those refused come again for so long; 0: they give up.")
+    ] = 300.0,
+) -> None:
+    """Every agent submits a burst at the same moment, more together than may wait: what is accepted completes."""
+    from comity.cli.bench_network import network
+    from comity.cli.bench_overload import Order, measure
+
+    async with network(0, 0, slots=0, max_waiting=max_waiting) as bench:
+        figures = await measure(bench, nodes, agents, Order(burst, patience))
+    _print(cli.output, "overload", figures)
+
+
 def _print(output: Output, title: str, figures: dict[str, Any]) -> None:
     if output.as_json:
         output.show(figures)
         return
     settings = figures.pop("settings")
     print(f"{bold(title)}  {dim(', '.join(f'{key} {value}' for key, value in settings.items()))}")
-    output.facts((key, f"{value:,}") for key, value in figures.items())
+    output.facts((key, f"{value:,}" if isinstance(value, int | float) else str(value)) for key, value in figures.items())

@@ -6,6 +6,8 @@ import asyncio
 import os
 
 from comity import Agent, Message
+from comity.cli.bench_overload import Order, Told
+from comity.cli.bench_overload import burst as burst_of
 
 enough = asyncio.Event()
 heard = 0
@@ -58,6 +60,12 @@ async def mark(message: Message, body: str) -> None:
     """Change the record of the agent that is told to."""
     name = message.envelope.receiver.partition("/")[2]
     next(agent for agent in agents if agent.name == name).update(labels={"mark": body})
+
+
+@first.on("bench.burst")
+async def burst(body: Order) -> Told:
+    """Every agent of this process submits its burst."""
+    return await burst_of(agents, body)
 
 
 agents = [first, *(first.twin(f"bench-{i}") for i in range(1, int(os.environ.get("COMITY_BENCH_AGENTS", "4"))))]

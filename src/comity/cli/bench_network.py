@@ -76,12 +76,17 @@ class Bench:
 
     def peak_rss_mb(self) -> float:
         """The most that one of the processes held so far (Linux), or holds now (elsewhere)."""
-        return round(max(_peak(process) for processes in self.parts.values() for process in processes) / 1e6, 1)
+        return round(max(peak_bytes(processes) for processes in self.parts.values()) / 1e6, 1)
 
 
 def rss_bytes(processes: list[psutil.Process]) -> int:
     """Resident memory of processes now."""
     return sum(process.memory_info().rss for process in processes)
+
+
+def peak_bytes(processes: list[psutil.Process]) -> int:
+    """The most that one of them held so far (Linux), or holds now (elsewhere)."""
+    return max((_peak(process) for process in processes), default=0)
 
 
 def _peak(process: psutil.Process) -> int:

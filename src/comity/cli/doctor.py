@@ -30,6 +30,7 @@ ROOM = 1 << 30
 FILES = 4096
 OFF_MS = 1000
 SLOW_SYNC_MS = 20.0
+SOON_S = 7 * 86_400.0
 
 
 class Finding(NamedTuple):
@@ -199,6 +200,7 @@ def _limits(settings: Settings) -> Iterator[Finding]:
 
 
 async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
+    from comity.cli.doctor_network import look
     from comity.contexts import resolve
     from comity.errors import ComityError, Unreachable
     from comity.model.ids import shown_urls
@@ -229,7 +231,7 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
         findings.append(Finding("clock", "note", f"this machine's is {said}", "let both machines take the time from NTP"))
     else:
         findings.append(Finding("clock", "ok", f"{abs(ahead_ms):.0f} ms from the leader's"))
-    return findings
+    return [*findings, *look(numbers, version("comity"), loaded.settings)]
 
 
 def _credentials(context: Context) -> Iterator[Finding]:
@@ -250,5 +252,8 @@ def _credentials(context: Context) -> Iterator[Finding]:
         yield Finding("credentials", "wrong", f"others may read {path}", f"chmod go= {path}")
     elif expires is not None and expires < time.time():
         yield Finding("credentials", "wrong", f"{path} expired {time.strftime('%F %T', time.localtime(expires))}", "get new ones")
+    elif expires is not None and expires < time.time() + SOON_S:
+        when = time.strftime("%F %T", time.localtime(expires))
+        yield Finding("credentials", "note", f"{path} will expire {when}", "get new ones before")
     else:
         yield Finding("credentials", "ok", f"{path}, for {known.process}")

@@ -18,7 +18,10 @@ _STYLES = {
     "completed": "green", "failed": "red", "evicted": "red", "rejected": "red", "refused": "red", "canceled": "yellow",
     "dead": "red", "poisoned": "red", "stuck": "yellow", "delayed": "", "fired": "magenta", "replayed": "yellow",
     "retrying": "yellow", "requeued": "yellow", "suspect": "yellow", "gap": "yellow", "interrupted": "yellow", "joined": "green",
-    "elected": "magenta", "progress": "dim", "log": "dim", "submitted": "", "started": "cyan", "assigned": "cyan",
+    "elected": "magenta", "broken": "red", "probing": "cyan", "mended": "green",
+    "isolated": "magenta", "draining": "cyan",
+    "resumed": "green", "suspected": "red", "unseen": "yellow",
+    "progress": "dim", "log": "dim", "submitted": "", "started": "cyan", "assigned": "cyan",
 }  # fmt: skip
 _TOLD = ("type", "at", "task", "agent", "node", "capability", "code", "reason", "epoch", "index")
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from comity.bus.nats import NatsBus
@@ -143,6 +144,7 @@ class EmbeddedNetwork:
         )  # fmt: skip
         network = cls(server, bus, list(doors), controller, marking, seat)
         network.durability = await doors.log.durability()
+        controller.measure = partial(machine, settings.data_dir)
         try:
             await controller.start()
             await until_led(controller)
@@ -234,6 +236,16 @@ def _tell(tell: Callable[[Waiting, Seat], None], seat: Seat, waiting: Waiting) -
 def _options(server: EmbeddedServer, role: Role, process: str) -> dict[str, Any]:
     known = server.authority.mint(role, process)
     return secured(known.connect_options(), server.tls.ca if server.tls is not None else None)
+
+
+def machine(data: Path) -> dict[str, Any]:
+    """What may run out on a controller's machine: the disk that holds ``data``, and files that may be open."""
+    import resource
+    import shutil
+
+    disk = shutil.disk_usage(data)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return {"disk_free_bytes": disk.free, "disk_bytes": disk.total, "open_files_limit": soft}
 
 
 async def _connect(server: EmbeddedServer, process: ProcessId) -> NatsBus:

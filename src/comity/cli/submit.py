@@ -78,6 +78,9 @@ async def submit(
     retry_max: t.RetryMax = None,
     no_retry: t.NoRetry = [],  # noqa: B006
     progress_timeout: t.Silence = None,
+    patience: Annotated[
+        float | None, typer.Option("--patience", metavar="SECONDS", help="If the network is overloaded, try again for so long.")
+    ] = None,
     queue: Annotated[bool, typer.Option("--queue/--no-queue", help="Wait if no live agent can do it, or be refused.")] = True,
 ) -> None:
     """Give the network a task, and print its result.
@@ -93,6 +96,7 @@ async def submit(
         retry=t.retry(retry_first, retry_factor, retry_max, no_retry),
         progress_timeout_s=t.length(progress_timeout) if progress_timeout else None,
         at=t.moment(at, datetime.now().astimezone()) if at else None, in_s=t.length(in_) if in_ else None,
+        patience_s=patience,
     )  # fmt: skip
     async with cli.net() as net:
         task = await net.submit(capability, value, key=key, priority=priority, queue=queue, **options)

@@ -17,10 +17,12 @@ from comity.client.exchange import Exchange
 from comity.client.later import DeadLetters, Schedules
 from comity.client.listing import listed
 from comity.client.sightings import TOPICS
+from comity.client.standing import NodeHandle
 from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, needs, terms, words
+from comity.client.turns import PER_TURN
 from comity.config import Settings
-from comity.directory import Directory, Seen, check_input
+from comity.directory import Directory, Seen
 from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
@@ -33,7 +35,6 @@ from comity.model.wire import CallEnded, Item, Route, Routed
 from comity.registry.base import Registry
 from comity.store.base import Store
 
-_AT_ONCE = 1024
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -114,7 +115,7 @@ class Client:
         return self._exchange.directory
 
     def on_link(self, call: Callable[[bool], None]) -> None:
-        """``call(up)`` whenever the connection to the server breaks or stands again. Waits go on meanwhile."""
+        """``call(up)`` whenever the connection breaks or stands again. Waits go on meanwhile."""
         self._exchange.bus.on_state(lambda link: call(link is Link.UP) if link is not Link.CLOSED else None)
 
     def leader_ms(self) -> int:
@@ -153,7 +154,8 @@ class Client:
         exchange = self._exchange
         exchange.check_open()
         now, name = exchange.loop.time(), name_of(need)[0]
-        until = now + exchange.settings.submit_timeout_s
+        patience_s = options.get("patience_s") or 0.0
+        until = now + exchange.settings.submit_timeout_s + patience_s
         if options.get("at") is not None:  # by the leader's clock
             await self._timely(until)
             now = exchange.loop.time()
@@ -163,21 +165,20 @@ class Client:
             known=self.directory.capability(name), now=now, now_ms=exchange.contact.now_ms(),
         )  # fmt: skip
         payloads: list[bytes] = []
-        for start in range(0, len(inputs), _AT_ONCE):
-            payloads += self._encode(agreed.spec.capability, inputs[start : start + _AT_ONCE])
-            if start:
-                await asyncio.sleep(0)  # others have their turn
+        for start in range(0, len(inputs), PER_TURN):
+            await exchange.turns.take(min(PER_TURN, len(inputs) - start))
+            payloads += self.directory.encode(name, inputs[start : start + PER_TURN])
         await self._timely(until, agreed.deadline)
         specs: list[TaskSpec] = []
         for number, payload in enumerate(payloads, 1):
-            if number % _AT_ONCE == 0:
+            if number % PER_TURN == 0:
                 await asyncio.sleep(0)
             task = exchange.task_ids.next()
             carried = payload if len(payload) <= LOG_LIMIT else await self._stored(task, payload, agreed)
             specs.append(agreed.task(task, carried))
         outcomes = await exchange.submissions.send(
             specs, queue=agreed.queue, deadline=agreed.deadline, start=agreed.start,
-            timeout_s=self._left_s(max(0.0, until - exchange.loop.time()), agreed.deadline),
+            timeout_s=self._left_s(max(0.0, until - exchange.loop.time()), agreed.deadline), patience_s=patience_s,
         )  # fmt: skip
         return [Task(exchange, outcome, self._scope.pausing) for outcome in outcomes]
 
@@ -186,15 +187,6 @@ class Client:
         if not self._exchange.contact.is_timely:
             self._exchange.contact.seek()
             await self._made(self._left_s(max(0.0, until - self._exchange.loop.time()), deadline))
-
-    def _encode(self, capability: str, inputs: list[Any]) -> list[bytes]:
-        """As JSON, checked against the schemas known here. Raises NotSerializable, InvalidInput."""
-        payloads = [to_json(value) for value in inputs]
-        checks = self.directory.validators(capability)
-        if checks:
-            for value, payload in zip(inputs, payloads, strict=True):
-                check_input(checks, value, payload)
-        return payloads
 
     async def _stored(self, task: TaskId, payload: bytes, agreed: Terms) -> Stored:
         """Put an input that is too large for the log into the store, for as long as its task may want it."""
@@ -213,12 +205,12 @@ class Client:
     @property
     def schedules(self) -> Schedules:
         """Tasks by the clock: add, list, remove."""
-        return Schedules(self._exchange, self._encode, self._timely)
+        return Schedules(self._exchange, self.directory.encode, self._timely)
 
     @property
     def dead(self) -> DeadLetters:
         """Failed tasks, kept to be looked at and replayed: list, replay, drop."""
-        return DeadLetters(self._exchange, self._encode)
+        return DeadLetters(self._exchange, self.directory.encode)
 
     def task(self, id: str) -> Task:
         """The handle of a task submitted anywhere. Raises BadInput for what cannot be an id; whether there is such a
@@ -452,6 +444,10 @@ class Client:
     async def nodes(self) -> list[dict[str, Any]]:
         """Nodes with a lease: membership state and last figures."""
         return list((await self._ask("nodes"))["nodes"])
+
+    def node(self, id: str) -> NodeHandle:
+        """A node by its id, to be drained, isolated or resumed."""
+        return NodeHandle(self._exchange, id)
 
     async def agents(self) -> list[dict[str, Any]]:
         """The busiest agents first: what is in flight at each, against what it takes at once."""

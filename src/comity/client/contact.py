@@ -22,6 +22,7 @@ from comity.bus.outbox import Outbox
 from comity.client.timers import Alarm, Timers
 from comity.errors import ComityError, ForeignData
 from comity.model.ids import ProcessId
+from comity.model.version import installed
 from comity.model.wire import Answer, Ask, Item, Leading
 
 FIRST_RETRY_S = 0.05
@@ -29,6 +30,9 @@ LAST_RETRY_S = 1.0
 HELLOS_KEPT = 8
 TIMELY_S = 60.0
 """How long leader time is known once it was told: then clocks may have gone apart, and entry time may run at another pace."""
+
+
+_HELLO = msgspec.json.encode({"version": installed()})
 
 
 class Hello(msgspec.Struct):
@@ -116,7 +120,7 @@ class Contact:
         while len(self._asked) >= HELLOS_KEPT:
             del self._asked[next(iter(self._asked))]
         self._asked[number] = self._loop.time()
-        self.post(Ask(number, "hello"))
+        self.post(Ask(number, "hello", _HELLO))
         self._retry = self._timers.after(self._pause_s * (0.75 + self._rng.random() / 2), self._ask)
         self._pause_s = min(self._pause_s * 2, LAST_RETRY_S)
 

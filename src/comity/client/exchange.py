@@ -18,6 +18,7 @@ from comity.client.sightings import Sightings
 from comity.client.streams import Streams
 from comity.client.submissions import Submissions
 from comity.client.timers import Timers
+from comity.client.turns import Turns
 from comity.config import Settings
 from comity.directory import Directory
 from comity.errors import ComityError, Disconnected, InvalidInput
@@ -55,11 +56,12 @@ class Exchange:
         self.is_hosted = outbox is not None
         self.malformed = 0
         self.timers = Timers(self.loop)
+        self.turns = Turns(self.loop)
         self.directory = Directory(registry, self.loop.time)
         self.contact = Contact(bus, self.outbox, self.timers, rng, self.fail)
         self.calls = Calls(self.contact, self.outbox, self.timers, rng)
         self.outcomes = Outcomes(self.contact, self.timers)
-        self.submissions = Submissions(self.contact, self.outcomes, self.timers)
+        self.submissions = Submissions(self.contact, self.outcomes, self.timers, rng.random)
         self.streams = Streams(self.contact, self.timers, rng)
         self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall)
         self.listeners = Listeners(self._reply)

@@ -4,6 +4,7 @@ answers or the time for it is over, and never from a buffer of the connection's.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -12,7 +13,7 @@ from comity.client.calls import SILENCE_S
 from comity.client.contact import Contact
 from comity.client.outcomes import NEVER, Outcome, Outcomes
 from comity.client.timers import Alarm, Timers
-from comity.errors import ComityError, Indefinite, TimedOut, Unreachable, from_wire
+from comity.errors import ComityError, Indefinite, Overloaded, TimedOut, Unreachable, from_wire
 from comity.model.ids import TaskId
 from comity.model.task import TaskSpec
 from comity.model.wire import Accepted, Refused, SubmitTask
@@ -47,9 +48,9 @@ class Batch:
 
 class Submission:
     """One submit. ``deadline`` and ``start`` are the task's, on the loop's clock (infinite, 0: none). ``accepted`` once
-    it is: how it ends."""
+    it is: how it ends. A refusal for overload is not the last word before ``patient_until``; ``refusal`` is the latest."""
 
-    __slots__ = ("accepted", "batch", "deadline", "item", "outcome", "posted_at", "start")
+    __slots__ = ("accepted", "batch", "deadline", "item", "outcome", "patient_until", "posted_at", "refusal", "start")
 
     def __init__(self, item: SubmitTask, outcome: Outcome, batch: Batch, deadline: float, start: float) -> None:
         self.item = item
@@ -59,26 +60,32 @@ class Submission:
         self.start = start
         self.posted_at = NEVER
         self.accepted: Outcome | None = None
+        self.patient_until = NEVER
+        self.refusal: ComityError | None = None
 
 
 class Submissions:
-    """Invariant: ``_open`` is in the order of posting, so that the first is the one unanswered for longest."""
+    """Invariant: ``_open`` is in the order of posting, so that the first is the one unanswered for longest; what was refused
+    and shall be sent again is in ``_parked`` instead. ``random`` gives floats in [0, 1)."""
 
-    def __init__(self, contact: Contact, outcomes: Outcomes, timers: Timers) -> None:
+    def __init__(self, contact: Contact, outcomes: Outcomes, timers: Timers, random: Callable[[], float]) -> None:
         self._contact = contact
         self._outcomes = outcomes
         self._timers = timers
         self._loop = asyncio.get_running_loop()
+        self._random = random
         self._open: dict[TaskId, Submission] = {}
+        self._parked: dict[TaskId, Submission] = {}
         self._room: list[asyncio.Future[None]] = []
         self._alarm: Alarm | None = None
         contact.on_renewed(self._renew)
 
     async def send(
-        self, specs: list[TaskSpec], *, queue: bool, deadline: float, timeout_s: float, start: float = 0.0
+        self, specs: list[TaskSpec], *, queue: bool, deadline: float, timeout_s: float, start: float = 0.0,
+        patience_s: float = 0.0,
     ) -> list[Outcome]:
         """Submit ``specs``; returns when all are accepted. An outcome's id differs from its spec's if the key was
-        known.
+        known. What is refused for overload within ``patience_s`` is sent again when the leader says, and a bit later.
 
         Raises the refusal of the first refused one, once all are answered; Unreachable if nothing could be sent;
         TimedOut; or Indefinite for a refusal of a repetition. Of several, ``details["accepted"]`` lists the ids known
@@ -89,6 +96,7 @@ class Submissions:
         batch = Batch(self._loop.create_future(), len(specs))
         alarms: list[Alarm] = []
         mine: list[Submission] = []
+        patient_until = self._loop.time() + patience_s if patience_s else NEVER
         try:
             for first in range(0, len(specs), SLICE):
                 if first:
@@ -103,6 +111,7 @@ class Submissions:
                 mine += part
                 alarms.append(self._timers.after(timeout_s, partial(self._late, part, timeout_s)))
                 for submission in part:
+                    submission.patient_until = patient_until
                     self._open[submission.item.spec.id] = submission
                     self._post(submission)
                 self._keep_watch()
@@ -121,13 +130,13 @@ class Submissions:
                 batch.future.cancelled() or batch.future.exception()
 
     async def _have_room(self) -> None:
-        while len(self._open) >= WINDOW:
+        while len(self._open) + len(self._parked) >= WINDOW:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._room.append(waiter)
             await waiter
 
     def _make_room(self) -> None:
-        if self._room and len(self._open) <= WINDOW // 2:
+        if self._room and len(self._open) + len(self._parked) <= WINDOW // 2:
             room, self._room = self._room, []
             for waiter in room:
                 if not waiter.done():
@@ -135,7 +144,8 @@ class Submissions:
 
     def _forget(self, submission: Submission) -> None:
         """Nobody waits for its answer any more."""
-        if self._open.pop(submission.item.spec.id, None) is not None:
+        task = submission.item.spec.id
+        if self._open.pop(task, None) is not None or self._parked.pop(task, None) is not None:
             self._outcomes.forget(submission.outcome)
             self._make_room()
 
@@ -182,16 +192,41 @@ class Submissions:
             self._contact.seek(lost=True)
             return
         error = from_wire(item.code, item.message, {**item.details, "task": item.task})
+        if isinstance(error, Overloaded) and self._loop.time() < submission.patient_until:
+            self._park(submission, error)
+            return
         if submission.item.again and error.definite:
             said = f"refused when repeated ({item.code}: {item.message}); an earlier send may have been accepted"
             error = Indefinite(said, **error.details, refused=item.code)
         self._forget(submission)
         submission.batch.settle(error)
 
+    def _park(self, submission: Submission, refusal: Overloaded) -> None:
+        """Send it again later; not all who were refused at the same moment at the same moment."""
+        task = submission.item.spec.id
+        del self._open[task]
+        self._parked[task] = submission
+        submission.refusal = refusal
+        said = refusal.details.get("retry_after_s")
+        pause_s = (said if isinstance(said, int | float) else 1.0) * (0.5 + self._random())
+        left_s = submission.patient_until - self._loop.time()
+        self._timers.after(max(0.0, min(pause_s, left_s)), partial(self._again, submission))
+
+    def _again(self, submission: Submission) -> None:
+        task = submission.item.spec.id
+        if self._parked.pop(task, None) is not None:
+            self._open[task] = submission
+            submission.posted_at = NEVER  # what was refused did not happen: this is a first send
+            self._post(submission)
+            self._keep_watch()
+
     def _late(self, submissions: list[Submission], timeout_s: float) -> None:
         for submission in submissions:
             task = submission.item.spec.id
-            if self._open.get(task) is submission:
+            if self._parked.get(task) is submission:
+                self._forget(submission)
+                submission.batch.settle(submission.refusal)
+            elif self._open.get(task) is submission:
                 self._forget(submission)
                 if submission.posted_at == NEVER:
                     said = f"no controller leads, or none can be reached: tried for {round(timeout_s, 2):g} s"
@@ -222,7 +257,7 @@ class Submissions:
         self._keep_watch()
 
     def close(self, error: ComityError) -> None:
-        for submission in list(self._open.values()):
+        for submission in [*self._open.values(), *self._parked.values()]:
             self._forget(submission)
             if not submission.batch.future.done():
                 submission.batch.future.set_exception(error)

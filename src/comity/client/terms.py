@@ -48,7 +48,8 @@ class TaskOptions(TypedDict, total=False):
     ``attempt_timeout_s`` from an attempt's start; ``start_timeout_s`` from its assignment. ``queue`` False: be refused
     if no live agent can do it, busy or not. ``retry``: how it is tried again. ``progress_timeout_s``: an attempt that
     shows no progress for so long is moved. ``in_s`` seconds from now, or ``at`` a moment (with a time zone), it may
-    start, not before; its deadline counts from then.
+    start, not before; its deadline counts from then. ``patience_s``: if the network is overloaded, wait and submit again for so
+    long, instead of raising Overloaded at once.
     """
 
     priority: int
@@ -64,6 +65,7 @@ class TaskOptions(TypedDict, total=False):
     progress_timeout_s: float | None
     in_s: float | None
     at: datetime | None
+    patience_s: float | None
 
 
 class Terms(NamedTuple):
@@ -107,7 +109,9 @@ def terms(
     start = _start(options.get("in_s"), options.get("at"), now, now_ms)
     attempt_s = _first(options.get("attempt_timeout_s"), own.attempt_timeout_s, settings.attempt_timeout_s)
     start_s = _first(options.get("start_timeout_s"), own.start_timeout_s, settings.start_timeout_s)
-    for what, seconds in (("deadline_s", deadline_s), ("attempt_timeout_s", attempt_s), ("start_timeout_s", start_s)):
+    patience_s = options.get("patience_s")
+    times = {"deadline_s": deadline_s, "attempt_timeout_s": attempt_s, "start_timeout_s": start_s, "patience_s": patience_s}
+    for what, seconds in times.items():
         if seconds is not None:
             check_seconds(seconds, what)
     if silence_s:

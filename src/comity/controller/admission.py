@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
+from comity.controller.room import Room
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
 from comity.errors import (
     BadInput,
     ComityError,
     NoAgent,
-    Overloaded,
     ShuttingDown,
     TooLarge,
     TooOld,
@@ -34,26 +34,28 @@ CLOCK_SLACK_MS = 60_000
 class Admission:
     """The rules. ``shutting_down`` refuses everything new."""
 
-    def __init__(self, state: Tasks, scheduling: Scheduling, *, max_waiting: int, window_ms: int) -> None:
+    def __init__(self, state: Tasks, scheduling: Scheduling, room: Room, *, window_ms: int) -> None:
         self.state = state
         self.scheduling = scheduling
-        self.max_waiting = max_waiting
+        self.room = room
         self.window_ms = window_ms
         self.shutting_down = False
         self.refused = 0
         self._now_ms = 0
         self._oldest = self._newest = ""  # ids sort by time as text: what a time in an id may be, at ``_now_ms``
 
-    def check(self, item: SubmitTask, sender: ProcessId, under_way: int, now_ms: int) -> None:
-        """Raise the typed error of a submit that must not be taken in; ``under_way`` others wait to be written."""
+    @property
+    def max_waiting(self) -> int:
+        return self.room.max_tasks
+
+    def check(self, item: SubmitTask, sender: ProcessId, now_ms: int) -> None:
+        """Raise the typed error of a submit that must not be taken in."""
         spec = item.spec
         _well_formed(spec, sender)
         self._check_time(spec.id, now_ms)
         if self.shutting_down:
             raise ShuttingDown("the network is shutting down")
-        if self.state.waiting + under_way >= self.max_waiting:
-            limit = self.max_waiting
-            raise Overloaded(f"{limit} tasks wait already", retry_after_s=1.0, limit=limit)
+        self.room.check(sender)
         if not item.queue:
             self._somebody(spec.capability, spec.requirements)
 

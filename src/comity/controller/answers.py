@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -22,6 +21,7 @@ from comity.errors import BadInput, ComityError, Definite, NotFound, TooLarge, U
 from comity.model.capability import Retry
 from comity.model.codec import UNREADABLE, from_json, to_json
 from comity.model.ids import ProcessId, TaskId, check_task_id
+from comity.model.moment import iso
 from comity.model.task import Attempt, Ending, Logged, Payload, Stored, Task, TaskFailure, TaskState
 from comity.model.wire import BATCH_LIMIT, Answer, Ask, Ended, RateTask
 from comity.store.base import Store
@@ -50,6 +50,9 @@ class Args(msgspec.Struct, frozen=True):
     input: msgspec.Raw = msgspec.Raw()
     strategy: str = ""
     timeout_s: float | None = None
+    reason: str = ""
+    version: str = ""
+    wait: bool = False
 
 
 Slow = Callable[[Args], Coroutine[Any, Any, Any]]
@@ -74,7 +77,7 @@ def _slices(tasks: list[Task], size: int) -> Iterator[list[Task]]:
 
 
 def _iso(ms: int) -> str | None:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
+    return iso(ms) if ms else None
 
 
 def _shown(payload: Payload | None, limit: int) -> Any:
@@ -284,6 +287,9 @@ class Answers:
             why = f"no agent offers {capability}"
         elif not self._reconcile.scheduling.live(capability):
             why = f"no live agent offers {capability} now"
+        elif len(benched := self._reconcile.scheduling.benched(capability)) >= self._reconcile.scheduling.live(capability):
+            (agent, _), said = next(iter(benched.items()))
+            why = f"every agent that offers {capability} failed too often, such as {agent}: {said}"
         elif task.spec.requirements is not None:
             why = "no agent that meets its requirements is free"
         else:

@@ -28,6 +28,7 @@ from comity.controller.pipeline import EntryClock
 from comity.controller.snapshot import load
 from comity.controller.tail import must_hold, read_on
 from comity.controller.term import Term
+from comity.core.breaker import BreakerPolicy, Breakers
 from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
@@ -37,6 +38,7 @@ from comity.log.base import Log
 from comity.model.codec import seal, to_json
 from comity.model.ids import NetworkId, ProcessId
 from comity.model.task import Command, Entry, Lead, TimeJump
+from comity.model.version import installed
 from comity.model.wire import Answer, Ask, Leading, decode
 from comity.registry.base import Registry
 from comity.store.base import Store
@@ -86,6 +88,7 @@ class Controller:
         self.census = Census(registry, self.scheduling)
         self.payloads = Payloads(log)
         self.state = Tasks(self.network_id)
+        self.breakers = self._breakers()
         self.ledger = Ledger(network_id)
         self.sees_departures = False
         self.leading: Term | None = None
@@ -99,6 +102,8 @@ class Controller:
         """What stopped this controller for good: a damaged or foreign log, or a fault of ours."""
         self.failed = asyncio.Event()
         self.place = place
+        self.measure: Callable[[], dict[str, Any]] = dict
+        """What its owner can tell of this process and its machine."""
         self._eager = eager
         self._confirm_jump = confirm_jump
         self._leader_seen = 0.0
@@ -142,6 +147,12 @@ class Controller:
     async def _load(self) -> None:
         """Begin from the newest snapshot that can be read."""
         self.state, self.ledger = await self.past(None)
+        self.breakers = self._breakers()
+
+    def _breakers(self) -> Breakers:
+        s = self.settings
+        window_ms, open_ms = int(s.breaker_window_s * 1000), int(s.breaker_open_s * 1000)
+        return Breakers(BreakerPolicy(failures=s.breaker_failures, window_ms=window_ms, open_ms=open_ms))
 
     async def past(self, index: int | None) -> tuple[Tasks, Ledger]:
         """State and ledger from the newest snapshot that can be read and lies at ``index`` or before (None: any); empty ones if
@@ -192,7 +203,8 @@ class Controller:
         verdict = self.ledger.offer(index, data)
         if isinstance(verdict, Effective):
             self.payloads.note(index, verdict.entry)
-            self.state.apply(verdict.entry, index)
+            self.breakers.observe(self.state.apply(verdict.entry, index), self.state.time_ms)
+            self.breakers.due(self.state.time_ms)
 
     # The roles
 
@@ -374,6 +386,9 @@ class Controller:
         if self.leading is not None:
             self.leading.liveness.bus_state(link)
 
+    def about(self) -> dict[str, Any]:
+        return {"process": self.bus.process, "version": installed(), **self.measure()}
+
     def stats(self) -> dict[str, Any]:
         """Numbers of this controller; the network's if it leads."""
         if self.leading is not None:
@@ -389,4 +404,5 @@ class Controller:
             "leader": self.state.leader,
             "term": self.ledger.term,
             "log_head": self.ledger.index,
+            "controller": self.about(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -79,6 +79,8 @@ class Events:
         self._past = past
         self._followers: dict[tuple[ProcessId, int], Follower] = {}
         self._recent: deque[tuple[int, int, list[Change]]] = deque()
+        self.counts: Counter[str] = Counter()
+        """Events since this controller leads, by type."""
         self._reading = asyncio.Lock()
         self._kept = 0  # changes in ``_recent``, and one for each entry
 
@@ -180,6 +182,8 @@ class Events:
         """What the entry at ``index`` changed."""
         self._recent.append((index, at_ms, changes))
         self._kept += len(changes) + 1
+        for change in changes:
+            self.counts[change.kind] += 1
         while self._kept > RECENT and len(self._recent) > 1:
             self._kept -= len(self._recent.popleft()[2]) + 1
         if self._followers:
@@ -188,6 +192,7 @@ class Events:
 
     def live(self, event: dict[str, Any], task: TaskId | None = None) -> None:
         """Something that is no entry: progress, a log line, a suspicion, a refusal."""
+        self.counts[event["type"]] += 1
         if self._followers:
             body = _encode(event)
             for follower in self._current():

@@ -35,16 +35,19 @@ from comity.model.task import (
     Cancel,
     Command,
     Complete,
+    DrainNode,
     Ending,
     Entry,
     Evict,
     Fail,
     Fire,
+    IsolateNode,
     NodeLeft,
     NodeUp,
     Rate,
     Replay,
     Requeue,
+    ResumeNode,
     Start,
     Submit,
     Task,
@@ -53,6 +56,7 @@ from comity.model.task import (
 )
 from comity.model.wire import (
     AddSchedule,
+    Answer,
     Ask,
     Beacon,
     Began,
@@ -119,6 +123,7 @@ class Leader:
         self.route: Callable[[Route, ProcessId], None]
         self.call_ended: Callable[[CallEnded, ProcessId], None]
         self.add_schedule: Callable[[AddSchedule, ProcessId], None]
+        self.witnessed: Callable[[Answer, ProcessId], None]
         self.kept: Callable[[list[Change]], None]
         self.rate_missing: Callable[[RateTask], None]
         self.once_effective: list[Callable[[], None]] = []
@@ -173,6 +178,7 @@ class Leader:
             Progress: self._progress,
             AddSchedule: self.add_schedule,
             RateTask: self._rate,
+            Answer: self.witnessed,
             Pong: lambda _item, sender: self.liveness.answered(sender),
         }
 
@@ -244,7 +250,7 @@ class Leader:
     def _take_in(self, item: SubmitTask, sender: ProcessId) -> None:
         now_ms = self._now_ms
         try:
-            self.admission.check(item, sender, len(self._submits_under_way), now_ms)
+            self.admission.check(item, sender, now_ms)
         except ComityError as error:
             self.admission.refused += 1
             refused = refusal(item.spec.id, error)
@@ -252,6 +258,7 @@ class Leader:
             return
         spec = stamped(item.spec, sender, now_ms)
         self._submits_under_way[spec.id] = None
+        self.admission.room.take(spec)
         if spec.key:
             self._keys_under_way[spec.key] = []
         self._pending.append(Submit(spec))
@@ -389,6 +396,8 @@ class Leader:
                 self._reports_under_way.pop(command.task, None)  # type: ignore[union-attr]
             elif kind is NodeUp or kind is Evict or kind is NodeLeft:
                 self.liveness.applied(command)  # type: ignore[arg-type]
+            elif kind is DrainNode or kind is IsolateNode or kind is ResumeNode:
+                self.liveness.aside_changed(command.node)  # type: ignore[union-attr]
             elif kind is Barrier:
                 for call in self._barriers.popleft():
                     call()
@@ -403,7 +412,8 @@ class Leader:
 
     def _submitted(self, command: Submit) -> None:
         spec = command.spec
-        self._submits_under_way.pop(spec.id, None)
+        if self._submits_under_way.pop(spec.id, self) is None:
+            self.admission.room.settle(spec)
         if spec.key:
             stands_for = self.state.keys.get(spec.key, spec.id)
             for sender, asked in self._keys_under_way.pop(spec.key, ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
@@ -16,6 +17,8 @@ from comity.model.task import Command, Evict, NodeLeft, NodeUp
 from comity.model.wire import Beacon, BeaconAck, Evicted, Leaving, Ping
 
 CALLS_MAX = 1_000_000
+CLOCKS = 20
+"""Beacons by which a node's clock is judged."""
 
 
 class Liveness:
@@ -43,6 +46,8 @@ class Liveness:
         self.beacons: dict[NodeId, tuple[float, Beacon]] = {}
         """When each node with a lease was last heard, and what it said."""
         self.states: dict[NodeId, tuple[str, str]] = {}
+        self.clocks: dict[NodeId, deque[int]] = {}
+        """By how many milliseconds each node's clock was ahead when its latest beacons arrived."""
         self._calls: dict[NodeId, dict[AgentId, int]] = {}
         self._missed: dict[NodeId, None] = {}
         self._outbox = outbox
@@ -74,6 +79,8 @@ class Liveness:
         self._outbox.post(to(node), ack)
         if known:
             self.beacons[node] = self._time(), item
+            if item.wall_ms:
+                self.clocks.setdefault(node, deque(maxlen=CLOCKS)).append(item.wall_ms - self._now_ms())
             self._set_node(node)
             self._take_calls(node, item.calls)
         return known and self._missed.pop(node, self) is None
@@ -93,12 +100,19 @@ class Liveness:
     def _set_node(self, node: NodeId) -> None:
         _, beacon = self.beacons.get(node, (0.0, None))
         cpu, memory = (beacon.host_cpu_free, beacon.host_memory_free_mb) if beacon is not None else (0.0, 0.0)
-        eligible = self.states.get(node, ("", ""))[0] == "alive" and node in self._reconcile.state.nodes
+        state = self._reconcile.state
+        eligible = self.states.get(node, ("", ""))[0] == "alive" and node in state.nodes and node not in state.aside
         self._reconcile.set_node(node, eligible, cpu, memory)
 
     def seen_ago_s(self, node: NodeId) -> float | None:
         seen = self.beacons.get(node)
         return None if seen is None else self._time() - seen[0]
+
+    def ahead_s(self, node: NodeId) -> float | None:
+        """By how much the node's clock is ahead of leader time; None if it does not say. A beacon's way makes it seem behind: so
+        the most of the latest counts."""
+        seen = self.clocks.get(node)
+        return max(seen) / 1000 if seen else None
 
     def leaving(self, item: Leaving, node: ProcessId) -> None:
         self.step(m.Leaving(node, item.incarnation))
@@ -138,11 +152,16 @@ class Liveness:
             self._reconcile.wake()
         elif lease is None:
             self._take_calls(command.node, {})
-            for known in (self.beacons, self.states, self._calls, self._missed):
+            for known in (self.beacons, self.states, self.clocks, self._calls, self._missed):
                 known.pop(command.node, None)
             if isinstance(command, Evict):
                 self._outbox.post(to(command.node), Evicted(command.incarnation, command.reason))
             self._ended(command.node, command.incarnation)
+
+    def aside_changed(self, node: NodeId) -> None:
+        """The node was set aside, or resumed."""
+        self._set_node(node)
+        self._reconcile.wake()
 
     def tick(self) -> None:
         self.step(m.Tick())

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from comity.core.archive import Chunk
-from comity.core.changes import NodeLease, Totals
+from comity.core.changes import Aside, NodeLease, Totals
 from comity.core.dead import Dead
 from comity.core.ledger import Ledger, LedgerState
 from comity.core.tasks import Tasks
@@ -21,7 +21,7 @@ from comity.errors import Corrupt, ForeignData
 from comity.model.capability import Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.ids import NetworkId, ProcessId
-from comity.model.task import Schedule, SnapshotTaken, Task
+from comity.model.task import Schedule, SnapshotTaken, Task, TaskState
 
 FORMAT = 2
 SLICE = 400
@@ -47,6 +47,7 @@ class Head(msgspec.Struct, array_like=True):
     ended: dict[ProcessId, int] = {}
     schedules: dict[str, Schedule] = {}
     dead: int = 0
+    aside: dict[ProcessId, Aside] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -79,6 +80,7 @@ class Writing:
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
             len(self._archive), nodes, state.snapshots, state.totals, state.strategies, state.ended,
             state.schedules, len(self._dead),
+            state.aside,
         )  # fmt: skip
         self._head = _encode(head)
         state.before_change = self._save
@@ -170,7 +172,8 @@ def _restore(head: Head, archive: list[Chunk], tasks: list[Task], network: Netwo
     state.term, state.leader, state.generation = head.ledger.term, head.leader, head.generation
     state.last_epoch, state.time_ms = head.last_epoch, head.ledger.time_ms
     state.archive, state.snapshots, state.totals = archive, head.snapshots, head.totals
-    state.strategies, state.ended, state.schedules = head.strategies, head.ended, head.schedules
+    state.strategies, state.ended = head.strategies, head.ended
+    state.schedules, state.aside = head.schedules, head.aside
     for chunk in archive:
         state.archived += chunk.count
         state.keys.update(chunk.keys)
@@ -181,6 +184,8 @@ def _restore(head: Head, archive: list[Chunk], tasks: list[Task], network: Netwo
         if task.spec.key:
             state.keys[task.spec.key] = task_id
         state.counts[task.state] += 1
+        if task.state in (TaskState.SUBMITTED, TaskState.WAITING):
+            state.backlog.add(task.spec)
         if task.attempt is not None:
             state.nodes[task.attempt.node].attempts[task_id] = None
         if task.spec.parent is not None and not task.is_terminal:

@@ -162,7 +162,7 @@ class Telling:
 
     def _attempt_over(self, task: Task, attempt: Attempt) -> None:
         """Settle the node's report, or tell it to stop what it did not report."""
-        if attempt.ending in (Ending.NOT_STARTED, Ending.TIMED_OUT, Ending.CANCELED, Ending.STUCK):
+        if attempt.ending in (Ending.NOT_STARTED, Ending.TIMED_OUT, Ending.CANCELED, Ending.STUCK, Ending.MOVED):
             self._send_stop(attempt, task.spec.id, attempt.ending)
         self.settle(attempt.node, task.spec.id, attempt.epoch)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from comity.bus.base import EVERYONE, Address
 from comity.config import Settings
 from comity.controller.admission import Admission, check_capability
-from comity.controller.answers import Answers, Args
+from comity.controller.answers import Answers, Args, Slow
 from comity.controller.choices import Choices
 from comity.controller.events import Events
 from comity.controller.keeping import Keeping
@@ -19,10 +19,14 @@ from comity.controller.liveness import Liveness
 from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.replaying import Replaying
+from comity.controller.room import Room
 from comity.controller.routing import Routing
 from comity.controller.schedules import Schedules
+from comity.controller.standing import Standing
 from comity.controller.telling import Telling
 from comity.controller.vanished import Vanished
+from comity.controller.witnesses import Witnesses
+from comity.core.breaker import CLOSED, OPEN, PROBING, Turn
 from comity.core.changes import Change
 from comity.core.ledger import Ledger
 from comity.core.membership import Leadership, Membership, Timing
@@ -34,6 +38,7 @@ from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import NodeId, ProcessId, TaskId, TaskIds
 from comity.model.limits import FAR_S
+from comity.model.moment import iso
 from comity.model.task import Configure, Task, TaskState
 from comity.model.wire import Message
 
@@ -43,6 +48,10 @@ if TYPE_CHECKING:
 STALL_S = 0.5
 """An append under way for longer means that we cannot write now: lease time does not count."""
 STRATEGIES_MAX = 10_000
+VERSIONS_KEPT = 32
+TOLD = ("lease_s", "beacon_s", "orphan_s", "cancel_grace_s", "dedup_window_s")
+"""Settings that others have to agree with."""
+_TURNS = {OPEN: "agent.broken", PROBING: "agent.probing", CLOSED: "agent.mended"}
 RUNNING = (TaskState.ASSIGNED, TaskState.WORKING)
 
 
@@ -63,11 +72,17 @@ class Term:
         self._in_doubt = False
         self._told = 0
         self._durability = ("unverified", "not asked yet")
+        self._client_versions: dict[str, None] = {}
         policy = _policy(settings)
-        self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random)
+        self.reconcile = Reconcile(c.state, c.scheduling, policy, c.random, c.breakers)
         self.reconcile.on_choice = self.choices.note
+        self.reconcile.rotation.on_turn = self._breaker_turned
         window_ms = int(settings.dedup_window_s * 1000)
-        self.admission = Admission(c.state, c.scheduling, max_waiting=settings.max_waiting, window_ms=window_ms)
+        room = Room(
+            c.state.backlog, max_tasks=settings.max_waiting, max_bytes=settings.max_waiting_bytes,
+            max_each=settings.max_waiting_per_submitter, drain=lambda: self.rates.rates()["ended_per_s"],
+        )  # fmt: skip
+        self.admission = Admission(c.state, c.scheduling, room, window_ms=window_ms)
         self.events = Events(c.outbox, self._time, c.changes)
         telling = Telling(c.state, c.outbox, c.payloads, clock, grace_ms=policy.cancel_grace_ms)
         self.leader = Leader(c.bus, c.outbox, c.state, self.reconcile, self.admission, telling, self.events, clock)
@@ -78,9 +93,10 @@ class Term:
         self.liveness = Liveness(
             machine, c.outbox, self.reconcile,
             term=c.state.term, lease_s=settings.lease_s, poison_nodes=settings.poison_nodes, now_ms=clock.now_ms,
-            notice=lambda kind, node, reason: self.leader.notice(kind, node=node, reason=reason),
+            notice=self._node_changed,
             propose=self.leader.propose, rearm=self.leader.arm, ended=self._node_ended, routed=self.routing.at,
         )  # fmt: skip
+        self.witnesses = Witnesses(c.bus.process, c.outbox, self.liveness.states, self.leader.notice)
         self.keeping = Keeping(
             c.state, c.ledger, c.log, c.store, c.payloads,
             propose=self.leader.propose, barrier=self.leader.barrier, now_ms=clock.now_ms,
@@ -90,7 +106,12 @@ class Term:
         )  # fmt: skip
         self.vanished = Vanished(c.census, c.state.nodes, lambda node: self._spawn(self._forget(node, 0)))
         self.schedules, self.replaying = self._makers_of_tasks()
-        self.answers = Answers(
+        self.answers = self._answers()
+        self._join()
+
+    def _answers(self) -> Answers:
+        c = self._controller
+        return Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
             barrier=self.leader.barrier, choice=self.choices.of,
             plain={
@@ -107,9 +128,9 @@ class Term:
                 "dead": self.replaying.list,
                 "replay-dead": self.replaying.replay,
                 "drop-dead": self.replaying.drop,
+                **self._standing(),
             },
         )  # fmt: skip
-        self._join()
 
     def _makers_of_tasks(self) -> tuple[Schedules, Replaying]:
         c, leader = self._controller, self.leader
@@ -123,6 +144,14 @@ class Term:
         )  # fmt: skip
         return schedules, replaying
 
+    def _standing(self) -> dict[str, Slow]:
+        c = self._controller
+        standing = Standing(
+            c.state, c.census, propose=self.leader.propose, effective=self._effective, next_entry=self._next_entry,
+            drain_timeout_s=c.settings.drain_timeout_s,
+        )  # fmt: skip
+        return {"drain-node": standing.drain, "isolate-node": standing.isolate, "resume-node": standing.resume}
+
     def _join(self) -> None:
         leader = self.leader
         leader.pipeline = self.pipeline
@@ -135,6 +164,7 @@ class Term:
         leader.add_schedule = lambda item, sender: self.answers.reply(
             item.ref, sender, lambda _args: self.schedules.add(item, sender)
         )
+        leader.witnessed = self.witnesses.answered
         leader.kept = self._kept
         leader.rate_missing = self.answers.rate_missing
         census = self._controller.census
@@ -158,6 +188,7 @@ class Term:
     def end(self) -> None:
         self.leader.end()
         self.routing.end()
+        self.witnesses.end()
         self.keeping.end()
         self.events.end()
         self.answers.end()
@@ -237,6 +268,12 @@ class Term:
         status = AgentStatus.LEFT if kind == "agent.left" else agent.status
         self.leader.notice(kind, agent=agent.id, node=agent.node, status=status)
 
+    def _breaker_turned(self, turn: Turn) -> None:
+        kind = _TURNS.get(turn.state)
+        if kind is not None:
+            until = {"until": iso(turn.until_ms)} if turn.until_ms else {}
+            self.leader.notice(kind, agent=turn.agent, capability=turn.capability, reason=turn.reason, **until)
+
     def _tell_everyone(self, kind: str, about: dict[str, Any]) -> None:
         c, self._told = self._controller, self._told + 1
         envelope = Envelope(
@@ -250,6 +287,11 @@ class Term:
         for change in changes:
             if change.kind == "strategy.set":
                 self._apply_strategies()
+
+    def _node_changed(self, kind: str, node: NodeId, reason: str) -> None:
+        self.leader.notice(kind, node=node, reason=reason)
+        if kind == "node.suspect":
+            self.witnesses.suspected(node)
 
     def _node_ended(self, node: NodeId, incarnation: int) -> None:
         self.routing.caller_died(node)
@@ -273,8 +315,10 @@ class Term:
 
     # Questions about the network
 
-    def _hello(self, _args: Args) -> dict[str, Any]:
+    def _hello(self, args: Args) -> dict[str, Any]:
         c = self._controller
+        if args.version and len(self._client_versions) < VERSIONS_KEPT:
+            self._client_versions[args.version[:40]] = None
         return {
             "network": c.settings.network,
             "network_id": c.network_id,
@@ -287,7 +331,13 @@ class Term:
         }
 
     def stats(self) -> dict[str, Any]:
-        return stats(self.leader, self._controller.census, self.rates, self._durability)
+        c = self._controller
+        return {
+            **stats(self.leader, c.census, self.rates, self._durability),
+            "controller": c.about(),
+            "client_versions": sorted(self._client_versions),
+            "settings": {name: getattr(c.settings, name) for name in TOLD},
+        }
 
     async def _ask_durability(self) -> None:
         try:

@@ -27,6 +27,14 @@ class NodeLease(msgspec.Struct, array_like=True, gc=False):
     attempts: dict[TaskId, None] = {}
 
 
+class Aside(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """How a node is set aside (draining or isolated), why, and since when (entry time)."""
+
+    state: str
+    reason: str
+    since_ms: int
+
+
 class Totals(msgspec.Struct, array_like=True, gc=False):
     """Counts since the network began."""
 

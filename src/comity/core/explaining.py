@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any
 
@@ -33,12 +33,14 @@ class Question:
         needs: Requirements | None,
         match: Matcher | None,
         hidden: Collection[Candidate],
+        benched: Mapping[Candidate, str],
     ) -> None:
         self.capability = capability
         self.how = how
         self.needs = needs
         self.match = match
         self.hidden = hidden
+        self.benched = benched
 
     def accepts(self, candidate: Candidate) -> bool:
         if candidate in self.hidden or candidate.record is None:
@@ -58,6 +60,8 @@ class Question:
             return f"its status is {record.status}"
         if not candidate.live:
             return f"its node {record.node} is not alive, or takes no new work"
+        if candidate in self.benched:
+            return self.benched[candidate]
         if not candidate.ready:
             return f"busy: {candidate.load} of {candidate.limit}"
         return ""

@@ -20,9 +20,12 @@ from heapq import heappop, heappush
 
 import msgspec
 
+from comity.core.breaker import Breakers
 from comity.core.budget import Budget
 from comity.core.changes import Change
+from comity.core.family import cancels, is_orphan
 from comity.core.policy import Policy
+from comity.core.rotation import Rotation
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
 from comity.core.waiting import LOOKS, Demand, Entry, Heap, Waiting
@@ -60,9 +63,17 @@ class Reconcile:
     """See the module. Invariant: ``reserved`` holds exactly the tasks with an assignment under way to the log, each with
     the one slot it took in ``scheduling``; a running attempt holds one slot unless it is in ``released``."""
 
-    def __init__(self, state: Tasks, scheduling: Scheduling, policy: Policy, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        state: Tasks,
+        scheduling: Scheduling,
+        policy: Policy,
+        random: Callable[[], float],
+        breakers: Breakers | None = None,
+    ) -> None:
         self.state = state
         self.scheduling = scheduling
+        self.rotation = Rotation(breakers or Breakers(), scheduling, self._freed)
         self.policy = policy
         self.reserved: dict[TaskId, AgentId] = {}
         self.released: dict[TaskId, int] = {}
@@ -84,6 +95,7 @@ class Reconcile:
 
     def put_agent(self, agent: AgentRecord) -> None:
         self.scheduling.put_agent(agent)
+        self.rotation.put_agent(agent)
         self._freed(agent.id)
 
     def remove_agent(self, agent: AgentId) -> None:
@@ -129,6 +141,7 @@ class Reconcile:
     def observe(self, changes: list[Change]) -> None:
         """Take in what an effective entry changed."""
         self._now_ms = max(self._now_ms, self.state.time_ms)
+        self.rotation.observe(changes, self.state.time_ms)
         for change in changes:
             seen = _OBSERVERS.get(change.kind)
             if seen is not None and change.task is not None:
@@ -144,11 +157,12 @@ class Reconcile:
             self._timer(spec.not_before_ms, _READY, spec.id, 0)
         elif spec.id not in self.reserved:
             self._push(task)
-        if spec.parent is not None and self._is_orphan(spec):
+        if spec.parent is not None and is_orphan(self.state, spec):
             self._proposals.append(Cancel(spec.id, f"its parent {spec.parent} ended"))
 
     def _assigned(self, task: Task, change: Change) -> None:
         self.reserved.pop(task.spec.id, None)
+        self.rotation.settled(task.spec.id)
         if task.spec.start_timeout_s and change.attempt is not None:
             due = change.attempt.assigned_at + int(task.spec.start_timeout_s * 1000)
             self._timer(due, _START, task.spec.id, task.epoch)
@@ -156,6 +170,7 @@ class Reconcile:
     def _void(self, task_id: TaskId, task: Task | None) -> None:
         """An assignment came too late to count: its node is gone, or the task."""
         agent = self.reserved.pop(task_id, None)
+        self.rotation.settled(task_id)
         if agent is not None:
             self.freed(agent)
             if task is not None and task.state in _OPEN:
@@ -244,20 +259,7 @@ class Reconcile:
             self.scheduling.rated(attempt.agent, task.spec.capability, task.score)
 
     def _cancel_children(self, parent: TaskId, token: int | None) -> None:
-        """Cancel open children; with ``token`` only those of that attempt of the parent, or of earlier ones."""
-        reason = f"its parent {parent} ended"
-        for child_id in self.state.children.get(parent, ()):
-            if token is None or self.state.tasks[child_id].spec.parent_epoch <= token:
-                self._proposals.append(Cancel(child_id, reason))
-
-    def _is_orphan(self, child: TaskSpec) -> bool:
-        """Whether the attempt that submitted ``child`` is over, other than by its task's completion."""
-        parent = self.state.tasks.get(child.parent) if child.parent is not None else None
-        if parent is None or parent.state is TaskState.COMPLETED:
-            return False
-        if parent.is_terminal or parent.cancel_at:
-            return True
-        return child.parent_epoch < parent.epoch + (parent.attempt is None)
+        self._proposals.extend(cancels(self.state, parent, token))
 
     # What should be
 
@@ -358,6 +360,7 @@ class Reconcile:
     def _reserve(self, task_id: TaskId, agent: AgentId, why: Demand | TaskSpec) -> Assign:
         self.scheduling.take(agent)
         self.reserved[task_id] = agent
+        self.rotation.reserved(task_id, agent, why.capability)
         token = self._next_epoch
         self._next_epoch += 1
         node = node_of(agent)
@@ -384,13 +387,16 @@ class Reconcile:
 
     def next_deadline(self) -> int | None:
         """Entry time (ms) at which ``due`` has something; it may then turn out to be nothing."""
-        timer = self._timers.lowest()
-        return timer[0] if timer is not None else None
+        timer, turn_ms = self._timers.lowest(), self.rotation.next_deadline()
+        if timer is None or turn_ms is None:
+            return timer[0] if timer is not None else turn_ms
+        return min(timer[0], turn_ms)
 
     def due(self, now_ms: int, room: int = 1 << 30) -> list[Command]:
         """Up to ``room`` commands that the passing of time calls for."""
         commands: list[Command] = []
         self._now_ms = max(self._now_ms, now_ms)
+        self.rotation.due(now_ms)
         for _ in range(DUE_MAX):
             timer = self._timers.lowest()
             if timer is None or timer[0] > now_ms or len(commands) >= room:
@@ -437,13 +443,14 @@ class Reconcile:
         self.budget = Budget(self.policy.retry_budget)
         self.watch = Watch()
         self.scheduling.clear_load()
+        self.rotation.rebuild()
         self._next_epoch = self.state.next_epoch()
         for task in self.state.tasks.values():
             if task.is_terminal:
                 continue
             if task.spec.deadline_ms:
                 self._timer(task.spec.deadline_ms, _DEADLINE, task.spec.id, 0)
-            if task.spec.parent is not None and self._is_orphan(task.spec):
+            if task.spec.parent is not None and is_orphan(self.state, task.spec):
                 self._proposals.append(Cancel(task.spec.id, f"its parent {task.spec.parent} ended"))
             for past in task.past:
                 if past.ending is Ending.REFUSED:
@@ -465,7 +472,9 @@ class Reconcile:
             self._timer(due, _START, task.spec.id, task.epoch)
 
     def check(self) -> None:
-        """Raise AssertionError if a waiting task is in no queue and has no timer that would put it there."""
+        """Raise AssertionError if a waiting task is in no queue and has no timer that would put it there, or if
+        somebody is benched who should not be."""
+        self.rotation.check()
         queued = {task_id for w in self._waiting.values() for d in w.demands.values() for _, task_id in d.heap}
         timed = {timer[2] for timer in self._timers if timer[1] == _READY}
         heads, held = self.budget.waiting()

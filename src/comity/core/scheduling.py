@@ -107,6 +107,17 @@ class Scheduling:
         """How the capability's agents are chosen from now on, unless a call says otherwise. BadInput for an unknown one."""
         self._chosen_strategies[capability] = strategy_named(strategy)
 
+    def bench(self, agent: AgentId, capability: str, why: str) -> None:
+        """Keep an agent out of rotation for one capability, or ("") let it in again. Fine if it is unknown."""
+        candidate, offering = self._candidates.get(agent), self._offerings.get(capability)
+        if candidate is not None and offering is not None and candidate in offering.candidates:
+            self._selective_members += offering.bench(candidate, why)
+
+    def benched(self, capability: str | None = None) -> dict[tuple[AgentId, str], str]:
+        """Who is out of rotation, and why."""
+        offerings = self._offerings.values() if capability is None else [self._offerings[capability]]
+        return {(candidate.id, offering.name): why for offering in offerings for candidate, why in offering.benched.items()}
+
     # Load
 
     def take(self, agent: AgentId) -> None:
@@ -235,6 +246,8 @@ class Scheduling:
         candidate = self._candidates.get(needs.agent)
         if candidate is None or not candidate.ready or candidate in hidden or candidate not in offering.candidates:
             return None
+        if candidate in offering.benched:
+            return None
         match = self._matcher(needs, offering, signature(needs))
         return candidate if candidate.record is not None and match.meets(candidate.record) else None
 
@@ -250,7 +263,7 @@ class Scheduling:
         pool = make_pool(how, offering.fits, self._random)
         offering.base[Strategy(how)] = pool
         for candidate in offering.candidates:
-            _enter(candidate, pool)
+            offering.enter(candidate, pool)
         return pool
 
     def _selective_pool(self, offering: Offering, needs: Requirements, match: Matcher, key: PoolKey) -> Pool:
@@ -258,7 +271,7 @@ class Scheduling:
         match.asked = 0
         for candidate in self._rarest(offering, needs):
             if candidate in offering.candidates and candidate.record is not None and match.meets(candidate.record):
-                _enter(candidate, pool)
+                offering.enter(candidate, pool)
         offering.pools[key] = match, pool
         self._selective[key] = pool
         self._selective_members += len(pool)
@@ -304,14 +317,15 @@ class Scheduling:
             among = [one] if one is not None and one in offering.candidates else []
             pool = make_pool(how, offering.fits, self._random)
             for candidate in among:
-                pool.add(candidate)
+                if candidate not in offering.benched:
+                    pool.add(candidate)
         else:
             pool = self._ranking(offering, how, needs, match, hidden)
         return {
             "capability": capability,
             "offered": len(offering.candidates),
             "live": offering.live,
-            **explain(Question(capability, how, needs, match, hidden), pool, among, offering.fits),
+            **explain(Question(capability, how, needs, match, hidden, offering.benched), pool, among, offering.fits),
         }
 
     def _ranking(
@@ -407,10 +421,9 @@ class Scheduling:
             offering.candidates[candidate] = None
             offering.live += candidate.live
             for pool in offering.base.values():
-                _enter(candidate, pool)
+                offering.enter(candidate, pool)
             for match, pool in offering.pools.values():
-                if match.meets(agent):
-                    _enter(candidate, pool)
+                if match.meets(agent) and offering.enter(candidate, pool):
                     self._selective_members += 1
 
     def _unlist(self, candidate: Candidate, agent: AgentRecord) -> None:
@@ -438,6 +451,7 @@ class Scheduling:
         for name in names:
             offering = self._offerings[name]
             offering.fits.by_agent.pop(candidate, None)
+            offering.benched.pop(candidate, None)
             if not offering.candidates:
                 for key in offering.pools:
                     del self._selective[key]
@@ -478,21 +492,9 @@ class Scheduling:
                 assert all(candidate in self._offerings[name].candidates for name in candidate.names)
         members = 0
         for name, offering in self._offerings.items():
-            assert offering.candidates and offering.live == sum(candidate.live for candidate in offering.candidates)
-            assert offering.fits.by_agent.keys() <= offering.candidates.keys()
-            for pool in offering.base.values():
-                assert len(pool) == len(offering.candidates)
-                pool.check()
-            for key, (match, pool) in offering.pools.items():
+            offering.check()
+            for key, (_, pool) in offering.pools.items():
                 assert key[0] == name and self._selective[key] is pool
-                meets = [c for c in offering.candidates if c.record is not None and match.meets(c.record)]
-                assert len(meets) == len(pool) and all(candidate in pool for candidate in meets)
-                pool.check()
                 members += len(pool)
         assert members == self._selective_members
         assert self._offers == sum(len(offering.candidates) for offering in self._offerings.values())
-
-
-def _enter(candidate: Candidate, pool: Pool) -> None:
-    pool.add(candidate)
-    candidate.pools.append(pool)

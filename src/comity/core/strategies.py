@@ -297,15 +297,56 @@ PoolKey = tuple[str, Signature, Strategy]
 
 
 class Offering:
-    """One capability: who offers it, how many of them are live, and the pools in use."""
+    """One capability: who offers it, how many of them are live, and the pools in use. ``benched``: who is kept out of these,
+    and why; it outlives a change of the agent's record."""
 
-    __slots__ = ("base", "candidates", "fits", "live", "name", "pools", "strategy")
+    __slots__ = ("base", "benched", "candidates", "fits", "live", "name", "pools", "strategy")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.benched: dict[Candidate, str] = {}
         self.candidates: dict[Candidate, None] = {}
         self.live = 0
         self.strategy: Strategy | None = None
         self.fits = Fits()
         self.base: dict[Strategy, Pool] = {}
         self.pools: dict[PoolKey, tuple[Matcher, Pool]] = {}
+
+    def enter(self, candidate: Candidate, pool: Pool) -> bool:
+        """Whether it may: a benched one enters no pool."""
+        if candidate in self.benched:
+            return False
+        pool.add(candidate)
+        candidate.pools.append(pool)
+        return True
+
+    def bench(self, candidate: Candidate, why: str) -> int:
+        """Keep one who offers it out of its pools, or ("") let it in again; by how many the members of ``pools`` grew."""
+        if not why:
+            if self.benched.pop(candidate, None) is None or candidate.record is None:
+                return 0
+            for pool in self.base.values():
+                self.enter(candidate, pool)
+            record = candidate.record
+            return sum(match.meets(record) and self.enter(candidate, pool) for match, pool in self.pools.values())
+        is_new = candidate not in self.benched
+        self.benched[candidate] = why
+        selective = [pool for _, pool in self.pools.values()]
+        mine = [pool for pool in (*self.base.values(), *selective) if is_new and candidate in pool]
+        for pool in mine:
+            pool.discard(candidate)
+            candidate.pools.remove(pool)
+        return -sum(pool in mine for pool in selective)
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken."""
+        assert self.candidates and self.live == sum(candidate.live for candidate in self.candidates)
+        assert self.fits.by_agent.keys() <= self.candidates.keys() and self.benched.keys() <= self.candidates.keys()
+        inside = [candidate for candidate in self.candidates if candidate not in self.benched]
+        for pool in self.base.values():
+            assert len(pool) == len(inside) and all(candidate in pool for candidate in inside)
+            pool.check()
+        for match, pool in self.pools.values():
+            meets = [candidate for candidate in inside if candidate.record is not None and match.meets(candidate.record)]
+            assert len(meets) == len(pool) and all(candidate in pool for candidate in meets)
+            pool.check()

@@ -19,10 +19,12 @@ from typing import Any
 
 import msgspec
 
-from comity.core.again import APPLIERS
+from comity.core import again, aside
 from comity.core.archive import Chunk, chunk
-from comity.core.changes import Change, NodeLease, Totals
+from comity.core.backlog import Backlog
+from comity.core.changes import Aside, Change, NodeLease, Totals
 from comity.core.dead import DeadLetters
+from comity.core.invariants import check
 from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
 from comity.model.task import (
@@ -80,11 +82,13 @@ class Tasks:
         self.time_ms = 0
         self.tasks: dict[TaskId, Task] = {}
         self.counts: dict[TaskState, int] = dict.fromkeys(TaskState, 0)  # invariant: counts what is in ``tasks``
+        self.backlog = Backlog()  # invariant: holds those that are submitted or waiting
         self.finished: dict[TaskId, None] = {}  # terminal and not yet archived, oldest first
         self.children: dict[TaskId, dict[TaskId, None]] = {}  # open children only
         self.keys: dict[str, TaskId] = {}  # of tasks in ``tasks`` and ``archive``: a key is known as long as its task
         self.nodes: dict[ProcessId, NodeLease] = {}
         self.ended: dict[ProcessId, int] = {}  # by node, the last incarnation evicted: it must come back as a higher one
+        self.aside: dict[ProcessId, Aside] = {}  # nodes that get no attempts, whether or not they hold a lease now
         self.archive: list[Chunk] = []
         self.archived = 0
         self.snapshots: list[SnapshotTaken] = []
@@ -117,7 +121,7 @@ class Tasks:
             Barrier: self._barrier,
             TimeJump: self._barrier,
             Configure: self._configure,
-            **{kind: partial(apply, self) for kind, apply in APPLIERS.items()},
+            **{kind: partial(apply, self) for kind, apply in (again.APPLIERS | aside.APPLIERS).items()},
         }
 
     # What others ask
@@ -151,9 +155,15 @@ class Tasks:
         return changes
 
     def _move(self, task: Task, state: TaskState) -> None:
-        self.counts[task.state] -= 1
+        before = task.state
+        self.counts[before] -= 1
         self.counts[state] += 1
         task.state = state
+        if before in _OPEN:
+            if state not in _OPEN:
+                self.backlog.remove(task.spec)
+        elif state in _OPEN:
+            self.backlog.add(task.spec)
 
     def _touch(self, task: Task) -> None:
         if self.before_change is not None:
@@ -175,6 +185,7 @@ class Tasks:
             spec = msgspec.structs.replace(spec, input=Logged(index, ordinal, len(spec.input)))
         task = self.tasks[task_id] = Task(spec, TaskState.SUBMITTED, self.time_ms)
         self.counts[TaskState.SUBMITTED] += 1
+        self.backlog.add(spec)
         self.totals.submitted += 1
         if spec.key:
             self.keys[spec.key] = task_id
@@ -190,7 +201,7 @@ class Tasks:
         task = self.tasks.get(command.task)
         lease = self.nodes.get(command.node)
         self.last_epoch = max(self.last_epoch, command.epoch)
-        fits = task is not None and task.state in _OPEN and task.epoch < command.epoch
+        fits = task is not None and task.state in _OPEN and task.epoch < command.epoch and command.node not in self.aside
         if task is None or not fits or lease is None or lease.incarnation != command.incarnation:
             self.changes.append(Change("assignment.void", task, node=command.node, task_id=command.task))
             return
@@ -300,6 +311,12 @@ class Tasks:
         task = self._report(command.task, command.epoch, "hand-back")
         if task is not None:
             self._put_back(task, command.ending, command.reason, command.not_before)
+
+    def put_back(self, task_id: TaskId, ending: Ending, reason: str) -> None:
+        """The running attempt of a task ends; the task waits again, no retry used."""
+        task = self.tasks[task_id]
+        self._touch(task)
+        self._put_back(task, ending, reason)
 
     def _put_back(self, task: Task, ending: Ending, reason: str, not_before: int = 0) -> None:
         failure = TaskFailure(ending, reason) if reason else None
@@ -460,37 +477,8 @@ class Tasks:
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
-        counted = dict.fromkeys(TaskState, 0)
-        on_nodes: dict[TaskId, ProcessId] = {}
-        for node, lease in self.nodes.items():
-            for task_id in lease.attempts:
-                if task_id in on_nodes:
-                    raise AssertionError(f"{task_id} has attempts on two nodes")
-                on_nodes[task_id] = node
-        for task_id, task in self.tasks.items():
-            counted[task.state] += 1
-            running = task.state in (TaskState.ASSIGNED, TaskState.WORKING, TaskState.INPUT_REQUIRED)
-            _hold(running == (task.attempt is not None), task_id, "an attempt exactly while one runs")
-            _hold(task.is_terminal == (task_id in self.finished), task_id, "finished lists what is terminal")
-            _hold(task.is_terminal == bool(task.finished_at), task_id, "a finish time exactly when terminal")
-            _hold(task.epoch <= self.last_epoch, task_id, "no epoch above the last")
-            _hold((task.result is None) or task.state is TaskState.COMPLETED, task_id, "a result only when completed")
-            if task.attempt is not None:
-                _hold(task.attempt.epoch == task.epoch, task_id, "the attempt has the task's epoch")
-                _hold(on_nodes.get(task_id) == task.attempt.node, task_id, "its node knows of it")
-        self.dead.check(self.tasks)
-        keys = {task.spec.key: task_id for task_id, task in self.tasks.items() if task.spec.key}
-        for held in self.archive:
-            keys |= held.keys
-        _hold(keys == self.keys, "keys", "lead to tasks that are there or archived")
-        _hold(counted == self.counts, "counts", "count what is there")
-        _hold(all(self.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
+        check(self)
 
 
 def _called_off(reason: str) -> TaskFailure:
     return TaskFailure("task-canceled", reason or "canceled", retryable=False)
-
-
-def _hold(true: bool, what: str, rule: str) -> None:
-    if not true:
-        raise AssertionError(f"{what}: {rule}")

@@ -171,6 +171,8 @@ class NodeRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     started_at: int = 0
     resources: Resources = msgspec.field(default_factory=Resources)
     draining: bool = False
+    beacon_s: float = 0.0
+    orphan_s: float = 0.0
 
 
 class Requirements(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):

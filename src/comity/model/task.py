@@ -112,6 +112,7 @@ class Ending(enum.StrEnum):
     EVICTED = "evicted"
     CANCELED = "canceled"
     STUCK = "stuck"
+    MOVED = "moved"
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):
@@ -351,12 +352,30 @@ class Replay(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=34):
     such letter."""
 
     spec: TaskSpec
+class DrainNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=50):
+    """Give ``node`` no new attempts, until ``ResumeNode``: by its id, so whenever it has a lease."""
+
+    node: ProcessId
+    reason: str = ""
+
+
+class IsolateNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=51):
+    """As ``DrainNode``, and what runs there is put back by the same command, without using a retry."""
+
+    node: ProcessId
+    reason: str = ""
+
+
+class ResumeNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=52):
+    node: ProcessId
+    reason: str = ""
 
 
 Command = (
     Lead | Submit | Assign | Start | Complete | Fail | Requeue | Cancel | Canceled | Expire | NodeUp | Evict | NodeLeft
     | Archived | Dropped | SnapshotTaken | Moved | Rate | Barrier | TimeJump | Configure
     | PutSchedule | DropSchedule | Fire | DropDead | Replay
+    | DrainNode | IsolateNode | ResumeNode
 )  # fmt: skip
 
 

@@ -226,7 +226,8 @@ class Evicted(Item, tag=44):
 
 class Beacon(Item, tag=60):
     """Twice a second; constant size. ``lag_s`` is the event loop's worst lag since the last one; ``cpu`` the process's use of one
-    core (1.0 = all of it); ``calls`` live calls now running at its agents, by agent, those not zero."""
+    core (1.0 = all of it); ``calls`` live calls now running at its agents, by agent, those not zero; ``wall_ms`` the
+    node's own clock (since 1970), by which it is told how far that is off."""
 
     seq: int
     incarnation: int
@@ -239,6 +240,7 @@ class Beacon(Item, tag=60):
     host_memory_free_mb: float = 0.0
     draining: bool = False
     calls: dict[AgentId, int] = {}
+    wall_ms: int = 0
 
 
 class Began(Item, tag=61):

@@ -37,6 +37,7 @@ from comity.node.measure import Measure, measured
 from comity.node.messages import Call, Messages
 from comity.node.performing import Performer, ended
 from comity.node.pools import Pools
+from comity.node.probing import Probing
 from comity.registry.base import Registry
 from comity.store.base import Store
 
@@ -119,6 +120,7 @@ class Node:
 
     def _listen_for(self) -> None:
         """What is taken from the leader only, and what from anybody. The client takes the rest."""
+        self._probing = Probing(self.outbox.post)
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),
@@ -131,6 +133,7 @@ class Node:
             wire.Message: self._message,
             wire.Control: self._control,
             wire.Ping: lambda item, sender: self.outbox.post(to(sender), wire.Pong(item.ref)),
+            wire.Pong: self._probing.answered,
         }
 
     # Joining and leaving
@@ -206,6 +209,7 @@ class Node:
         if self.lease.may_begin(self._loop.time()) and self.bus.link is Link.UP:
             await self._quiet(SETTLE_S)
         self.has_left = True
+        self._probing.close()
         for timer in (self._tick_timer, self._soon):
             if timer is not None:
                 timer.cancel()
@@ -227,7 +231,7 @@ class Node:
         """The node as the registry shows it."""
         return msgspec.structs.replace(
             self._about, id=self.node, incarnation=self.incarnation, started_at=self._started_at,
-            draining=self.is_draining,
+            draining=self.is_draining, beacon_s=self.settings.beacon_s, orphan_s=self.settings.orphan_s,
         )  # fmt: skip
 
     # Agents
@@ -381,6 +385,9 @@ class Node:
 
     def _control(self, item: wire.Control, sender: ProcessId) -> None:
         try:
+            if item.what == "probe" and sender == self.lease.leader:
+                self._probing.begin(item, sender)
+                return
             code, body = "", self._controls.do(item)
         except ComityError as error:
             code, body = error.code, {"message": error.message, "details": error.details}
@@ -445,6 +452,7 @@ class Node:
 
     def _unreachable(self, address: str) -> None:
         """Nobody leads, or the leader is on its way back: once it acknowledges a beacon it is told everything again."""
+        self._probing.unreachable(address)
         if address == LEADER and not self.has_left:
             self._is_unheard = True
             self._beacon_soon()
@@ -472,7 +480,7 @@ class Node:
             wire.Beacon(
                 self.lease.beacon(self._loop.time()), self.incarnation, self._lag, load.cpu, load.memory_mb,
                 len(self.attempts.running), len(self._agents), load.host_cpu_free, load.host_memory_free_mb,
-                self.is_draining, self.messages.load(),
+                self.is_draining, self.messages.load(), int(self.wall() * 1000),
             ),
         )  # fmt: skip
         self._lag = 0.0

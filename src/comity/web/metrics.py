@@ -16,6 +16,10 @@ ANSWER_S = 5.0
 
 Metric = GaugeMetricFamily | CounterMetricFamily | InfoMetricFamily
 
+_MACHINE = (
+    ("disk_free_bytes", "comity_controller_disk_free_bytes", "Free on the disk that holds the controller's data"),
+    ("open_files_limit", "comity_controller_open_files_limit", "Files that the controller may have open"),
+)
 _TOTALS = {
     "submitted": "Tasks taken in",
     "completed": "Tasks that completed",
@@ -48,8 +52,14 @@ class NetworkCollector(Collector):
         durability = stats.get("log_durability", "unknown")
         info.add_metric([], {"network": stats["network"], "leader": stats["leader"], "durability": durability})
         yield info
+        yield from _of_machine(stats["controller"])
         if leads:
             yield from _of_leader(stats)
+
+
+def _of_machine(controller: dict[str, Any]) -> Iterator[Metric]:
+    for field, name, help_ in _MACHINE:
+        yield _gauge(name, help_, [((), float(controller[field]))] if field in controller else [])
 
 
 def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
@@ -67,6 +77,15 @@ def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
     yield _gauge("comity_dead_letters", "Failed tasks kept to be replayed", [((), stats["dead_letters"])])
     yield _gauge("comity_schedules", "Schedules", [((), stats["schedules"])])
     yield _gauge("comity_held_retries", "Retries held back by their budget", [((), stats["held_retries"])])
+    yield _counter("comity_elections", "Controllers that came to lead, since the network began", [((), stats["term"])])
+    yield _counter("comity_events", "Events since this controller leads", _by_key(stats["events"]), ["type"])
+    overload = _by_key(stats["refused_overload"])
+    yield _counter("comity_overload_refusals", "Submits refused by the limit of what may wait", overload, ["limit"])
+    yield _gauge("comity_waiting", "What waits for an agent: tasks, bytes of input", _of_limits(stats["waiting"]), ["what"])
+    yield _gauge("comity_waiting_limit", "What may wait", _of_limits(stats["limits"]), ["what"])
+    yield _gauge("comity_breakers", "Agents that failed too often at a capability", _by_key(stats["breakers"]), ["state"])
+    lag = stats["loop_lag"]["max_ms"] / 1000
+    yield _gauge("comity_leader_lag_seconds", "Worst lag of the leader's event loop within ten seconds", [((), lag)])
     yield _gauge("comity_oldest_waiting_seconds", "Age of the oldest task that waits", [((), stats["oldest_waiting_s"])])
     yield _gauge("comity_nodes", "Nodes by membership state", _by_key(stats["nodes"]), ["state"])
     yield _gauge("comity_agents", "Agents by status", _by_key(stats["agents"]), ["status"])
@@ -74,6 +93,8 @@ def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
     yield _gauge("comity_node_cpu", "Cores a node process uses", _of_nodes(nodes, "cpu"), ["node"])
     yield _gauge("comity_node_memory_megabytes", "Memory of a node process", _of_nodes(nodes, "memory_mb"), ["node"])
     yield _gauge("comity_node_lag_seconds", "Worst event-loop lag since the last beacon", _of_nodes(nodes, "lag_s"), ["node"])
+    ahead = _of_nodes(nodes, "clock_ahead_s")
+    yield _gauge("comity_node_clock_offset_seconds", "By how much a node's clock is ahead of the leader's", ahead, ["node"])
     yield _gauge("comity_node_attempts", "Attempts on a node", _of_nodes(nodes, "attempts"), ["node"])
     loads = [((agent["id"],), float(agent["load"])) for agent in stats["per_agent"]]
     yield _gauge("comity_agent_load", "Attempts and calls in flight at the busiest agents", loads, ["agent"])
@@ -84,6 +105,17 @@ def _gauge(name: str, help_: str, values: Iterable[tuple[tuple[str, ...], float]
     for key, value in values:
         gauge.add_metric(list(key), value)
     return gauge
+
+
+def _counter(name: str, help_: str, values: Iterable[tuple[tuple[str, ...], float]], labels: Iterable[str] = ()) -> Metric:
+    counter = CounterMetricFamily(name, help_, labels=list(labels))
+    for key, value in values:
+        counter.add_metric(list(key), value)
+    return counter
+
+
+def _of_limits(stats: dict[str, int]) -> list[tuple[tuple[str, ...], float]]:
+    return _by_key({what: stats[what] for what in ("tasks", "bytes")})
 
 
 def _by_key(counts: dict[str, int]) -> list[tuple[tuple[str, ...], float]]:
