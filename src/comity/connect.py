@@ -6,9 +6,9 @@ Nothing heavy is imported until somebody connects.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from comity.errors import BadSettings, NotFound, Unreachable
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from comity.store.jetstream import JetStreamStore
 
 __all__ = ["connect"]
+
+ELECTION_S = 12.0
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -100,6 +103,23 @@ class Doors(NamedTuple):
     store: JetStreamStore
 
 
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Do what servers refuse while they elect a leader, which takes them seconds."""
+    import asyncio
+
+    from comity.errors import Disconnected, Indefinite
+
+    loop = asyncio.get_running_loop()
+    until = loop.time() + ELECTION_S
+    while True:
+        try:
+            return await work()
+        except Indefinite as error:
+            if isinstance(error, Disconnected) or loop.time() > until:
+                raise
+            await asyncio.sleep(0.1)  # an election cannot be awaited
+
+
 async def doors(stack: AsyncExitStack, context: Context, process: str, known: Credentials | None) -> Doors:
     """Connect ``process``; ``stack`` closes the doors. Raises Unreachable, AccessDenied, BadSettings."""
     from comity.bus.nats import NatsBus
@@ -111,9 +131,9 @@ async def doors(stack: AsyncExitStack, context: Context, process: str, known: Cr
     bus = await NatsBus.connect(context.urls, process=process, network=context.network, options=options)
     stack.push_async_callback(bus.close)
     try:
-        registry = await JetStreamRegistry.open(bus.connection, context.network, create=False)
+        registry = await _patiently(lambda: JetStreamRegistry.open(bus.connection, context.network, create=False))
         stack.push_async_callback(registry.close)
-        store = await JetStreamStore.open(bus.connection, context.network, create=False)
+        store = await _patiently(lambda: JetStreamStore.open(bus.connection, context.network, create=False))
         stack.push_async_callback(store.close)
     except NotFound as error:
         message = f"{shown_urls(context.urls)} answers, but holds no network {context.network!r}: is its controller up?"

@@ -17,8 +17,11 @@ from trio import Trio
 import comity
 from comity import Client
 from comity.cli.cluster import new_token
+from comity.cli.place import take_place
 from comity.cluster.membership import Member
+from comity.config import Settings
 from comity.embedded import find_binary
+from comity.errors import AccessDenied, ComityError, Conflict
 from conftest import need_server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -52,23 +55,23 @@ class Waits:
         return self.longest_s
 
 
-async def refusal(trio: Trio, *words: str) -> tuple[int, str, str]:
-    """Exit code, code and message of a ``comity up`` that must not start."""
-    code, out, err = await trio.comity(*trio.typed("d")[2:], *words)
-    assert out == ""
-    error = json.loads(err)["error"]
-    return code, error["code"], error["message"]
+async def refused(trio: Trio, token: str, kind: type[ComityError], words: str) -> None:
+    """One that joins with ``token`` is told no, in these words."""
+    settings = Settings(data_dir=trio.folder / "d", port=0)
+    with pytest.raises(kind, match=words):
+        await take_place(settings, servers=None, token=token)
+    assert not settings.data_dir.exists()
 
 
 async def test_a_killed_leader_costs_seconds_and_no_task(trio: Trio) -> None:
     await trio.form()
-    code, kind, message = await refusal(trio, "--join", trio.tokens[0])
-    assert (code, kind) == (4, "access-denied") and "used already" in message
+    code, out, err = await trio.comity(*trio.typed("d")[2:], "--join", trio.tokens[0])
+    assert (code, out, json.loads(err)["error"]["code"]) == (4, "", "access-denied")
     known = Member.load(trio.folder / "a")
     assert known is not None
-    code, _, message = await refusal(trio, "--join", new_token(trio.folder / "a", known, -1.0))
-    assert code == 4 and "expired" in message
-    assert (await refusal(trio, "--join", new_token(trio.folder / "a", known)))[1] == "conflict", "three are enough"
+    await refused(trio, trio.tokens[1], AccessDenied, "used already")
+    await refused(trio, new_token(trio.folder / "a", known, -1.0), AccessDenied, "expired")
+    await refused(trio, new_token(trio.folder / "b", Member.load(trio.folder / "b") or known), Conflict, "all its 3 servers")
     victim = trio.leading(await trio.until_whole())
     trio.use(next(name for name in "abc" if name != victim))
     await trio.lead_log_elsewhere(victim)

@@ -13,15 +13,16 @@ from comity.bus.base import Address
 from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.bus.outbox import Outbox
 from comity.controller import events, telling
-from comity.controller.events import Events
+from comity.controller.events import Events, Past
 from comity.core.changes import Change
-from comity.errors import TooLarge
+from comity.errors import TimedOut, TooLarge
 from comity.model import wire
 from comity.model.codec import ROOT_DIGEST, seal
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import Barrier, Entry
 
 C1 = ProcessId("c1")
+Changes = AsyncGenerator[tuple[int, int, list[Change]], None]
 
 
 @pytest.fixture
@@ -107,6 +108,29 @@ async def test_one_past_is_read_at_a_time_and_none_for_who_stopped() -> None:
     assert told.most == 1
     assert len(told.seen) == 3 * 52 + 3
     told.events.end()
+
+
+async def test_a_past_that_cannot_be_reached_for_a_moment_is_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that elect a leader read nothing from the log for seconds."""
+    monkeypatch.setattr(events, "READ_AGAIN_S", 0.0)
+    for failures, gaps in ((events.READS - 1, 0), (events.READS, 1)):
+        told, left = Told(50), [failures]
+        read = told.events._past
+
+        async def past(after: int, upto: int, read: Past = read, left: list[int] = left) -> Changes:
+            async for row in read(after, upto):
+                if row[0] == after + 6 and left[0]:
+                    left[0] -= 1
+                    raise TimedOut("nobody leads")
+                yield row
+
+        told.events._past = past
+        told.events.follow(wire.FollowEvents(1, after=0), C1)
+        await told.current()
+        kinds = [kind for _, kind in told.seen]
+        assert kinds.count("events.gap") == gaps
+        if not gaps:
+            assert [index for index, _ in told.seen if index] == list(range(1, 52)), "each once, in order"
 
 
 async def test_who_cannot_keep_up_is_told_of_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:

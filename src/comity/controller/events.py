@@ -20,6 +20,8 @@ from comity.model.wire import CURRENT, EventNotice, FollowEvents
 RECENT = 32_768
 """Changes kept at hand; an older past is read back from the log."""
 TOLD_AT_ONCE = 1000
+READS, READ_AGAIN_S = 4, 0.5
+"""So often a past that cannot be reached is tried, before a gap is told."""
 ROUNDS = 3
 FOR_MS_MAX = 120_000
 FOLLOWED_AT_ONCE = 64
@@ -129,15 +131,23 @@ class Events:
     async def _read_past(self, follower: Follower, upto: int) -> None:
         """What the log says of entries up to ``upto``; one follower at a time, for it takes as much memory as there are tasks."""
         async with self._reading:
-            try:
-                async with aclosing(self._past(follower.next - 1, upto)) as past:
-                    async for index, at_ms, changes in past:
-                        self._skip_to(follower, index, at_ms)
-                        self._tell(follower, index, changes, at_ms)
-                        await asyncio.sleep(0)
-            except ComityError as error:
-                self._skip_to(follower, upto + 1, 0, error.message)
+            for left in reversed(range(READS)):
+                try:
+                    await self._read_once(follower, upto)
+                    break
+                except ComityError as error:
+                    if error.definite or not left:
+                        self._skip_to(follower, upto + 1, 0, error.message)
+                        break
+                    await asyncio.sleep(READ_AGAIN_S)  # servers that elect a leader can soon be read from again
         follower.next = max(follower.next, upto + 1)
+
+    async def _read_once(self, follower: Follower, upto: int) -> None:
+        async with aclosing(self._past(follower.next - 1, upto)) as past:
+            async for index, at_ms, changes in past:
+                self._skip_to(follower, index, at_ms)
+                self._tell(follower, index, changes, at_ms)
+                await asyncio.sleep(0)
 
     def _replay(self, follower: Follower) -> bool:
         """Send some of what is owed from the recent past; whether there is more."""
