@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from comity.core.backlog import Backlog
 from comity.core.ledger import Ledger
 from comity.core.tasks import Tasks
 from comity.model.codec import ROOT_DIGEST, digest, seal
@@ -193,6 +194,7 @@ class TestAuditor:
         book = Book().begin()
         del book.auditor.state.tasks[T1], book.auditor.state.tasks[T2]
         book.auditor.state.counts[TaskState.SUBMITTED] = 0
+        book.auditor.state.backlog = Backlog()
         with pytest.raises(Violation, match="2 accepted tasks never ended"):
             book.auditor.finish()
 

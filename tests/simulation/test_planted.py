@@ -14,7 +14,7 @@ import pytest
 
 from comity.bus.base import to
 from comity.client.outcomes import Outcome, Outcomes
-from comity.controller import keeping
+from comity.controller import keeping, snapshot
 from comity.controller.answers import Answers
 from comity.controller.controller import Controller
 from comity.controller.keeping import Keeping
@@ -22,16 +22,17 @@ from comity.controller.leader import Leader
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.schedules import Schedules
 from comity.controller.snapshot import Writing
-from comity.core import again
+from comity.core import again, aside
 from comity.core import reconcile as reconciling
 from comity.core.archive import holding
+from comity.core.breaker import Breakers
 from comity.core.dead import DeadLetters
 from comity.core.ledger import Ledger
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
 from comity.errors import Conflict, Indefinite
 from comity.model.ids import ProcessId, TaskId
-from comity.model.task import Complete, Fire, Payload, Submit, Task, TaskState
+from comity.model.task import Complete, Fire, IsolateNode, Payload, Submit, Task, TaskState
 from comity.model.wire import Accepted, Done, Ended, SubmitTask
 from comity.node.attempts import Attempts
 from comity.sim import World
@@ -337,6 +338,34 @@ def one_task_has_two_outcomes(patch: pytest.MonkeyPatch) -> None:
         return self._open.setdefault(task, Outcome(task))
 
     patch.setattr(Outcomes, "of", of)
+
+
+# Out of rotation
+
+
+@plant()
+def what_runs_on_an_isolated_node_stays_there(patch: pytest.MonkeyPatch) -> None:
+    def stay(state: Tasks, command: IsolateNode, _index: int, _ordinal: int) -> None:
+        aside._set_aside(state, command.node, aside.ISOLATED, command.reason)
+
+    patch.setitem(aside.APPLIERS, IsolateNode, stay)
+
+
+@plant(controllers=2, faults={"crash": 1, "power cut": 1}, settings=CLOSE_LIMITS)
+def a_snapshot_forgets_who_is_set_aside(patch: pytest.MonkeyPatch) -> None:
+    restore = snapshot._restore
+
+    def forgetful(*about: Any) -> Tasks:
+        state = restore(*about)
+        state.aside = {}
+        return state
+
+    patch.setattr(snapshot, "_restore", forgetful)
+
+
+@plant(nodes=1, faults={}, settings={"breaker_failures": 1})
+def a_broken_agent_is_never_tried_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Breakers, "due", lambda self, now_ms: [])
 
 
 @pytest.mark.slow

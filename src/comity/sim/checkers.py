@@ -254,7 +254,7 @@ class Auditor:
     def compare(self, reader: str, state: Tasks) -> None:
         """A reader that applied the whole log must hold the same tasks."""
         mine, theirs = self.state, state
-        same = ("tasks", "counts", "nodes", "ended", "keys", "archive", "dead", "schedules", "totals")
+        same = ("tasks", "counts", "nodes", "ended", "aside", "keys", "archive", "dead", "schedules", "totals")
         for name in (*same, "term", "leader", "last_epoch"):
             if getattr(mine, name) != getattr(theirs, name):
                 raise Violation(f"{reader} read the whole log and holds other {name} than another reader")

@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 CALL_S = 5.0
 LOOKED_AT_AGAIN = 20
+TIDY_S = 3.0
 SLACK_S = 1.0
 """How much later than its time-out a call may end."""
 
@@ -165,6 +166,7 @@ class Workload:
             (1, self._watch),
             (1, self._schedule),
             (2, self._dead),
+            (1, self._set_aside),
         ]
 
     async def run(self) -> None:
@@ -172,6 +174,7 @@ class Workload:
         loop = asyncio.get_running_loop()
         weights = [weight for weight, _ in self._kinds]
         jobs: list[asyncio.Task[None]] = []
+        tidying = loop.create_task(self._bring_back())
         for number in range(self.count):
             left = self.until - loop.time()
             if left <= 0:
@@ -180,6 +183,7 @@ class Workload:
             _, kind = self.random.choices(self._kinds, weights)[0]
             jobs.append(loop.create_task(self._job(kind)))
         await asyncio.gather(*jobs)
+        tidying.cancel()
         for task in self.random.sample(self.caller.known, min(LOOKED_AT_AGAIN, len(self.caller.known))):
             await self.caller.result(self.client.task(task))
         await self._tidy()
@@ -328,3 +332,24 @@ class Workload:
         end = await self.caller.result(task)
         if end is not None and last != f"task.{end.state}":
             raise Violation(f"task {task.id} is {end.state}, and its events ended with {last}")
+
+    async def _set_aside(self) -> None:
+        """Take a node out of rotation for a while."""
+        rows = await self.client.nodes()
+        if not rows:
+            return
+        node = self.client.node(self.random.choice(rows)["id"])
+        await (node.isolate("a try") if self.random.random() < 0.5 else node.drain("a try"))
+        await asyncio.sleep(self.random.random() * 3)
+        await node.resume()
+
+    async def _bring_back(self) -> None:
+        """Resume what was left aside: by a client that died, or by an order that came late."""
+        while True:
+            await asyncio.sleep(max(TIDY_S, self.until - asyncio.get_running_loop().time()))
+            try:
+                for row in await self.client.nodes():
+                    if row["aside"] is not None:
+                        await self.client.node(row["id"]).resume()
+            except ComityError:
+                continue  # the next round will
