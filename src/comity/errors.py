@@ -17,6 +17,7 @@
     │   ├── Overloaded                refused by admission control; carries retry_after_s
     │   ├── ShuttingDown              the network or node refuses new work
     │   ├── Conflict                  a compare-and-set, key or name is already taken
+    │   │   └── Fenced                    another attempt has the task, or it has ended
     │   ├── NotLeader                 asked a controller that does not lead
     │   ├── AccessDenied              wrong or missing credentials or permission
     │   ├── Corrupt                   stored data fails its checksum or has a hole
@@ -48,7 +49,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ComityError", "Conflict", "Corrupt",
-    "DeadlineExceeded", "Definite", "Disconnected", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
+    "DeadlineExceeded", "Definite", "Disconnected", "Fenced", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
     "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "Overloaded", "PeerLost", "Refuse",
     "ServerFailed", "ShuttingDown", "TaskCanceled", "TaskError", "TaskFailed", "TaskRejected", "TimedOut", "TooLarge",
     "TooOld", "UnknownAgent", "UnknownCapability", "UnknownNode", "UnknownTask", "Unreachable", "by_code",
@@ -153,6 +154,11 @@ class ShuttingDown(Definite):
 class Conflict(Definite):
     code = "conflict"
     advice = "Someone else changed it first; read it again."
+
+
+class Fenced(Conflict):
+    code = "fenced"
+    advice = "Stop: what this attempt does counts no more. Another one goes on from its records."
 
 
 class NotLeader(Definite):

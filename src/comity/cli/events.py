@@ -18,6 +18,7 @@ _STYLES = {
     "completed": "green", "failed": "red", "evicted": "red", "rejected": "red", "refused": "red", "canceled": "yellow",
     "retrying": "yellow", "requeued": "yellow", "suspect": "yellow", "gap": "yellow", "interrupted": "yellow", "joined": "green",
     "elected": "magenta", "progress": "dim", "log": "dim", "submitted": "", "started": "cyan", "assigned": "cyan",
+    "input_required": "magenta", "answered": "cyan", "unanswered": "yellow", "step": "dim", "checkpoint": "dim",
 }  # fmt: skip
 _TOLD = ("type", "at", "task", "agent", "node", "capability", "code", "reason", "epoch", "index")
 

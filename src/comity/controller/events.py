@@ -24,7 +24,9 @@ ROUNDS = 3
 FOR_MS_MAX = 120_000
 FOLLOWED_AT_ONCE = 64
 _encode = msgspec.json.Encoder().encode
-_INTERNAL = frozenset({"archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated"})
+_INTERNAL = frozenset({
+    "archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated", "record.dropped",
+})  # fmt: skip
 
 
 def describe(change: Change, at_ms: int) -> dict[str, Any]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any
 
 from comity.controller.sharing import Sharing
 from comity.core.tasks import Tasks
 from comity.errors import Corrupt
 from comity.log.base import Log
 from comity.model.codec import unseal
-from comity.model.task import INLINE_LIMIT, Complete, Entry, Logged, Payload, Submit
+from comity.model.ids import TaskId
+from comity.model.payload import INLINE_LIMIT, Logged, Payload
+from comity.model.records import AskInput, GiveAnswer, Place, RecordStep, SaveCheckpoint
+from comity.model.task import Complete, Entry, Submit
 
 HOT_BYTES = 64 * 1024 * 1024
 SLICE = 2000
@@ -73,17 +78,25 @@ class Payloads:
         return {}
 
 
+_CARRIED: dict[type, Callable[[Any], Payload]] = {
+    Submit: lambda command: command.spec.input,
+    Complete: attrgetter("result"),
+    RecordStep: attrgetter("result"),
+    SaveCheckpoint: attrgetter("state"),
+    AskInput: attrgetter("ask"),
+    GiveAnswer: attrgetter("answer"),
+}
+"""The payload of a command that has one."""
+
+
 def _large(entry: Entry) -> Iterator[tuple[int, bytes]]:
     """Payloads that replicated state does not hold, and their places in the entry."""
     for ordinal, command in enumerate(entry.commands):
-        if type(command) is Submit:
-            payload: Payload = command.spec.input
-        elif type(command) is Complete:
-            payload = command.result
-        else:
-            continue
-        if type(payload) is bytes and len(payload) > INLINE_LIMIT:
-            yield ordinal, payload
+        carried = _CARRIED.get(type(command))
+        if carried is not None:
+            payload = carried(command)
+            if type(payload) is bytes and len(payload) > INLINE_LIMIT:
+                yield ordinal, payload
 
 
 async def logged_before(state: Tasks, index: int) -> list[tuple[str, bool, Logged]]:
@@ -97,4 +110,17 @@ async def logged_before(state: Tasks, index: int) -> list[tuple[str, bool, Logge
             found.append((task_id, False, task.spec.input))
         if type(task.result) is Logged and task.result.index <= index:
             found.append((task_id, True, task.result))
+    return found
+
+
+async def records_before(state: Tasks, index: int) -> list[tuple[TaskId, Place, Logged]]:
+    """As ``logged_before``, of tasks' records."""
+    found: list[tuple[TaskId, Place, Logged]] = []
+    for number, (task_id, task) in enumerate(list(state.tasks.items()), 1):
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
+        if task.records is not None:
+            for place, payload in task.records.payloads():
+                if isinstance(payload, Logged) and payload.index <= index:
+                    found.append((task_id, place, payload))
     return found

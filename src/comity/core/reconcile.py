@@ -26,6 +26,7 @@ from comity.core.tasks import Tasks
 from comity.core.waiting import LOOKS, Demand, Entry, Heap, Waiting
 from comity.model.capability import AgentRecord
 from comity.model.ids import AgentId, NodeId, TaskId, node_of
+from comity.model.records import EndWait
 from comity.model.task import (
     Assign,
     Attempt,
@@ -43,7 +44,7 @@ from comity.model.task import (
 )
 
 _OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
-_READY, _START, _ATTEMPT, _GRACE, _DEADLINE = range(5)
+_READY, _START, _ATTEMPT, _GRACE, _DEADLINE, _WAIT = range(6)
 DUE_MAX = 4096
 """Timers looked at in one go."""
 
@@ -181,6 +182,21 @@ class Reconcile:
         else:
             self._push(task)
 
+    def _asking(self, task: Task, change: Change) -> None:
+        self._attempt_ended(task, change)
+        self._cancel_children(task.spec.id, task.epoch)
+        self._await_answer(task)
+
+    def _await_answer(self, task: Task) -> None:
+        """Nothing to do until somebody answers, or the time for it is over."""
+        records = task.records
+        name = records.asked() if records is not None else None
+        if records is not None and name is not None and (until := records.questions[name].until_ms):
+            self._timer(until, _WAIT, task.spec.id, task.epoch)
+
+    def _answered(self, task: Task, change: Change) -> None:
+        self._push(task)
+
     def _finished(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
         self._refusals.pop(task.spec.id, None)
@@ -204,20 +220,23 @@ class Reconcile:
             self.scheduling.rated(attempt.agent, task.spec.capability, task.score)
 
     def _cancel_children(self, parent: TaskId, token: int | None) -> None:
-        """Cancel open children; with ``token`` only those of that attempt of the parent, or of earlier ones."""
+        """Cancel open children; with ``token`` only those of that attempt of the parent, or of earlier ones, and without a key:
+        by its key the next attempt finds a child again."""
         reason = f"its parent {parent} ended"
         for child_id in self.state.children.get(parent, ()):
-            if token is None or self.state.tasks[child_id].spec.parent_epoch <= token:
+            child = self.state.tasks[child_id].spec
+            if token is None or (child.parent_epoch <= token and not child.key):
                 self._proposals.append(Cancel(child_id, reason))
 
     def _is_orphan(self, child: TaskSpec) -> bool:
-        """Whether the attempt that submitted ``child`` is over, other than by its task's completion."""
+        """Whether the attempt that submitted ``child`` is over, other than by its task's completion; of one with a key: whether
+        the task is."""
         parent = self.state.tasks.get(child.parent) if child.parent is not None else None
         if parent is None or parent.state is TaskState.COMPLETED:
             return False
         if parent.is_terminal or parent.cancel_at:
             return True
-        return child.parent_epoch < parent.epoch + (parent.attempt is None)
+        return not child.key and child.parent_epoch < parent.epoch + (parent.attempt is None)
 
     # What should be
 
@@ -367,6 +386,9 @@ class Reconcile:
         elif kind == _READY:
             if attempt is None and task_id not in self.reserved:
                 self._push(task)
+        elif kind == _WAIT:
+            if task.state is TaskState.INPUT_REQUIRED:
+                commands.append(EndWait(task_id, task.epoch))
         elif attempt is None:
             return
         elif kind == _START:
@@ -404,6 +426,8 @@ class Reconcile:
                     self._note_refusal(task.spec.id, past)
             if task.attempt is not None:
                 self._resume(task, task.attempt)
+            elif task.state is TaskState.INPUT_REQUIRED:
+                self._await_answer(task)
             elif task.not_before > self.state.time_ms:
                 self._timer(task.not_before, _READY, task.spec.id, task.epoch)
             else:
@@ -436,6 +460,9 @@ _OBSERVERS: dict[str, Callable[[Reconcile, Task, Change], None]] = {
     "task.canceling": Reconcile._canceling,
     "task.retrying": Reconcile._put_back,
     "task.requeued": Reconcile._put_back,
+    "task.input_required": Reconcile._asking,
+    "task.answered": Reconcile._answered,
+    "task.unanswered": Reconcile._answered,
     "task.completed": Reconcile._finished,
     "task.failed": Reconcile._finished,
     "task.canceled": Reconcile._finished,

@@ -3,7 +3,7 @@
     submitted ──▶ assigned ──▶ working ──▶ completed
         │  ▲          │           │
         │  └ waiting ◀┴───────────┤   put back: refused, not started in time, node lost, failed with retries left
-        ▼                         ▼
+        ▼                         ▼          (input-required: see ``resuming``)
      canceled · failed (attempts used up, deadline) · rejected
 
 ``apply`` takes one command at a time and never fails: a command that no longer fits (an old epoch, a finished task, a node
@@ -20,10 +20,11 @@ import msgspec
 
 from comity.core.archive import Chunk, chunk
 from comity.core.changes import Change, NodeLease, Totals
+from comity.core.resuming import Resuming, check
 from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
+from comity.model.payload import placed
 from comity.model.task import (
-    INLINE_LIMIT,
     Archived,
     Assign,
     Attempt,
@@ -39,11 +40,9 @@ from comity.model.task import (
     Expire,
     Fail,
     Lead,
-    Logged,
     Moved,
     NodeLeft,
     NodeUp,
-    Payload,
     Rate,
     Requeue,
     SnapshotTaken,
@@ -88,7 +87,9 @@ class Tasks:
         self.changes: list[Change] = []
         self.before_change: Callable[[Task], None] | None = None
         """Set while a snapshot is being written: told of a task just before it changes (copy on write)."""
+        self._resuming = Resuming(self)
         self._appliers: dict[type, Callable[[Any, int, int], None]] = {
+            **self._resuming.appliers,
             Lead: self._lead,
             Submit: self._submit,
             Assign: self._assign,
@@ -160,8 +161,9 @@ class Tasks:
         task_id = spec.id
         if task_id in self.tasks or (spec.key and spec.key in self.keys):
             return
-        if type(spec.input) is bytes and len(spec.input) > INLINE_LIMIT:
-            spec = msgspec.structs.replace(spec, input=Logged(index, ordinal, len(spec.input)))
+        held = placed(spec.input, index, ordinal)
+        if held is not spec.input:
+            spec = msgspec.structs.replace(spec, input=held)
         task = self.tasks[task_id] = Task(spec, TaskState.SUBMITTED, self.time_ms)
         self.counts[TaskState.SUBMITTED] += 1
         self.totals.submitted += 1
@@ -208,10 +210,7 @@ class Tasks:
         task = self._report(command.task, command.epoch, "completion")
         if task is None:
             return
-        result: Payload = command.result
-        if type(result) is bytes and len(result) > INLINE_LIMIT:
-            result = Logged(index, ordinal, len(result))
-        task.result = result
+        task.result = placed(command.result, index, ordinal)
         attempt = self._end_attempt(task, Ending.COMPLETED, None, command.ran_ms)
         self._finish(task, TaskState.COMPLETED, "task.completed", attempt)
 
@@ -233,6 +232,7 @@ class Tasks:
 
     def _finish(self, task: Task, state: TaskState, kind: str, attempt: Attempt | None = None, reason: str = "") -> None:
         self._move(task, state)
+        self._resuming.drop(task)
         task.finished_at = self.time_ms
         spec = task.spec
         self.finished[spec.id] = None
@@ -427,12 +427,14 @@ class Tasks:
                 on_nodes[task_id] = node
         for task_id, task in self.tasks.items():
             counted[task.state] += 1
-            running = task.state in (TaskState.ASSIGNED, TaskState.WORKING, TaskState.INPUT_REQUIRED)
+            running = task.state in (TaskState.ASSIGNED, TaskState.WORKING)
             _hold(running == (task.attempt is not None), task_id, "an attempt exactly while one runs")
             _hold(task.is_terminal == (task_id in self.finished), task_id, "finished lists what is terminal")
             _hold(task.is_terminal == bool(task.finished_at), task_id, "a finish time exactly when terminal")
             _hold(task.epoch <= self.last_epoch, task_id, "no epoch above the last")
             _hold((task.result is None) or task.state is TaskState.COMPLETED, task_id, "a result only when completed")
+            broken = check(task)
+            _hold(not broken, task_id, broken)
             if task.attempt is not None:
                 _hold(task.attempt.epoch == task.epoch, task_id, "the attempt has the task's epoch")
                 _hold(on_nodes.get(task_id) == task.attempt.node, task_id, "its node knows of it")

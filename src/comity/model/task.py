@@ -9,11 +9,12 @@ import msgspec
 from comity.errors import BadInput
 from comity.model.capability import Requirements, Strategy
 from comity.model.ids import AgentId, ProcessId, TaskId
-
-INLINE_LIMIT = 1024
-"""Bytes of payload that replicated state may hold; a larger one stays in the log or the store."""
-LOG_LIMIT = 256 * 1024
-"""Bytes of payload that a command may carry; a larger one goes to the store first."""
+from comity.model.payload import INLINE_LIMIT as INLINE_LIMIT
+from comity.model.payload import LOG_LIMIT as LOG_LIMIT
+from comity.model.payload import Logged as Logged
+from comity.model.payload import Payload as Payload
+from comity.model.payload import Stored as Stored
+from comity.model.records import AskInput, EndWait, GiveAnswer, MoveRecord, Records, RecordStep, SaveCheckpoint
 
 
 class TaskState(enum.StrEnum):
@@ -39,25 +40,6 @@ def task_state(name: str) -> TaskState:
 
 
 TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED})
-
-
-class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="s"):
-    """A payload in the store, by key. ``size`` in bytes, ``digest`` is BLAKE2b-128."""
-
-    key: str
-    size: int
-    digest: bytes
-
-
-class Logged(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="l"):
-    """A payload inside log entry ``index``, in its ``ordinal``-th command."""
-
-    index: int
-    ordinal: int
-    size: int
-
-
-Payload = bytes | Stored | Logged
 
 
 class TaskSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -105,6 +87,7 @@ class Ending(enum.StrEnum):
     TIMED_OUT = "timed-out"
     EVICTED = "evicted"
     CANCELED = "canceled"
+    INPUT_REQUIRED = "input-required"
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):
@@ -123,7 +106,7 @@ class Attempt(msgspec.Struct, array_like=True, gc=False):
 
 class Task(msgspec.Struct, array_like=True, gc=False):
     """A task's replicated record. Invariants: ``epoch`` only grows; a terminal state never changes; ``attempt`` is set
-    exactly while assigned, working or input-required, and its epoch is ``epoch``."""
+    exactly while assigned or working, and its epoch is ``epoch``; one question is open exactly while input-required."""
 
     spec: TaskSpec
     state: TaskState
@@ -138,6 +121,7 @@ class Task(msgspec.Struct, array_like=True, gc=False):
     result: Payload | None = None
     failure: TaskFailure | None = None
     score: float = -1.0
+    records: Records | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -295,6 +279,7 @@ class Configure(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=21):
 Command = (
     Lead | Submit | Assign | Start | Complete | Fail | Requeue | Cancel | Canceled | Expire | NodeUp | Evict | NodeLeft
     | Archived | Dropped | SnapshotTaken | Moved | Rate | Barrier | TimeJump | Configure
+    | RecordStep | SaveCheckpoint | AskInput | GiveAnswer | EndWait | MoveRecord
 )  # fmt: skip
 
 
