@@ -70,7 +70,7 @@ def counts(town: Town, word: str = "begin") -> Counter[tuple[int, int]]:
 async def reaches(town: Town, number: int, step: int, word: str = "begin") -> None:
     """Wait until a step has begun, or ended."""
     async with asyncio.timeout(LIMIT_S):
-        while not counts(town, word)[number, step]:
+        while not counts(town, word)[number, step]:  # noqa: ASYNC110 - other processes write it
             await asyncio.sleep(0.002)
 
 

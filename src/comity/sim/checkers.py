@@ -18,6 +18,7 @@ from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId
 from comity.model.task import Archived, Complete, Dropped, Entry, Lead, Logged, Payload, Stored, Submit, TaskState
 from comity.sim.history import Operation
 from comity.sim.loop import SimulationError
+from comity.sim.recollection import Recollection
 
 CHECK_EVERY = 16
 """Effective entries between two full checks of the replicated state's invariants."""
@@ -33,6 +34,7 @@ class Truth:
     def __init__(self) -> None:
         self.began: dict[tuple[TaskId, int], AgentId] = {}
         self.returned: dict[tuple[TaskId, int], bytes] = {}
+        self.recollection = Recollection()
 
     def begin(self, task: TaskId, epoch: int, agent: AgentId) -> None:
         """An agent's function is called. An attempt runs once: a repeated assignment must not start it again."""
@@ -134,6 +136,8 @@ class Auditor:
         if task is None or change.kind in _NO_TOUCH:
             return
         task_id = task.spec.id
+        if self.truth is not None:
+            self.truth.recollection.changed(index, entry, change, self._epochs.get(task_id, 0))
         end = self.ends.get(task_id)
         if change.kind not in _ENDINGS:
             if end is not None:

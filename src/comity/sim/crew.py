@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from comity.agent import Agent
-from comity.errors import Refuse
+from comity.errors import Refuse, TimedOut
 from comity.handles import Attempt, Message
 
 
@@ -69,6 +69,28 @@ async def family(attempt: Attempt, children: int, depth: int) -> int:
     return children + sum([int(await task.result()) for task in tasks])
 
 
+async def _part(number: int, size: int) -> str:
+    await asyncio.sleep(0.05 * (1 + number % 3))
+    return str(number).ljust(size, ".")
+
+
+async def careful(attempt: Attempt, parts: int, size: int, ask: bool) -> str:
+    """Record each of ``parts`` steps, save a checkpoint now and then, and have the result approved if ``ask``."""
+    begun = attempt.resume_state or {"parts": 0}
+    for number in range(parts):
+        await attempt.step(f"part {number}", _part, number, size)
+        if number % 2 and number >= begun["parts"]:
+            await attempt.checkpoint({"parts": number, "draft": "x" * size})
+    verdict = "not asked"
+    if ask:
+        try:
+            verdict = str(await attempt.wait_for("approval", ask={"parts": parts}, timeout=4.0))
+        except TimedOut:
+            verdict = "nobody cared"
+    await attempt.step("publish", _part, parts, 10)
+    return verdict
+
+
 def _relay(name: str) -> Agent:
     """An agent that passes a question on to the next on its route, which may be the one that asked it."""
     agent = Agent(name, concurrency=2)
@@ -85,7 +107,7 @@ def _relay(name: str) -> Agent:
 def crew() -> list[Agent]:
     """What each node of a simulated world hosts unless told otherwise."""
     worker = Agent("worker", concurrency=4, tags={"quick"})
-    for function in (echo, nap, large, flaky):
+    for function in (echo, nap, large, flaky, careful):
         worker.capability(function)
     worker.capability(no_retry=(ValueError,))(broken)
     moody = Agent("moody", concurrency=2)
