@@ -121,9 +121,10 @@ class Ticket(Protocol):
 
 class Attempt(Speaker):
     """One try at a task, in the hands of the function that runs it. Its verbs make child tasks: they record this task as their
-    parent, inherit its deadline, and are canceled with it; while a child's result is awaited, no slot of the agent is held.
-    Calls made live, not as a task, have an empty ``id`` and ``epoch`` 0. ``progress``, ``log`` and ``is_canceled`` may be used
-    from the thread of a plain function."""
+    parent, inherit its deadline, and are canceled with it; while a child's result is awaited, no slot of the agent is held. A
+    child without a key is canceled with the attempt, too; by its key the next attempt finds it again. Calls made live, not as a
+    task, have an empty ``id`` and ``epoch`` 0, and their steps are recorded nowhere. ``progress``, ``log`` and ``is_canceled``
+    may be used from the thread of a plain function."""
 
     __slots__ = ("_ticket",)
 

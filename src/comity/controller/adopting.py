@@ -48,17 +48,18 @@ class Adopting:
 
     async def adopt(self, now_ms: int) -> int:
         """Copy the records of the tasks whose turn it is; how many there were."""
+        due = dict.fromkeys(task_id for at_ms, task_id in self._queue if at_ms <= now_ms)
         count = 0
-        while self.is_due(now_ms):
-            task = self._state.tasks.get(self._queue[0][1])
-            for place, theirs in list(_foreign(task)) if task is not None else ():
-                key = f"{MOVED}{self._queue[0][1]}-{place.kind}-{self._ledger.index}-{count}-{self._state.term}"
+        for task in [self._state.tasks[task_id] for task_id in due if task_id in self._state.tasks]:
+            for place, theirs in list(_foreign(task)):
+                key = f"{MOVED}{task.spec.id}-{place.kind}-{self._ledger.index}-{count}-{self._state.term}"
                 try:
                     stored = await self._store.put(key, self._store.get(theirs.key))
                 except NotFound:
                     continue  # its time was over; the attempt that needs it will be told
-                self._propose(MoveRecord(self._queue[0][1], place.kind, place.name, theirs, stored))
+                self._propose(MoveRecord(task.spec.id, place.kind, place.name, theirs, stored))
                 count += 1
+        while self.is_due(now_ms):
             self._queue.popleft()
         return count
 
