@@ -74,8 +74,17 @@ async def reaches(town: Town, number: int, step: int, word: str = "begin") -> No
             await asyncio.sleep(0.002)
 
 
-@pytest.mark.parametrize("size", [1, 5000, 300_000])
-@pytest.mark.parametrize("word", ["begin", "end"])
+async def says(town: Town, *words: str) -> str:
+    """What a command prints."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "comity", *words, env=town.env, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
+    assert process.returncode == 0
+    return out.decode()
+
+
+@pytest.mark.parametrize(("word", "size"), [("begin", 1), ("end", 1), ("end", 5000), ("begin", 300_000)])
 async def test_a_killed_nodes_task_goes_on_from_the_step_that_ran(town: Town, word: str, size: int) -> None:
     await town.up()
     await town.hire("n1")
@@ -137,13 +146,10 @@ async def test_a_question_outlives_nodes_and_the_network(town: Town) -> None:
     await town.up()
     await town.hire("n2")
     assert (await task.status())["state"] == "input-required"
-    words = ("tasks", "answer", task.id, "approval", '"print it"', "-o", "json")
-    done = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "comity", *words, env=town.env, stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await asyncio.wait_for(done.communicate(), LIMIT_S)
-    assert done.returncode == 0
-    assert json.loads(out)["id"] == task.id
+    shown = await says(town, "tasks", "show", task.id, "-o", "table")
+    for word in ("it asks for 'approval'", "QUESTION", "STEP", "draft", "(checkpoint)"):
+        assert word in shown
+    assert json.loads(await says(town, "tasks", "answer", task.id, "approval", '"print it"'))["id"] == task.id
     assert await task.result(LIMIT_S) == "1/0: print it"
     with pytest.raises(Conflict):
         await task.answer("do not")
