@@ -147,8 +147,9 @@ class Memory:
 
     def _place(self, kind: str, name: str) -> Place:
         """Where the record is: the second of one name in this attempt is ``name#2``, in the order of the calls."""
-        if not 0 < len(name.encode()) <= NAME_BYTES - SUFFIX_BYTES:
-            raise BadInput(f"a step or question has a name of 1 to {NAME_BYTES - SUFFIX_BYTES} bytes, not {name[:40]!r}")
+        if not name.isprintable() or not 0 < len(name.encode()) <= NAME_BYTES - SUFFIX_BYTES:
+            limit = NAME_BYTES - SUFFIX_BYTES
+            raise BadInput(f"a step or question has a printable name of 1 to {limit} bytes, not {name[:40]!r}", limit=limit)
         found, number = Place(kind, name), 1
         while found in self._names:
             number += 1
@@ -183,9 +184,9 @@ class Memory:
         if self._is_over:
             raise Fenced(f"this attempt at task {self._run.task} is over", task=self._run.task, epoch=self._run.epoch)
         opened = self._open[place] = _Open(item, asyncio.get_running_loop().create_future())
-        self._send(opened)
         self._doors.is_waiting(self, True)
         try:
+            self._send(opened)
             return await opened.future
         finally:
             del self._open[place]
