@@ -26,6 +26,7 @@
     │   ├── ServerFailed              the embedded server did not start
     │   ├── ModuleFailed              an agent module could not be imported
     │   ├── InvalidOutput             an agent's function returned what its annotation does not allow
+    │   ├── Unanswered                nobody answered an attempt's question in time
     │   └── TaskError                 the task ended, and not with a result
     │       ├── TaskFailed            its attempts are used up, or the error forbids a retry
     │       ├── TaskCanceled          somebody asked for its end, or its parent ended
@@ -52,7 +53,7 @@ __all__ = [
     "DeadlineExceeded", "Definite", "Disconnected", "Fenced", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
     "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "Overloaded", "PeerLost", "Refuse",
     "ServerFailed", "ShuttingDown", "TaskCanceled", "TaskError", "TaskFailed", "TaskRejected", "TimedOut", "TooLarge",
-    "TooOld", "UnknownAgent", "UnknownCapability", "UnknownNode", "UnknownTask", "Unreachable", "by_code",
+    "TooOld", "Unanswered", "UnknownAgent", "UnknownCapability", "UnknownNode", "UnknownTask", "Unreachable", "by_code",
     "from_wire",
 ]  # fmt: skip
 
@@ -199,6 +200,11 @@ class ModuleFailed(Definite):
 class InvalidOutput(Definite):
     code = "invalid-output"
     advice = "Correct the agent's function, or the annotation of what it returns."
+
+
+class Unanswered(Definite):
+    code = "unanswered"
+    advice = "Submit the task again, or let it wait longer for its answer."
 
 
 class TaskError(Definite):

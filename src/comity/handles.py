@@ -218,7 +218,7 @@ class Attempt(Speaker):
 
         Until there is one the task is ``input-required``, and this attempt ENDS here: it holds no slot and no node, and uses no
         retry. The next attempt runs from the beginning, over its steps, and gets the answer here at once. ``ask`` is what to tell
-        who answers; ``name`` as in ``step``. Raises TimedOut if nobody answered within ``timeout`` seconds, InvalidOutput if the
+        who answers; ``name`` as in ``step``. Raises Unanswered if nobody did within ``timeout`` seconds, InvalidOutput if the
         answer is no ``as_type``.
         """
         return await self._ticket.memory.wait_for(name, ask, timeout, as_type)

@@ -31,7 +31,7 @@ from comity.core.tasks import Tasks
 from comity.errors import Conflict, Indefinite
 from comity.model.ids import ProcessId, TaskId
 from comity.model.records import GiveAnswer, Records, RecordStep, SaveCheckpoint
-from comity.model.task import Complete, Payload, Submit, Task, TaskState
+from comity.model.task import Cancel, Complete, Payload, Submit, Task, TaskState
 from comity.model.wire import Accepted, Done, Ended, Recorded, StepDone, SubmitTask
 from comity.node.attempts import Attempts
 from comity.sim import World
@@ -362,6 +362,14 @@ def the_last_answer_counts(patch: pytest.MonkeyPatch) -> None:
                 task.records.questions[command.name] = msgspec.structs.replace(known, answer=command.answer, by=command.by)
 
     patch.setattr(core.Resuming, "_answer", late)
+
+
+@plant(faults={"crash": 1}, settings={"retries": 3})
+def a_child_with_a_key_ends_with_its_parents_attempt(patch: pytest.MonkeyPatch) -> None:
+    def cancel(self: Reconcile, parent: TaskId, token: int | None) -> None:
+        self._proposals.extend(Cancel(child, f"its parent {parent} ended") for child in self.state.children.get(parent, ()))
+
+    patch.setattr(Reconcile, "_cancel_children", cancel)
 
 
 @plant(faults={"power cut": 1, "crash": 1}, settings={**CLOSE_LIMITS, "retries": 3})

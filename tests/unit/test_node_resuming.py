@@ -12,7 +12,7 @@ import pytest
 from node_stage import Caller, Leader, Stage, settle, staged_on, until
 
 from comity.agent import Agent
-from comity.errors import BadInput, Fenced, InvalidOutput, NotSerializable, TimedOut, TooLarge
+from comity.errors import BadInput, Fenced, InvalidOutput, NotSerializable, TooLarge, Unanswered
 from comity.handles import Attempt
 from comity.model import wire
 from comity.model.codec import digest
@@ -157,7 +157,7 @@ async def test_nobody_answered_in_time(stage: Stage) -> None:
 
     @agent.capability
     async def work(attempt: Attempt) -> str:
-        with pytest.raises(TimedOut, match="approval"):
+        with pytest.raises(Unanswered, match="approval"):
             await attempt.wait_for("approval", timeout=1)
         return "went on"
 

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from comity.errors import BadInput, Fenced, InvalidOutput, TimedOut, TooLarge, from_wire
+from comity.errors import BadInput, Fenced, InvalidOutput, TooLarge, Unanswered, from_wire
 from comity.model.codec import to_json
 from comity.model.payload import LOG_LIMIT, Payload, Stored
 from comity.model.records import NAME_BYTES, RECORDS_BYTES, RECORDS_MAX, Place
@@ -138,7 +138,7 @@ class Memory:
         if answer is not None:
             return _reader(kind)(await self._load(answer))
         if Place("unanswered", place.name) in self._known:
-            raise TimedOut(f"nobody answered {place.name!r} in time", question=place.name)
+            raise Unanswered(f"nobody answered {place.name!r} in time", question=place.name)
         data = to_json(ask)
         if len(data) > LOG_LIMIT:
             raise TooLarge(f"a question of {len(data)} bytes", limit=LOG_LIMIT)

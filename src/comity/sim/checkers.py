@@ -15,7 +15,7 @@ from comity.core.ledger import Effective, Ledger
 from comity.core.tasks import Tasks
 from comity.model.codec import ROOT_DIGEST, digest, unseal
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId
-from comity.model.task import Archived, Complete, Dropped, Entry, Lead, Logged, Payload, Stored, Submit, TaskState
+from comity.model.task import Archived, Complete, Dropped, Entry, Lead, Logged, Payload, Stored, Submit, Task, TaskState
 from comity.sim.history import Operation
 from comity.sim.loop import SimulationError
 from comity.sim.recollection import Recollection
@@ -138,6 +138,8 @@ class Auditor:
         task_id = task.spec.id
         if self.truth is not None:
             self.truth.recollection.changed(index, entry, change, self._epochs.get(task_id, 0))
+        if change.kind == "task.canceled":
+            self._orphaned(index, task, change.reason)
         end = self.ends.get(task_id)
         if change.kind not in _ENDINGS:
             if end is not None:
@@ -150,6 +152,13 @@ class Auditor:
         self.ends[task_id] = End(task.state, _mark(task.result, entry))
         if task.state is TaskState.COMPLETED:
             self._completed(index, entry, task_id)
+
+    def _orphaned(self, index: int, task: Task, reason: str) -> None:
+        """A child with a key lives as long as its parent: the parent's next attempt finds it again."""
+        parent = self.state.tasks.get(task.spec.parent) if task.spec.parent is not None else None
+        goes_on = parent is not None and not parent.is_terminal and not parent.cancel_at
+        if task.spec.key and reason.startswith("its parent") and parent is not None and goes_on:
+            raise Violation(f"entry {index} cancels task {task.spec.id}, though its parent {parent.spec.id} goes on")
 
     def _assigned(self, index: int, task_id: TaskId, epoch: int) -> None:
         if epoch <= self._last_epoch:

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from comity.agent import Agent
-from comity.errors import Refuse, TimedOut
+from comity.errors import Refuse, Unanswered
 from comity.handles import Attempt, Message
 
 
@@ -74,6 +74,12 @@ async def _part(number: int, size: int) -> str:
     return str(number).ljust(size, ".")
 
 
+async def _share(attempt: Attempt) -> float:
+    """Have a part done by somebody else. Done again, it finds the same child."""
+    child = await attempt.submit("nap", {"seconds": 0.4}, key=f"{attempt.id}/share")
+    return float(await child.result())
+
+
 async def careful(attempt: Attempt, parts: int, size: int, ask: bool) -> str:
     """Record each of ``parts`` steps, save a checkpoint now and then, and have the result approved if ``ask``."""
     begun = attempt.resume_state or {"parts": 0}
@@ -81,11 +87,13 @@ async def careful(attempt: Attempt, parts: int, size: int, ask: bool) -> str:
         await attempt.step(f"part {number}", _part, number, size)
         if number % 2 and number >= begun["parts"]:
             await attempt.checkpoint({"parts": number, "draft": "x" * size})
+    if parts > 2:
+        await attempt.step("share", _share, attempt)
     verdict = "not asked"
     if ask:
         try:
             verdict = str(await attempt.wait_for("approval", ask={"parts": parts}, timeout=4.0))
-        except TimedOut:
+        except Unanswered:
             verdict = "nobody cared"
     await attempt.step("publish", _part, parts, 10)
     return verdict

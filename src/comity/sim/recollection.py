@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from comity.core.changes import Change
-from comity.errors import Corrupt, NotFound, TimedOut
+from comity.errors import Corrupt, NotFound, Unanswered
 from comity.handles import Attempt
 from comity.model.codec import digest, to_json
 from comity.model.ids import TaskId
@@ -120,13 +120,13 @@ class Recollection:
             raise Misremembered(f"attempt {task}/{epoch} does not resume from the last of {len(before)} checkpoints")
 
     def answered(self, task: TaskId, name: str, value: Any) -> None:
-        """An attempt is given an answer, or somebody was told that it was recorded; a TimedOut: that there is none."""
+        """An attempt is given an answer, or somebody was told that it was recorded; a Unanswered: that there is none."""
         if not self.is_answered_with(task, name, value):
             raise Misremembered(f"{value!r} is not what answers {name} of task {task}")
 
     def is_answered_with(self, task: TaskId, name: str, value: Any) -> bool:
         """Whether ``value`` is what counts."""
-        mark = None if isinstance(value, TimedOut) else digest(to_json(value))
+        mark = None if isinstance(value, Unanswered) else digest(to_json(value))
         return self.answers.get((task, name), b"") == mark
 
 
@@ -164,7 +164,7 @@ class Witness(Attempt):
     async def wait_for(self, name: str, *, ask: Any = None, timeout: float | None = None, as_type: Any = Any) -> Any:
         try:
             value = await super().wait_for(name, ask=ask, timeout=timeout, as_type=as_type)
-        except TimedOut as error:
+        except Unanswered as error:
             self._tell(self._judge.answered, self.id, name, error)
             raise
         self._tell(self._judge.answered, self.id, name, value)
