@@ -229,8 +229,7 @@ class Keeping:
         known = dict.fromkeys([*(held.key for held in state.archive), *(taken.key for taken in state.snapshots)])
         for task in list(state.tasks.values()):
             known.update((payload.key, None) for payload in (task.spec.input, task.result) if _is_moved(payload))
-            if task.records is not None:
-                known.update((payload.key, None) for _, payload in task.records.payloads() if _is_moved(payload))
+            known.update(dict.fromkeys(_moved_records(task)))
         for prefix in (ARCHIVE, SNAPSHOTS, MOVED):
             for stored in await self._store.list(prefix):
                 if stored.key not in known and int(stored.key.rpartition("-")[2]) < state.term:
@@ -310,6 +309,12 @@ class Keeping:
 def _is_moved(payload: Payload | None) -> TypeGuard[Stored]:
     """Whether it lay in the log once: then it is ours to delete."""
     return type(payload) is Stored and payload.key.startswith(MOVED)
+
+
+def _moved_records(task: Task) -> list[str]:
+    """The keys of a task's records that are the network's own."""
+    payloads = task.records.payloads() if task.records is not None else ()
+    return [payload.key for _, payload in payloads if _is_moved(payload)]
 
 
 def _size(payload: Payload | None) -> int:

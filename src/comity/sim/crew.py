@@ -70,7 +70,7 @@ async def family(attempt: Attempt, children: int, depth: int) -> int:
 
 
 async def _part(number: int, size: int) -> str:
-    await asyncio.sleep(0.05 * (1 + number % 3))
+    await asyncio.sleep(1.5 if number == 1 else 0.1)
     return str(number).ljust(size, ".")
 
 

@@ -168,7 +168,7 @@ class Workload:
             (1, self._relay),
             (1, self._broadcast),
             (1, self._watch),
-            (5, self._careful),
+            (3, self._careful),
         ]
 
     async def run(self) -> None:
@@ -265,9 +265,11 @@ class Workload:
     async def _careful(self) -> None:
         """A task that resumes; what it asks is answered, sometimes by two, or left."""
         random = self.random
-        value = {"parts": random.randrange(1, 6), "size": random.choice([10, 10, 3000, 300_000]), "ask": random.random() < 0.6}
+        asks = random.random() < 0.6
+        size = random.choice([10, 10, 10, 3000, 300_000])
+        value = {"parts": random.randrange(1, 6), "size": size, "ask": asks}
         task = await self.caller.submit("careful", value, self.submit_s)
-        answers = random.choice([0, 1, 1, 2]) if value["ask"] else 0
+        answers = random.choice([0, 1, 1, 2]) if asks else 0
         view: dict[str, Any] = {"state": ""}
         while answers and view["state"] not in TERMINAL and asyncio.get_running_loop().time() < self.until:
             await asyncio.sleep(0.2 + 0.2 * random.random())
