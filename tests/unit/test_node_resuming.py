@@ -285,7 +285,7 @@ async def test_what_cannot_be_recorded_is_refused(stage: Stage, monkeypatch: pyt
     leader.assign("work")
     step = await leader.next(wire.StepDone)
     leader.say("n1", record(step, code=TooLarge.code, message="no room"))
-    kinds = [BadInput, BadInput, BadInput, NotSerializable, InvalidOutput, TooLarge, TooLarge, NotSerializable, TooLarge]
+    kinds = [BadInput, TooLarge, BadInput, NotSerializable, InvalidOutput, TooLarge, TooLarge, NotSerializable, TooLarge]
     assert await leader.done() == [kind.code for kind in [*kinds, BadInput, TooLarge]]
 
 

@@ -61,9 +61,7 @@ async def list_(
     cli: Cli,
     state: Annotated[
         str | None,
-        typer.Option(
-            "--state", metavar="STATE", callback=_state, help="Only those: submitted, waiting, working, input-required, failed ..."
-        ),
+        typer.Option("--state", metavar="STATE", callback=_state, help="Only those: waiting, working, input-required ..."),
     ] = None,
     capability: Annotated[str | None, typer.Option("--capability", metavar="NAME", help="Only those for this.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=1000, help="How many at most.")] = 20,

@@ -162,7 +162,7 @@ class Task:
         """Answer what it waits for (``name`` if given, else whatever that is); what the task is then, as ``status`` has it. The
         first answer counts. Raises Conflict if it asks for nothing, for something else, or was answered; NotSerializable,
         TooLarge, UnknownTask, Unreachable, TimedOut."""
-        view: dict[str, Any] = await self._exchange.answer(self.id, name, to_json(value), timeout)
+        view: dict[str, Any] = await self._exchange.answer(self.id, check_text(name, "name"), to_json(value), timeout)
         return view
 
     async def rate(self, score: float, timeout: float | None = None) -> None:

@@ -11,12 +11,13 @@ import msgspec
 
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
-from comity.controller.admission import FAR_S, check_payload
+from comity.controller.admission import check_payload
 from comity.controller.payloads import Payloads
 from comity.core.tasks import Tasks
 from comity.errors import BadInput, ComityError, NotFound, TooLarge
 from comity.model.codec import to_json
 from comity.model.ids import ProcessId, TaskId, check_task_id
+from comity.model.limits import FAR_S, NUMBER_MAX, check_line
 from comity.model.payload import Logged, Payload, size_of
 from comity.model.records import (
     NAME_BYTES,
@@ -48,7 +49,6 @@ RUN_BYTES = 64 * 1024
 """Of records, that travel with an assignment; larger ones are asked for when they are needed."""
 REFERENCE_BYTES = 64
 """Of a reference to the store, beside its key."""
-NUMBER_MAX = 1_000_000_000
 Key = tuple[TaskId, int, str, str]
 
 
@@ -77,7 +77,7 @@ def _known(records: Records) -> Iterator[Known]:
 
 def check_name(name: str) -> None:
     """BadInput, TooLarge if no step or question can be called so."""
-    if not name:
+    if not check_line(name, "the name of a step or question", NAME_BYTES):
         raise BadInput("a step or question has a name")
     if len(name.encode()) > NAME_BYTES:
         raise TooLarge(f"the name of a step or question has at most {NAME_BYTES} bytes", limit=NAME_BYTES)
@@ -226,6 +226,8 @@ class Resuming:
         try:
             check_task_id(item.task)
             check_payload(item.answer, sender)
+            if item.name:
+                check_name(item.name)
             task = self._state.tasks.get(item.task)
             if task is not None and not task.is_terminal:
                 check_room(task, size_of(item.answer), 0)

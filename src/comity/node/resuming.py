@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comity.errors import BadInput, Fenced, InvalidOutput, TooLarge, Unanswered, from_wire
 from comity.model.codec import to_json
+from comity.model.limits import check_line, check_timeout
 from comity.model.payload import LOG_LIMIT, Payload, Stored
 from comity.model.records import NAME_BYTES, RECORDS_BYTES, RECORDS_MAX, Place
 from comity.model.typed import Decoder, decoder
@@ -131,8 +132,7 @@ class Memory:
 
     async def wait_for(self, name: str, ask: Any, timeout: float | None, kind: Any) -> Any:
         """See ``Attempt.wait_for``."""
-        if timeout is not None and not 0 < timeout < float("inf"):
-            raise BadInput(f"timeout must be a number of seconds above 0, not {timeout!r}")
+        timeout = check_timeout(timeout)
         place = self._place("answer", name)
         answer = self._known.get(place)
         if answer is not None:
@@ -147,9 +147,9 @@ class Memory:
 
     def _place(self, kind: str, name: str) -> Place:
         """Where the record is: the second of one name in this attempt is ``name#2``, in the order of the calls."""
-        if not name.isprintable() or not 0 < len(name.encode()) <= NAME_BYTES - SUFFIX_BYTES:
-            limit = NAME_BYTES - SUFFIX_BYTES
-            raise BadInput(f"a step or question has a printable name of 1 to {limit} bytes, not {name[:40]!r}", limit=limit)
+        limit = NAME_BYTES - SUFFIX_BYTES
+        if not 0 < len(check_line(name, "the name of a step or question", limit).encode()) <= limit:
+            raise BadInput(f"a step or question has a name of 1 to {limit} bytes, not {name[:40]!r}", limit=limit)
         found, number = Place(kind, name), 1
         while found in self._names:
             number += 1
