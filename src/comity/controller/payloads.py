@@ -11,7 +11,7 @@ from typing import Any
 
 from comity.controller.sharing import Sharing
 from comity.core.tasks import Tasks
-from comity.errors import Corrupt
+from comity.errors import Corrupt, Unreachable
 from comity.log.base import Log
 from comity.model.codec import unseal
 from comity.model.ids import TaskId
@@ -58,7 +58,8 @@ class Payloads:
         return self._hot.get((payload.index, payload.ordinal))
 
     async def load(self, payload: Payload) -> Payload:
-        """As ``hot``, reading the log if need be. Raises Corrupt if the entry was trimmed or says something else."""
+        """As ``hot``, reading the log if need be. Raises Corrupt if the entry was trimmed or says something else, Unreachable if
+        the log does not show it now."""
         known = self.hot(payload)
         if known is not None or type(payload) is not Logged:
             return payload if known is None else known
@@ -75,7 +76,7 @@ class Payloads:
                 entry, _ = unseal(item.data)
                 self.note(index, entry)
                 return dict(_large(entry))
-        return {}
+        raise Unreachable(f"the log does not show entry {index} now", index=index)  # an old view of it: read again
 
 
 _CARRIED: dict[type, Callable[[Any], Payload]] = {
