@@ -17,6 +17,7 @@
     │   ├── Overloaded                refused by admission control; carries retry_after_s
     │   ├── ShuttingDown              the network or node refuses new work
     │   ├── Conflict                  a compare-and-set, key or name is already taken
+    │   │   └── Fenced                    another attempt has the task, or it has ended
     │   ├── NotLeader                 asked a controller that does not lead
     │   ├── AccessDenied              wrong or missing credentials or permission
     │   ├── Corrupt                   stored data fails its checksum or has a hole
@@ -25,6 +26,7 @@
     │   ├── ServerFailed              the embedded server did not start
     │   ├── ModuleFailed              an agent module could not be imported
     │   ├── InvalidOutput             an agent's function returned what its annotation does not allow
+    │   ├── Unanswered                nobody answered an attempt's question in time
     │   └── TaskError                 the task ended, and not with a result
     │       ├── TaskFailed            its attempts are used up, or the error forbids a retry
     │       │   ├── Poisoned          it ran on several nodes when they were lost, and is tried no more
@@ -50,10 +52,10 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ComityError", "Conflict", "Corrupt",
-    "DeadlineExceeded", "Definite", "Disconnected", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
+    "DeadlineExceeded", "Definite", "Disconnected", "Fenced", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
     "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "Overloaded", "PeerLost", "Poisoned", "Refuse",
     "ServerFailed", "ShuttingDown", "Stuck", "TaskCanceled", "TaskError", "TaskFailed", "TaskRejected", "TimedOut", "TooLarge",
-    "TooOld", "UnknownAgent", "UnknownCapability", "UnknownNode", "UnknownTask", "Unreachable", "by_code",
+    "TooOld", "Unanswered", "UnknownAgent", "UnknownCapability", "UnknownNode", "UnknownTask", "Unreachable", "by_code",
     "from_wire",
 ]  # fmt: skip
 
@@ -157,6 +159,11 @@ class Conflict(Definite):
     advice = "Someone else changed it first; read it again."
 
 
+class Fenced(Conflict):
+    code = "fenced"
+    advice = "Stop: what this attempt does counts no more. Another one goes on from its records."
+
+
 class NotLeader(Definite):
     code = "not-leader"
     advice = "Ask the leading controller; clients do this by themselves."
@@ -195,6 +202,11 @@ class ModuleFailed(Definite):
 class InvalidOutput(Definite):
     code = "invalid-output"
     advice = "Correct the agent's function, or the annotation of what it returns."
+
+
+class Unanswered(Definite):
+    code = "unanswered"
+    advice = "Submit the task again, or let it wait longer for its answer."
 
 
 class TaskError(Definite):

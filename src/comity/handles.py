@@ -3,21 +3,25 @@ they call others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 from comity.model.capability import AgentRecord
 from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, TaskId
+from comity.model.typed import returned_by
 
 if TYPE_CHECKING:
     from comity.client.client import Client
     from comity.client.task import Task
     from comity.client.terms import TaskOptions
 
-__all__ = ["Attempt", "Message", "Speaker", "Ticket"]
+__all__ = ["Attempt", "Memory", "Message", "Speaker", "Ticket"]
+
+T = TypeVar("T")
 
 
 class Speaker:
@@ -69,6 +73,18 @@ class Speaker:
         return await self._client.cancel(task, reason)
 
 
+class Memory(Protocol):
+    """What is recorded of a task's attempts: see the methods of ``Attempt``. ``kind`` is the type to read it as."""
+
+    async def step(self, name: str, call: functools.partial[Any], kind: Any) -> Any: ...
+
+    async def checkpoint(self, state: Any) -> None: ...
+
+    def resume_state(self, kind: Any) -> Any: ...
+
+    async def wait_for(self, name: str, ask: Any, timeout: float | None, kind: Any) -> Any: ...
+
+
 class Ticket(Protocol):
     """What an attempt's handle needs of the node that runs it."""
 
@@ -95,6 +111,9 @@ class Ticket(Protocol):
     @property
     def deadline(self) -> datetime | None: ...
 
+    @property
+    def memory(self) -> Memory: ...
+
     def remaining_s(self) -> float: ...
 
     def tell(self, body: dict[str, Any]) -> None: ...
@@ -106,9 +125,10 @@ class Ticket(Protocol):
 
 class Attempt(Speaker):
     """One try at a task, in the hands of the function that runs it. Its verbs make child tasks: they record this task as their
-    parent, inherit its deadline, and are canceled with it; while a child's result is awaited, no slot of the agent is held.
-    Calls made live, not as a task, have an empty ``id`` and ``epoch`` 0. ``progress``, ``log`` and ``is_canceled`` may be used
-    from the thread of a plain function."""
+    parent, inherit its deadline, and are canceled with it; while a child's result is awaited, no slot of the agent is held. A
+    child without a key is canceled with the attempt, too; by its key the next attempt finds it again. Calls made live, not as a
+    task, have an empty ``id`` and ``epoch`` 0, and their steps are recorded nowhere. ``progress``, ``log`` and ``is_canceled``
+    may be used from the thread of a plain function."""
 
     __slots__ = ("_ticket",)
 
@@ -163,6 +183,49 @@ class Attempt(Speaker):
     def log(self, message: str, **info: Any) -> None:
         """Tell followers something. Live, as ``progress``. Raises NotSerializable."""
         self._ticket.tell({"type": "log", "message": message, **info})
+
+    @overload
+    async def step(self, name: str, function: Callable[..., Awaitable[T]], /, *args: Any, **named: Any) -> T: ...
+
+    @overload
+    async def step(self, name: str, function: Callable[..., T], /, *args: Any, **named: Any) -> T: ...
+
+    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+        """Call ``function`` once, async or plain (that one in a thread), and record what it returns, durably: the next attempt
+        gets the record and calls nothing. So whatever kills an attempt, at most the step that ran is done again.
+
+        ``name`` (1 to 95 bytes) says which step it is; used again in the same attempt it is ``name#2`` and so on, in the order of
+        the calls: give steps that run side by side names of their own. What it gives is read back from JSON, as the type that
+        ``function`` is annotated to return. Raises what ``function`` raises (then nothing is recorded), NotSerializable,
+        InvalidOutput, TooLarge (see ``docs/guide.md``), Fenced (the attempt is over).
+        """
+        call = functools.partial(function, *args, **named)
+        return await self._ticket.memory.step(name, call, returned_by(function))
+
+    async def checkpoint(self, state: Any) -> None:
+        """Save how far it is; durable when this returns. The next attempt has it as ``resume_state``; a later one replaces it.
+        Raises NotSerializable, TooLarge, Fenced."""
+        await self._ticket.memory.checkpoint(state)
+
+    @property
+    def resume_state(self) -> Any:
+        """What an earlier attempt saved last, as JSON builtins; None on the first attempt, or if nothing was saved."""
+        return self._ticket.memory.resume_state(Any)
+
+    def resume_state_as(self, kind: type[T]) -> T | None:
+        """``resume_state`` as a dataclass, Struct or pydantic model. Raises InvalidOutput if it is none."""
+        state: T | None = self._ticket.memory.resume_state(kind)
+        return state
+
+    async def wait_for(self, name: str, *, ask: Any = None, timeout: float | None = None, as_type: Any = Any) -> Any:
+        """The answer to a question, from outside: ``comity tasks answer`` or ``Task.answer``.
+
+        Until there is one the task is ``input-required``, and this attempt ENDS here: it holds no slot and no node, and uses no
+        retry. The next attempt runs from the beginning, over its steps, and gets the answer here at once. ``ask`` is what to tell
+        who answers; ``name`` as in ``step``. Raises Unanswered if nobody did within ``timeout`` seconds, InvalidOutput if the
+        answer is no ``as_type``.
+        """
+        return await self._ticket.memory.wait_for(name, ask, timeout, as_type)
 
     @property
     def _client(self) -> Client:

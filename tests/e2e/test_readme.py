@@ -169,9 +169,14 @@ def told(code: str) -> list[str]:
     return re.findall(r"^ *print\(.*\)  # (.*)$", code, re.MULTILINE)
 
 
+def test_the_guides_steps_are_the_examples() -> None:
+    (code,) = [block for block in blocks(GUIDE, "python") if "attempt.step(" in block]
+    assert code in (ROOT / "examples" / "research" / "agents.py").read_text()
+
+
 def test_the_guides_simulation_runs() -> None:
     names: dict[str, Any] = {}
-    code = blocks(GUIDE, "python")[2]
+    (code,) = [block for block in blocks(GUIDE, "python") if "World(" in block]
     assert "range(20)" in code
     exec(compile(code.replace("range(20)", "range(2)"), "guide.md", "exec", dont_inherit=True), names)
     names["test_my_agents_survive"]()

@@ -28,7 +28,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("tools", "Watch 32 agents survey a folder of code, and lose a node on the way"),
     },
     "Look": {
-        "tasks": ("tasks", "Tasks: list, show, watch, cancel"),
+        "tasks": ("tasks", "Tasks: list, show, watch, cancel, answer"),
         "schedules": ("schedules", "Tasks by the clock: add, list, show, remove"),
         "dead": ("dead", "Failed tasks: list, show, replay, drop"),
         "agents": ("agents", "Agents: list, show, pause, resume, remove"),

@@ -22,6 +22,7 @@ _STYLES = {
     "isolated": "magenta", "draining": "cyan",
     "resumed": "green", "suspected": "red", "unseen": "yellow",
     "progress": "dim", "log": "dim", "submitted": "", "started": "cyan", "assigned": "cyan",
+    "input_required": "magenta", "answered": "cyan", "unanswered": "yellow", "step": "dim", "checkpoint": "dim",
 }  # fmt: skip
 _TOLD = ("type", "at", "task", "agent", "node", "capability", "code", "reason", "epoch", "index")
 

@@ -129,6 +129,9 @@ async def _tell(cli: Cli, task: Task) -> None:
                     cli.output.note(plain(_progress(event)))
                 elif kind == "log":
                     cli.output.note(plain(_more(event)))
+                elif kind == "input_required":
+                    name = event["reason"]
+                    cli.output.note(plain(f"it asks for {name}; answer with: comity tasks answer {task.id} {name} JSON"))
                 elif kind in ("retrying", "requeued"):
                     cli.output.note(plain(f"{kind}: {reason_of(event)}"))
     finally:

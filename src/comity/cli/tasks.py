@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from comity.cli.choosing import find_task
-from comity.cli.command import Cli, command, commands
+from comity.cli.command import Cli, command, commands, read_json
 from comity.cli.events import show_event
 from comity.cli.looks import bold, dim, paint, plain, span
 
@@ -61,7 +61,7 @@ async def list_(
     cli: Cli,
     state: Annotated[
         str | None,
-        typer.Option("--state", metavar="STATE", callback=_state, help="Only those: submitted, waiting, working, failed ..."),
+        typer.Option("--state", metavar="STATE", callback=_state, help="Only those: waiting, working, input-required ..."),
     ] = None,
     capability: Annotated[str | None, typer.Option("--capability", metavar="NAME", help="Only those for this.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=1000, help="How many at most.")] = 20,
@@ -141,6 +141,27 @@ def show_task(cli: Cli, task: dict[str, Any]) -> None:
         print()
         columns = ("ATTEMPT", "AGENT", "EPOCH", "ASSIGNED", "TOOK", "ENDED", "WHY")
         cli.output.table(columns, attempts, "", indent="  ")
+    _records(cli, task)
+
+
+def _records(cli: Cli, task: dict[str, Any]) -> None:
+    """What its attempts recorded, and asked."""
+    steps = [(plain(s["name"]), local(s["at"], short=True), f"{s['size']} B", s["epoch"] & 0xFFFFFFFF) for s in task["steps"]]
+    if (saved := task["checkpoint"]) is not None:
+        steps.append(("(checkpoint)", local(saved["at"], short=True), f"{saved['size']} B", saved["epoch"] & 0xFFFFFFFF))
+    if steps:
+        print()
+        cli.output.table(("STEP", "RECORDED", "SIZE", "EPOCH"), steps, "", indent="  ")
+    questions = [
+        (
+            plain(q["name"]), plain(json.dumps(q["ask"], ensure_ascii=False)), local(q["asked"], short=True),
+            "nobody in time" if q["is_over"] else plain(json.dumps(q["answer"], ensure_ascii=False)) if q["answered"] else "",
+        )
+        for q in task["questions"]
+    ]  # fmt: skip
+    if questions:
+        print()
+        cli.output.table(("QUESTION", "ASK", "ASKED", "ANSWER"), questions, "", indent="  ")
 
 
 def retry_of(retry: dict[str, Any] | None) -> str:
@@ -212,3 +233,25 @@ async def cancel(
         cli.output.say(f"{found['id']} is {state_of(found['state'])}")
     else:
         cli.output.say(f"{found['id']} was asked to stop")
+
+
+@command(app)
+async def answer(
+    cli: Cli,
+    task: TaskId,
+    said: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME] JSON|@FILE|-", help="The answer; before it, which question is meant.", show_default=False),
+    ],
+) -> None:
+    """Answer what a task waits for: it goes on. The first answer counts."""
+    if len(said) > 2:
+        raise typer.BadParameter("it is [NAME] and one JSON value; quote it", param_hint="JSON")
+    value = read_json(said[-1])
+    async with cli.net() as net:
+        handle = net.task(await find_task(net, task))
+        found = await handle.answer(value, name=said[0] if len(said) > 1 else "")
+    if cli.output.as_json:
+        cli.output.show(found)
+    else:
+        cli.output.say(f"{found['id']} was answered; it is {state_of(found['state'])}")

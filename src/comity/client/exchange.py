@@ -27,6 +27,7 @@ from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import ProcessId, TaskId, TaskIds
 from comity.model.limits import check_text, check_timeout
+from comity.model.payload import LOG_LIMIT, Payload
 from comity.registry.base import Registry
 from comity.store.base import Store
 
@@ -207,6 +208,15 @@ class Exchange:
         """What a task is, once it is asked to end."""
         ref = self.calls.number()
         return await self._call(LEADER, wire.CancelTask(ref, task, reason), ref, "cancel", timeout_s)
+
+    async def answer(self, task: TaskId, name: str, data: bytes, timeout_s: float | None = None) -> Any:
+        """What a task is, once it has its answer. A large one goes by the store."""
+        ref = self.calls.number()
+        carried: Payload = data
+        if len(data) > LOG_LIMIT:
+            key = f"{self.bus.process}/answers/{task}/{ref}"
+            carried = await self.store.put(key, data, ttl_s=self.settings.keep_finished_s)
+        return await self._call(LEADER, wire.AnswerTask(ref, task, name, carried), ref, "answer", timeout_s)
 
     async def control(self, node: ProcessId, what: str, args: dict[str, Any], timeout_s: float | None = None) -> Any:
         """What a node says to being told. Raises PeerLost if nobody listens there."""

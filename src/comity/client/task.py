@@ -23,7 +23,7 @@ from comity.errors import (
     UnknownTask,
     by_code,
 )
-from comity.model.codec import from_json
+from comity.model.codec import from_json, to_json
 from comity.model.ids import TaskId
 from comity.model.limits import INDEX_MAX, REASON_MAX, check_text, check_timeout, check_whole
 from comity.model.task import Stored, TaskState
@@ -158,6 +158,13 @@ class Task:
         """Ask for its end. A running attempt is told and given a grace time; what the task is then, as ``status`` has
         it: it may have ended before. Raises UnknownTask, Unreachable, TimedOut."""
         view: dict[str, Any] = await self._exchange.cancel(self.id, check_text(reason, "reason", REASON_MAX), timeout)
+        return view
+
+    async def answer(self, value: Any, *, name: str = "", timeout: float | None = None) -> dict[str, Any]:
+        """Answer what it waits for (``name`` if given, else whatever that is); what the task is then, as ``status`` has it. The
+        first answer counts. Raises Conflict if it asks for nothing, for something else, or was answered; NotSerializable,
+        TooLarge, UnknownTask, Unreachable, TimedOut."""
+        view: dict[str, Any] = await self._exchange.answer(self.id, check_text(name, "name"), to_json(value), timeout)
         return view
 
     async def rate(self, score: float, timeout: float | None = None) -> None:

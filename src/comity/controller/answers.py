@@ -17,11 +17,12 @@ from comity.controller.payloads import Payloads
 from comity.core.archive import holding
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
-from comity.errors import BadInput, ComityError, Definite, NotFound, TooLarge, UnknownTask
+from comity.errors import BadInput, ComityError, Conflict, Definite, NotFound, TooLarge, UnknownTask
 from comity.model.capability import Retry
 from comity.model.codec import UNREADABLE, from_json, to_json
 from comity.model.ids import ProcessId, TaskId, check_task_id
 from comity.model.moment import iso
+from comity.model.records import Place, Records
 from comity.model.task import Attempt, Ending, Logged, Payload, Stored, Task, TaskFailure, TaskState
 from comity.model.wire import BATCH_LIMIT, Answer, Ask, Ended, RateTask
 from comity.store.base import Store
@@ -53,6 +54,8 @@ class Args(msgspec.Struct, frozen=True):
     reason: str = ""
     version: str = ""
     wait: bool = False
+    name: str = ""
+    by: int = 0
 
 
 Slow = Callable[[Args], Coroutine[Any, Any, Any]]
@@ -110,6 +113,28 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
+def _records(records: Records, limit: int) -> dict[str, Any]:
+    last = records.checkpoint
+    return {
+        "steps": [
+            {"name": name, "at": _iso(step.at_ms), "size": step.size, "epoch": step.epoch} for name, step in records.steps.items()
+        ],
+        "checkpoint": {"at": _iso(last.at_ms), "size": last.size, "epoch": last.epoch} if last is not None else None,
+        "questions": [
+            {
+                "name": name,
+                "asked": _iso(question.asked_at),
+                "until": _iso(question.until_ms),
+                "answered": None if question.is_over else _iso(question.answered_at),
+                "is_over": question.is_over,
+                "ask": _shown(question.ask, limit),
+                "answer": _shown(question.answer, limit),
+            }
+            for name, question in records.questions.items()
+        ],
+    }
+
+
 def view(task: Task, reason: str = "", limit: int = _SHOWN_BYTES) -> dict[str, Any]:
     """A task as users see it; payloads of more than ``limit`` bytes only by their size."""
     spec = task.spec
@@ -145,6 +170,7 @@ def view(task: Task, reason: str = "", limit: int = _SHOWN_BYTES) -> dict[str, A
         "strategy": spec.strategy,
         "score": task.score if task.score >= 0 else None,
         "reason": reason,
+        **_records(task.records or Records(), limit),
     }
 
 
@@ -186,6 +212,7 @@ class Answers:
             "task": self._task,
             "tasks": self._tasks,
             "why": self._why,
+            "answered": self._answered,
             "barrier": self._nothing,
         }
 
@@ -258,7 +285,33 @@ class Answers:
         task = await self.find(check_task_id(args.id))
         spec = msgspec.structs.replace(task.spec, input=await self._near(task.spec.input))
         result = await self._near(task.result) if task.result is not None else None
-        return view(msgspec.structs.replace(task, spec=spec, result=result), self._why_waiting(task))
+        records = await self._near_question(task.records) if task.records is not None else None
+        return view(msgspec.structs.replace(task, spec=spec, result=result, records=records), self._why_waiting(task))
+
+    async def _near_question(self, records: Records) -> Records:
+        """With what is asked now in place, for somebody to answer."""
+        name = records.asked()
+        ask = records.questions[name].ask if name is not None else None
+        if name is None or ask is None:
+            return records
+        shown = msgspec.structs.replace(records, questions=dict(records.questions))
+        shown.put(Place("ask", name), await self._near(ask))
+        return shown
+
+    async def _answered(self, args: Args) -> dict[str, Any]:
+        """The task as it is, if the answer of number ``by`` counted. Raises Conflict."""
+        task = await self.find(check_task_id(args.id))
+        records = task.records or Records()
+        if any(question.by == args.by for question in records.questions.values()):
+            return await self._task(args)
+        asked = records.asked() if task.state is TaskState.INPUT_REQUIRED else None
+        if asked is not None:
+            said = f"task {args.id} asks for {asked!r}, not for {args.name!r}"
+        elif args.name in records.questions or (records.questions and not args.name):
+            said = f"task {args.id} was answered already, or its time for that is over; it is {task.state}"
+        else:
+            said = f"task {args.id} asks for nothing; it is {task.state}"
+        raise Conflict(said, task=args.id, asks=asked)
 
     async def _near(self, payload: Payload) -> Payload:
         """A payload with its bytes in place, if they can be shown. What is stored is others': it may be large, or gone."""
@@ -275,10 +328,13 @@ class Answers:
         return data
 
     def _why_waiting(self, task: Task) -> str:
+        if task.state is TaskState.INPUT_REQUIRED and task.records is not None:
+            return f"it asks for {task.records.asked()!r}"
         if task.state not in (TaskState.SUBMITTED, TaskState.WAITING):
             return ""
         capability = task.spec.capability
-        past = [f"{a.agent}: {a.failure.text if a.failure else a.ending}" for a in reversed(task.past) if a.ending]
+        ends = [a for a in reversed(task.past) if a.ending and a.ending is not Ending.INPUT_REQUIRED]
+        past = [f"{a.agent}: {a.failure.text if a.failure else a.ending}" for a in ends]
         if task.not_before > self._state.time_ms:
             why = f"it backs off until {_iso(task.not_before)}" if past else f"it may start at {_iso(task.not_before)}"
         elif self._reconcile.budget.is_held(capability, task.spec.id):

@@ -26,7 +26,9 @@ ROUNDS = 3
 FOR_MS_MAX = 120_000
 FOLLOWED_AT_ONCE = 64
 _encode = msgspec.json.Encoder().encode
-_INTERNAL = frozenset({"archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated", "dead.emptied"})
+_INTERNAL = frozenset({
+    "archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated", "record.dropped", "dead.emptied",
+})  # fmt: skip
 
 
 def describe(change: Change, at_ms: int) -> dict[str, Any]:

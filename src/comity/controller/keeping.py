@@ -13,8 +13,9 @@ from typing import Any, TypeGuard
 import msgspec
 import structlog
 
+from comity.controller.adopting import MOVED, RECORDED, Adopting
 from comity.controller.archive import encode_chunk
-from comity.controller.payloads import Payloads, logged_before
+from comity.controller.payloads import Payloads, logged_before, records_before
 from comity.controller.snapshot import Writing
 from comity.core.changes import Change
 from comity.core.ledger import Ledger
@@ -22,12 +23,12 @@ from comity.core.tasks import Tasks
 from comity.errors import ComityError, Corrupt
 from comity.log.base import Log
 from comity.model.ids import TaskId, task_time_ms
+from comity.model.records import MoveRecord
 from comity.model.task import Archived, Command, DropDead, Dropped, Logged, Moved, Payload, SnapshotTaken, Stored, Task
 from comity.store.base import Store
 
 ARCHIVE = "network/archive/"
 SNAPSHOTS = "network/snapshot/"
-MOVED = "network/payload/"
 DEAD = "network/dead/"
 CHUNK_TASKS = 2000
 CHUNK_AGE_MS = 30_000
@@ -103,6 +104,7 @@ class Keeping:
         self._snapshot_after = 0.0
         self._written = (0, 0)
         self._bytes = 0
+        self._adopting = Adopting(state, store, ledger, propose)
         self.snapshot_wanted = False
 
     def end(self) -> None:
@@ -112,8 +114,11 @@ class Keeping:
     def kept(self, changes: list[Change]) -> None:
         """Take note of what an entry changed."""
         for change in changes:
-            if change.kind in ("archive.dropped", "snapshot.dropped", "dead.emptied"):
+            mine = change.kind == "record.dropped" and change.reason.startswith(MOVED)
+            if mine or change.kind in ("archive.dropped", "snapshot.dropped", "dead.emptied"):
                 self._doomed.append(change.reason)
+            elif change.kind in RECORDED and change.task is not None:
+                self._adopting.look(change.task)
             elif change.kind == "snapshot.taken":
                 taken = self._state.snapshots[-1]
                 self._marks.append(Mark(taken.index, *self._written, taken.time_ms))
@@ -150,6 +155,8 @@ class Keeping:
             return self._drop
         if self._stale_dead():
             return self._drop_dead
+        if self._adopting.is_due(self._now_ms()):
+            return self._adopt
         return None
 
     async def _guarded(self, work: Work | None) -> None:
@@ -252,11 +259,17 @@ class Keeping:
         known = dict.fromkeys([*held_keys, *(taken.key for taken in state.snapshots), *state.dead.objects])
         for task in list(state.tasks.values()):
             known.update((payload.key, None) for payload in (task.spec.input, task.result) if _is_moved(payload))
+            known.update(dict.fromkeys(_moved_records(task)))
         for prefix in (ARCHIVE, SNAPSHOTS, MOVED, DEAD):
             for stored in await self._store.list(prefix):
                 if stored.key not in known and int(stored.key.rpartition("-")[2]) < state.term:
                     self._doomed.append(stored.key)
+        self._adopting.begin()
         self._is_swept = True
+
+    async def _adopt(self) -> None:
+        if await self._adopting.adopt(self._now_ms()):
+            await self._effective()
 
     async def _delete(self) -> None:
         while self._doomed:
@@ -308,7 +321,14 @@ class Keeping:
                 name = "result" if is_result else "input"
                 stored = await self._store.put(f"{MOVED}{task_id}-{name}-{place.index}-{self._state.term}", payload)
                 self._propose(Moved(TaskId(task_id), stored, is_result))
-        if places:
+        records = await records_before(self._state, upto)
+        for owner, where, place in records:
+            payload = await self._payloads.load(place)
+            if isinstance(payload, bytes):
+                name = f"{where.kind}-{place.index}-{place.ordinal}"
+                stored = await self._store.put(f"{MOVED}{owner}-{name}-{self._state.term}", payload)
+                self._propose(MoveRecord(owner, where.kind, where.name, place, stored))
+        if places or records:
             await self._effective()
         await self._log.trim(upto)
         self._trim_to = upto
@@ -319,6 +339,12 @@ class Keeping:
 def _is_moved(payload: Payload | None) -> TypeGuard[Stored]:
     """Whether it lay in the log once: then it is ours to delete."""
     return type(payload) is Stored and payload.key.startswith(MOVED)
+
+
+def _moved_records(task: Task) -> list[str]:
+    """The keys of a task's records that are the network's own."""
+    payloads = task.records.payloads() if task.records is not None else ()
+    return [payload.key for _, payload in payloads if _is_moved(payload)]
 
 
 def _size(payload: Payload | None) -> int:

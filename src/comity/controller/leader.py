@@ -21,6 +21,7 @@ from comity.controller.events import Events
 from comity.controller.lag import Lag
 from comity.controller.liveness import Liveness
 from comity.controller.pipeline import ASSIGN_BYTES, COMMANDS_MAX, EntryClock, Pipeline, weight
+from comity.controller.resuming import Resuming
 from comity.controller.telling import Telling
 from comity.core.archive import holding
 from comity.core.changes import Change
@@ -29,6 +30,7 @@ from comity.core.tasks import Tasks
 from comity.errors import BadInput, ComityError, InvalidInput, TooLarge
 from comity.model.codec import from_json
 from comity.model.ids import ProcessId, TaskId
+from comity.model.records import AskInput, RecordStep, SaveCheckpoint
 from comity.model.task import (
     Attempt,
     Barrier,
@@ -67,6 +69,7 @@ from comity.model.wire import (
     Failed,
     FollowEvents,
     FollowTask,
+    InputAsked,
     Item,
     Leading,
     Leaving,
@@ -88,7 +91,7 @@ LIVE_KINDS = ("progress", "log", "part")
 LIVE_MAX = 64 * 1024
 """Bytes of a live event; a larger one is dropped and counted."""
 
-Report = Began | Done | Failed | Declined
+Report = Began | Done | Failed | Declined | InputAsked
 
 
 class Leader:
@@ -114,6 +117,10 @@ class Leader:
         self.events = events
         self.clock = clock
         self.lag = Lag()
+        self.resuming = Resuming(
+            state, outbox, telling.payloads, now_ms=clock.now_ms, propose=self.propose, settle=telling.settle,
+            barrier=self.barrier,
+        )  # fmt: skip
         self.malformed = 0
         self.rejected = 0
         """Reports refused before they got into the log; those refused there are in the totals."""
@@ -153,6 +160,7 @@ class Leader:
             self._timer.cancel()
         self.lag.end()
         self.telling.end()
+        self.resuming.end()
         self.pipeline.cancel()
 
     # What processes say
@@ -172,6 +180,7 @@ class Leader:
             Done: self._report,
             Failed: self._report,
             Declined: self._report,
+            InputAsked: self._report,
             Slot: self._slot,
             Live: self._live,
             Leaving: self.liveness.leaving,
@@ -180,6 +189,7 @@ class Leader:
             RateTask: self._rate,
             Answer: self.witnessed,
             Pong: lambda _item, sender: self.liveness.answered(sender),
+            **self.resuming.takers,
         }
 
     def receive(self, delivery: Delivery) -> None:
@@ -306,7 +316,7 @@ class Leader:
         self._reports_under_way[item.task] = item.epoch
         self._pending.append(self._ending(item, task, sender))
 
-    def _ending(self, item: Done | Failed | Declined | Began, task: Task, sender: ProcessId) -> Command:
+    def _ending(self, item: Report, task: Task, sender: ProcessId) -> Command:
         if type(item) is Done:
             try:
                 check_payload(item.result, sender)
@@ -319,6 +329,8 @@ class Leader:
             code, message = item.failure.code[:CODE_MAX], item.failure.message[:REASON_MAX]
             failure = TaskFailure(code, message, item.failure.retryable)
             return Fail(item.task, item.epoch, failure, not_before, ending)
+        if type(item) is InputAsked:
+            return self.resuming.asked(item, sender)
         reason = item.reason if type(item) is Declined else ""
         return Requeue(item.task, item.epoch, Ending.REFUSED, reason[:REASON_MAX])
 
@@ -392,8 +404,10 @@ class Leader:
             kind = type(command)
             if kind is Submit:
                 self._submitted(command)  # type: ignore[arg-type]
-            elif kind is Complete or kind is Fail or kind is Requeue:
+            elif kind is Complete or kind is Fail or kind is Requeue or kind is AskInput:
                 self._reports_under_way.pop(command.task, None)  # type: ignore[union-attr]
+            elif kind is RecordStep or kind is SaveCheckpoint:
+                self.resuming.applied(command)  # type: ignore[arg-type]
             elif kind is NodeUp or kind is Evict or kind is NodeLeft:
                 self.liveness.applied(command)  # type: ignore[arg-type]
             elif kind is DrainNode or kind is IsolateNode or kind is ResumeNode:

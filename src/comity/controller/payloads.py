@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any
 
 from comity.controller.sharing import Sharing
 from comity.core.tasks import Tasks
-from comity.errors import Corrupt
+from comity.errors import Corrupt, Unreachable
 from comity.log.base import Log
 from comity.model.codec import unseal
-from comity.model.task import INLINE_LIMIT, Complete, Entry, Fire, Logged, Payload, Replay, Submit
+from comity.model.ids import TaskId
+from comity.model.payload import INLINE_LIMIT, Logged, Payload
+from comity.model.records import AskInput, GiveAnswer, Place, RecordStep, SaveCheckpoint
+from comity.model.task import Complete, Entry, Fire, Replay, Submit
 
 HOT_BYTES = 64 * 1024 * 1024
 SLICE = 2000
@@ -53,7 +58,8 @@ class Payloads:
         return self._hot.get((payload.index, payload.ordinal))
 
     async def load(self, payload: Payload) -> Payload:
-        """As ``hot``, reading the log if need be. Raises Corrupt if the entry was trimmed or says something else."""
+        """As ``hot``, reading the log if need be. Raises Corrupt if the entry was trimmed or says something else, Unreachable if
+        the log does not show it now."""
         known = self.hot(payload)
         if known is not None or type(payload) is not Logged:
             return payload if known is None else known
@@ -70,20 +76,30 @@ class Payloads:
                 entry, _ = unseal(item.data)
                 self.note(index, entry)
                 return dict(_large(entry))
-        return {}
+        raise Unreachable(f"the log does not show entry {index} now", index=index)  # an old view of it: read again
+
+
+_CARRIED: dict[type, Callable[[Any], Payload]] = {
+    Submit: attrgetter("spec.input"),
+    Replay: attrgetter("spec.input"),
+    Fire: attrgetter("spec.input"),
+    Complete: attrgetter("result"),
+    RecordStep: attrgetter("result"),
+    SaveCheckpoint: attrgetter("state"),
+    AskInput: attrgetter("ask"),
+    GiveAnswer: attrgetter("answer"),
+}
+"""The payload of a command that has one."""
 
 
 def _large(entry: Entry) -> Iterator[tuple[int, bytes]]:
     """Payloads that replicated state does not hold, and their places in the entry."""
     for ordinal, command in enumerate(entry.commands):
-        if type(command) is Submit or type(command) is Replay or type(command) is Fire:
-            payload: Payload = command.spec.input
-        elif type(command) is Complete:
-            payload = command.result
-        else:
-            continue
-        if type(payload) is bytes and len(payload) > INLINE_LIMIT:
-            yield ordinal, payload
+        carried = _CARRIED.get(type(command))
+        if carried is not None:
+            payload = carried(command)
+            if type(payload) is bytes and len(payload) > INLINE_LIMIT:
+                yield ordinal, payload
 
 
 async def logged_before(state: Tasks, index: int) -> list[tuple[str, bool, Logged]]:
@@ -97,4 +113,17 @@ async def logged_before(state: Tasks, index: int) -> list[tuple[str, bool, Logge
             found.append((task_id, False, task.spec.input))
         if type(task.result) is Logged and task.result.index <= index:
             found.append((task_id, True, task.result))
+    return found
+
+
+async def records_before(state: Tasks, index: int) -> list[tuple[TaskId, Place, Logged]]:
+    """As ``logged_before``, of tasks' records."""
+    found: list[tuple[TaskId, Place, Logged]] = []
+    for number, (task_id, task) in enumerate(list(state.tasks.items()), 1):
+        if number % SLICE == 0:
+            await asyncio.sleep(0)
+        if task.records is not None:
+            for place, payload in task.records.payloads():
+                if isinstance(payload, Logged) and payload.index <= index:
+                    found.append((task_id, place, payload))
     return found

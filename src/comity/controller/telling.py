@@ -11,6 +11,7 @@ from comity.bus.base import to
 from comity.bus.outbox import Outbox
 from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
+from comity.controller.resuming import known
 from comity.core.changes import Change
 from comity.core.tasks import Tasks
 from comity.errors import ComityError
@@ -50,6 +51,7 @@ class Telling:
             "task.canceled": self._on_ended,
             "task.retrying": self._on_put_back,
             "task.requeued": self._on_put_back,
+            "task.input_required": self._on_put_back,
         }
 
     def react(self, changes: list[Change]) -> None:
@@ -130,7 +132,7 @@ class Telling:
         run = Run(
             spec.id, attempt.epoch, self.state.term, attempt.incarnation, attempt.agent, spec.capability, payload,
             len(task.past) + 1, remaining_ms, spec.attempt_timeout_s, spec.submitter, spec.parent, spec.trace,
-            spec.progress_timeout_s, spec.retry.no_retry if spec.retry is not None else (),
+            spec.progress_timeout_s, spec.retry.no_retry if spec.retry is not None else (), known(task),
         )  # fmt: skip
         self.outbox.post(to(attempt.node), run)
 

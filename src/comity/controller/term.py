@@ -156,7 +156,7 @@ class Term:
         leader = self.leader
         leader.pipeline = self.pipeline
         leader.liveness = self.liveness
-        leader.ask = self.answers.ask
+        leader.ask = leader.resuming.ask = self.answers.ask
         leader.telling.propose = leader.propose
         leader.telling.follow_missing = self.answers.follow_missing
         leader.route = self.routing.route

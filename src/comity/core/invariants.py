@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from comity.core import aside
+from comity.core import aside, resuming
 from comity.core.backlog import Backlog
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import TaskState
@@ -24,12 +24,14 @@ def check(state: Tasks) -> None:
             on_nodes[task_id] = node
     for task_id, task in state.tasks.items():
         counted[task.state] += 1
-        running = task.state in (TaskState.ASSIGNED, TaskState.WORKING, TaskState.INPUT_REQUIRED)
+        running = task.state in (TaskState.ASSIGNED, TaskState.WORKING)
         _hold(running == (task.attempt is not None), task_id, "an attempt exactly while one runs")
         _hold(task.is_terminal == (task_id in state.finished), task_id, "finished lists what is terminal")
         _hold(task.is_terminal == bool(task.finished_at), task_id, "a finish time exactly when terminal")
         _hold(task.epoch <= state.last_epoch, task_id, "no epoch above the last")
         _hold((task.result is None) or task.state is TaskState.COMPLETED, task_id, "a result only when completed")
+        broken = resuming.check(task)
+        _hold(not broken, task_id, broken)
         if task.attempt is not None:
             _hold(task.attempt.epoch == task.epoch, task_id, "the attempt has the task's epoch")
             _hold(on_nodes.get(task_id) == task.attempt.node, task_id, "its node knows of it")

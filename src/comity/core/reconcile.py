@@ -32,6 +32,7 @@ from comity.core.waiting import LOOKS, Demand, Entry, Heap, Waiting
 from comity.core.watch import Watch, timeout_ms
 from comity.model.capability import AgentRecord
 from comity.model.ids import AgentId, NodeId, TaskId, node_of
+from comity.model.records import EndWait
 from comity.model.task import (
     Assign,
     Attempt,
@@ -49,7 +50,7 @@ from comity.model.task import (
 )
 
 _OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
-_READY, _START, _ATTEMPT, _GRACE, _DEADLINE, _PROGRESS = range(6)
+_READY, _START, _ATTEMPT, _GRACE, _DEADLINE, _PROGRESS, _WAIT = range(7)
 _CHARGED = (Ending.FAILED, Ending.TIMED_OUT)
 """Endings whose retry takes a token of the budget. A lost node says nothing about what the function depends on."""
 DUE_MAX = 4096
@@ -216,6 +217,21 @@ class Reconcile:
         head = self.budget.head(capability)
         if head is not None:
             self._timer(head[1], _READY, head[0], self.state.tasks[head[0]].epoch)
+
+    def _asking(self, task: Task, change: Change) -> None:
+        self._attempt_ended(task, change)
+        self._cancel_children(task.spec.id, task.epoch)
+        self._await_answer(task)
+
+    def _await_answer(self, task: Task) -> None:
+        """Nothing to do until somebody answers, or the time for it is over."""
+        records = task.records
+        name = records.asked() if records is not None else None
+        if records is not None and name is not None and (until := records.questions[name].until_ms):
+            self._timer(until, _WAIT, task.spec.id, task.epoch)
+
+    def _answered(self, task: Task, change: Change) -> None:
+        self._push(task)
 
     def _finished(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
@@ -413,6 +429,9 @@ class Reconcile:
         elif kind == _READY:
             if attempt is None and task_id not in self.reserved:
                 self._ready(task)
+        elif kind == _WAIT:
+            if task.state is TaskState.INPUT_REQUIRED:
+                commands.append(EndWait(task_id, task.epoch))
         elif attempt is None:
             return
         elif kind == _START:
@@ -457,6 +476,8 @@ class Reconcile:
                     self._note_refusal(task.spec.id, past)
             if task.attempt is not None:
                 self._resume(task, task.attempt)
+            elif task.state is TaskState.INPUT_REQUIRED:
+                self._await_answer(task)
             else:
                 self._wait(task)
 
@@ -493,6 +514,9 @@ _OBSERVERS: dict[str, Callable[[Reconcile, Task, Change], None]] = {
     "task.canceling": Reconcile._canceling,
     "task.retrying": Reconcile._put_back,
     "task.requeued": Reconcile._put_back,
+    "task.input_required": Reconcile._asking,
+    "task.answered": Reconcile._answered,
+    "task.unanswered": Reconcile._answered,
     "task.completed": Reconcile._finished,
     "task.failed": Reconcile._finished,
     "task.canceled": Reconcile._finished,

@@ -3,7 +3,7 @@
     submitted ──▶ assigned ──▶ working ──▶ completed
         │  ▲          │           │
         │  └ waiting ◀┴───────────┤   put back: refused, not started in time, node lost, failed with retries left
-        ▼                         ▼
+        ▼                         ▼          (input-required: see ``resuming``)
      canceled · failed (attempts used up, deadline) · rejected
 
 ``apply`` takes one command at a time and never fails: a command that no longer fits (an old epoch, a finished task, a node
@@ -25,10 +25,11 @@ from comity.core.backlog import Backlog
 from comity.core.changes import Aside, Change, NodeLease, Totals
 from comity.core.dead import DeadLetters
 from comity.core.invariants import check
+from comity.core.resuming import Resuming
 from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
+from comity.model.payload import placed
 from comity.model.task import (
-    INLINE_LIMIT,
     Archived,
     Assign,
     Attempt,
@@ -44,11 +45,9 @@ from comity.model.task import (
     Expire,
     Fail,
     Lead,
-    Logged,
     Moved,
     NodeLeft,
     NodeUp,
-    Payload,
     Rate,
     Requeue,
     Schedule,
@@ -99,7 +98,9 @@ class Tasks:
         self.changes: list[Change] = []
         self.before_change: Callable[[Task], None] | None = None
         """Set while a snapshot is being written: told of a task just before it changes (copy on write)."""
+        self._resuming = Resuming(self)
         self._appliers: dict[type, Callable[[Any, int, int], None]] = {
+            **self._resuming.appliers,
             Lead: self._lead,
             Submit: self._submit,
             Assign: self._assign,
@@ -181,8 +182,9 @@ class Tasks:
         task_id = spec.id
         if task_id in self.tasks or (spec.key and spec.key in self.keys):
             return
-        if type(spec.input) is bytes and len(spec.input) > INLINE_LIMIT:
-            spec = msgspec.structs.replace(spec, input=Logged(index, ordinal, len(spec.input)))
+        held = placed(spec.input, index, ordinal)
+        if held is not spec.input:
+            spec = msgspec.structs.replace(spec, input=held)
         task = self.tasks[task_id] = Task(spec, TaskState.SUBMITTED, self.time_ms)
         self.counts[TaskState.SUBMITTED] += 1
         self.backlog.add(spec)
@@ -234,10 +236,7 @@ class Tasks:
         task = self._report(command.task, command.epoch, "completion")
         if task is None:
             return
-        result: Payload = command.result
-        if type(result) is bytes and len(result) > INLINE_LIMIT:
-            result = Logged(index, ordinal, len(result))
-        task.result = result
+        task.result = placed(command.result, index, ordinal)
         attempt = self._end_attempt(task, Ending.COMPLETED, None, command.ran_ms)
         self._finish(task, TaskState.COMPLETED, "task.completed", attempt)
 
@@ -259,6 +258,7 @@ class Tasks:
 
     def _finish(self, task: Task, state: TaskState, kind: str, attempt: Attempt | None = None, reason: str = "") -> None:
         self._move(task, state)
+        self._resuming.drop(task)
         task.finished_at = self.time_ms
         spec = task.spec
         self.finished[spec.id] = None

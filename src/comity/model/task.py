@@ -9,11 +9,12 @@ import msgspec
 from comity.errors import BadInput
 from comity.model.capability import Requirements, Retry, Strategy
 from comity.model.ids import AgentId, ProcessId, TaskId
-
-INLINE_LIMIT = 1024
-"""Bytes of payload that replicated state may hold; a larger one stays in the log or the store."""
-LOG_LIMIT = 256 * 1024
-"""Bytes of payload that a command may carry; a larger one goes to the store first."""
+from comity.model.payload import INLINE_LIMIT as INLINE_LIMIT
+from comity.model.payload import LOG_LIMIT as LOG_LIMIT
+from comity.model.payload import Logged as Logged
+from comity.model.payload import Payload as Payload
+from comity.model.payload import Stored as Stored
+from comity.model.records import AskInput, EndWait, GiveAnswer, MoveRecord, Records, RecordStep, SaveCheckpoint
 
 
 class TaskState(enum.StrEnum):
@@ -39,25 +40,6 @@ def task_state(name: str) -> TaskState:
 
 
 TERMINAL = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELED, TaskState.REJECTED})
-
-
-class Stored(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="s"):
-    """A payload in the store, by key. ``size`` in bytes, ``digest`` is BLAKE2b-128."""
-
-    key: str
-    size: int
-    digest: bytes
-
-
-class Logged(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="l"):
-    """A payload inside log entry ``index``, in its ``ordinal``-th command."""
-
-    index: int
-    ordinal: int
-    size: int
-
-
-Payload = bytes | Stored | Logged
 
 
 class TaskSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -113,6 +95,7 @@ class Ending(enum.StrEnum):
     CANCELED = "canceled"
     STUCK = "stuck"
     MOVED = "moved"
+    INPUT_REQUIRED = "input-required"
 
 
 class Attempt(msgspec.Struct, array_like=True, gc=False):
@@ -131,8 +114,8 @@ class Attempt(msgspec.Struct, array_like=True, gc=False):
 
 class Task(msgspec.Struct, array_like=True, gc=False):
     """A task's replicated record. Invariants: ``epoch`` only grows; a terminal state never changes; ``attempt`` is set
-    exactly while assigned, working or input-required, and its epoch is ``epoch``. ``felled``: nodes that were lost while it
-    ran there."""
+    exactly while assigned or working, and its epoch is ``epoch``; one question is open exactly while input-required.
+    ``felled``: nodes that were lost while it ran there."""
 
     spec: TaskSpec
     state: TaskState
@@ -148,6 +131,7 @@ class Task(msgspec.Struct, array_like=True, gc=False):
     failure: TaskFailure | None = None
     score: float = -1.0
     felled: tuple[ProcessId, ...] = ()
+    records: Records | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -376,6 +360,7 @@ Command = (
     | Archived | Dropped | SnapshotTaken | Moved | Rate | Barrier | TimeJump | Configure
     | PutSchedule | DropSchedule | Fire | DropDead | Replay
     | DrainNode | IsolateNode | ResumeNode
+    | RecordStep | SaveCheckpoint | AskInput | GiveAnswer | EndWait | MoveRecord
 )  # fmt: skip
 
 

@@ -8,6 +8,9 @@ that is passed on would lose it. So defaults are put where they belong.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import typing
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -23,6 +26,18 @@ def decoder(kind: Any) -> Decoder:
     """Raises TypeError for what is no type."""
     plain = msgspec.json.Decoder(kind, dec_hook=_decode_custom)
     return _Completing(plain) if _has_plain_defaults(kind) else plain
+
+
+def returned_by(function: Callable[..., Any]) -> Any:
+    """What ``function`` is annotated to return, if that can be read from JSON; else Any."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        kind = typing.get_type_hints(function).get("return", Any)
+        decoder(kind)
+    except (NameError, TypeError, AttributeError):  # named where we cannot look, or no type at all
+        return Any
+    return kind
 
 
 def is_pydantic(kind: type) -> bool:

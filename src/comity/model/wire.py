@@ -96,6 +96,16 @@ class AddSchedule(Item, tag=8):
     spec: TaskSpec
 
 
+class AnswerTask(Item, tag=73):
+    """Answers the task's open question, if it is called ``name`` ("": whatever it is called). Answered by ``Answer`` with
+    ``ref``, which must be hard to guess: it tells this answer from others'."""
+
+    ref: int
+    task: TaskId
+    name: str
+    answer: Payload
+
+
 # The leader to a caller
 
 
@@ -168,9 +178,19 @@ class Leading(Item, tag=26):
 # The leader to a node
 
 
+class Known(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A record of an earlier attempt: ``kind`` is step, checkpoint, answer or unanswered. ``payload`` None: ask (``Recall``)."""
+
+    kind: str
+    name: str
+    size: int
+    payload: Payload | None = None
+
+
 class Run(Item, tag=40):
     """An assignment. ``remaining_ms`` until the task's deadline (0: none). ``timeout_s`` bounds the attempt from its start.
-    A node refuses a term lower than it has seen and an incarnation that is not its own."""
+    ``known`` is what earlier attempts left. A node refuses a term lower than it has seen and an incarnation that is not its
+    own."""
 
     task: TaskId
     epoch: int
@@ -187,6 +207,7 @@ class Run(Item, tag=40):
     trace: str = ""
     progress_timeout_s: float = 0.0
     no_retry: tuple[str, ...] = ()
+    known: tuple[Known, ...] = ()
 
 
 class Stop(Item, tag=41):
@@ -219,6 +240,29 @@ class Evicted(Item, tag=44):
 
     incarnation: int
     reason: str
+
+
+class Recorded(Item, tag=45):
+    """A step's result or a checkpoint is durable; or it was refused, for ``code`` and ``message``."""
+
+    task: TaskId
+    epoch: int
+    kind: str
+    name: str
+    code: str = ""
+    message: str = ""
+
+
+class Recalled(Item, tag=46):
+    """Answers ``Recall``; ``payload`` is never ``Logged``."""
+
+    task: TaskId
+    epoch: int
+    kind: str
+    name: str
+    payload: Payload | None = None
+    code: str = ""
+    message: str = ""
 
 
 # A node to the leader
@@ -306,6 +350,44 @@ class Progress(Item, tag=27):
     made: tuple[tuple[TaskId, int, int], ...]
 
 
+class StepDone(Item, tag=69):
+    """Record this result; answered by ``Recorded``."""
+
+    task: TaskId
+    epoch: int
+    name: str
+    result: Payload
+
+
+class Checkpointed(Item, tag=70):
+    """Save this state, the attempt's ``number``-th; answered by ``Recorded`` with the number as name."""
+
+    task: TaskId
+    epoch: int
+    number: int
+    state: Payload
+
+
+class InputAsked(Item, tag=71):
+    """The attempt has ended to wait for an answer, for ``timeout_ms`` (0: for ever)."""
+
+    task: TaskId
+    epoch: int
+    name: str
+    ask: Payload
+    timeout_ms: int = 0
+    ran_ms: int = 0
+
+
+class Recall(Item, tag=72):
+    """What does this record hold? Answered by ``Recalled``."""
+
+    task: TaskId
+    epoch: int
+    kind: str
+    name: str
+
+
 # Between agents, and to everyone
 
 
@@ -333,7 +415,9 @@ Any_ = (
     SubmitTask | FollowTask | CancelTask | Ask | FollowEvents | Route | CallEnded | AddSchedule
     | Accepted | Refused | Ended | Answer | Routed | EventNotice | Leading
     | Run | Stop | Settled | BeaconAck | Evicted
+    | Recorded | Recalled
     | Beacon | Began | Done | Failed | Declined | Slot | Live | Leaving | RateTask | Progress
+    | StepDone | Checkpointed | InputAsked | Recall | AnswerTask
     | Message | Control | Ping | Pong
 )  # fmt: skip
 

@@ -26,9 +26,24 @@ from comity.handles import Attempt
 from comity.model.codec import to_json
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import LOG_LIMIT, Payload, Stored, TaskFailure
-from comity.model.wire import Began, Declined, Done, Failed, Item, Live, Progress, Run, Settled, Slot, Stop
+from comity.model.wire import (
+    Began,
+    Declined,
+    Done,
+    Failed,
+    Item,
+    Live,
+    Progress,
+    Recalled,
+    Recorded,
+    Run,
+    Settled,
+    Slot,
+    Stop,
+)
 from comity.node.failing import MESSAGE_LIMIT, failure_of, place, said_by
 from comity.node.performing import Performer, is_closing
+from comity.node.resuming import Doors, Memory, suspension
 from comity.store.base import Store
 
 T = TypeVar("T")
@@ -50,8 +65,8 @@ class Running:
     ``progress_at`` until it shows progress; ``ending`` is what it will report once it was told to stop (None: nothing)."""
 
     __slots__ = (
-        "_attempts", "agent", "awaits", "began_at", "deadline_at", "ending", "hosted", "is_canceled", "is_looked_at", "offered",
-        "progress_at", "run", "stop_at", "timer", "work",
+        "_attempts", "_memory", "agent", "awaits", "began_at", "deadline_at", "ending", "hosted", "is_canceled", "is_looked_at",
+        "offered", "progress_at", "run", "stop_at", "timer", "work",
     )  # fmt: skip
 
     work: asyncio.Task[None]
@@ -71,6 +86,21 @@ class Running:
         self.is_canceled = False
         self.ending: Item | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self._memory: Memory | None = None
+
+    @property
+    def memory(self) -> Memory:
+        """Made when it is used: most attempts record nothing."""
+        if self._memory is None:
+            self._memory = self._attempts.memory(self.run)
+            if self._attempts.running.get(self.task) is not self:
+                self._memory.end()
+        return self._memory
+
+    def forget(self) -> None:
+        """The attempt is over."""
+        if self._memory is not None:
+            self._memory.end()
 
     @property
     def task(self) -> TaskId:
@@ -148,6 +178,8 @@ class Attempts:
         self._keep_s = keep_s
         self._grace_s = grace_s
         self._ended: OrderedDict[TaskId, int] = OrderedDict()
+        self._recording: dict[Memory, None] = {}
+        self._doors = Doors(performer, post, self._keep_record, self._fetch, self._is_recording, self.now)
         self._fresh: list[Running] = []
         self.quiet.set()
 
@@ -223,6 +255,8 @@ class Attempts:
             overdue.append((key, report))
         for (task, epoch), report in overdue:
             self._send(task, epoch, report)
+        for memory in list(self._recording):
+            memory.repeat(before)
         if all_of_it:
             for task, running in self.running.items():
                 if running.began_at and running.is_looked_at:
@@ -270,6 +304,7 @@ class Attempts:
         if self.running.get(task) is not running:
             return
         del self.running[task]
+        running.forget()
         if running.timer is not None:
             running.timer.cancel()
         if not running.work.done() and running.work is not asyncio.current_task():
@@ -349,11 +384,14 @@ class Attempts:
             if running.offered.signature.is_async:
                 self._starts(running)
             data = run.input if type(run.input) is bytes else await self._fetch(run.input)
+            if run.known and running.memory.has_state:
+                await running.memory.load()
             output = await self._performer.perform(
                 running.offered, data, lambda: Attempt(running), lambda: self._starts(running), run.no_retry
             )
-            ran_ms = max(1, round((self.now() - running.began_at) * 1000))
-            result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(run, output)
+            ran_ms = self._ran_ms(running)
+            key = f"{self._node}/results/{run.task}/{run.epoch}"
+            result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(key, output)
             return Done(run.task, run.epoch, result, ran_ms)
         except Refuse as refusal:
             return Declined(run.task, run.epoch, said_by(refusal.reason))
@@ -362,6 +400,9 @@ class Attempts:
         except BaseException as error:  # whatever the user's function raises
             if is_closing(error, running.work):
                 raise
+            suspended = suspension(error)
+            if suspended is not None:
+                return suspended.report(run, self._ran_ms(running))
             failure = failure_of(error, (*running.offered.no_retry, *run.no_retry))
             about = {"task": run.task, "agent": run.agent, "code": failure.code, "error": failure.message}
             _log.info("an attempt failed", **about, at=place(error))
@@ -372,8 +413,10 @@ class Attempts:
             raise BadInput("the input is in the log, where a node cannot read")
         return await self._patiently(lambda: self._store.read(payload.key))
 
-    async def _keep(self, run: Run, output: bytes) -> Stored:
-        key = f"{self._node}/results/{run.task}/{run.epoch}"
+    def _ran_ms(self, running: Running) -> int:
+        return max(1, round((self.now() - running.began_at) * 1000))
+
+    async def _keep(self, key: str, output: bytes) -> Stored:
         return await self._patiently(lambda: self._store.put(key, output, ttl_s=self._keep_s))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -386,6 +429,29 @@ class Attempts:
         return await call()
 
     # What a running function does
+
+    def memory(self, run: Run) -> Memory:
+        """What the attempt remembers."""
+        return Memory(run, self._doors)
+
+    async def _keep_record(self, run: Run, data: bytes, number: int) -> Stored:
+        return await self._keep(f"{self._node}/records/{run.task}/{run.epoch}-{number}", data)
+
+    def _is_recording(self, memory: Memory, yes: bool) -> None:
+        if yes:
+            self._recording[memory] = None
+        else:
+            self._recording.pop(memory, None)
+
+    def recorded(self, item: Recorded) -> None:
+        running = self.running.get(item.task)
+        if running is not None and running.epoch == item.epoch:
+            running.memory.on_recorded(item)
+
+    def recalled(self, item: Recalled) -> None:
+        running = self.running.get(item.task)
+        if running is not None and running.epoch == item.epoch:
+            running.memory.on_recalled(item)
 
     def tell(self, running: Running, body: dict[str, Any]) -> None:
         """A live event of the attempt. Raises NotSerializable, TooLarge."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from comity.errors import BadInput, ComityError, InvalidOutput
+from comity.errors import BadInput, ComityError, InvalidOutput, Unanswered
 from comity.model.task import TaskFailure
 
 MESSAGE_LIMIT = 4096
-_HOPELESS = (BadInput, InvalidOutput)
+_HOPELESS = (BadInput, InvalidOutput, Unanswered)
 """The same again would end the same."""
 
 NoRetry = tuple[type[BaseException] | str, ...]

@@ -41,6 +41,7 @@ from comity.model.ids import AgentId, ProcessId, TaskId, base32, check_token
 from comity.model.task import LOG_LIMIT
 from comity.node.failing import failure_of, place, said_by
 from comity.node.performing import Performer, ended, is_closing
+from comity.node.resuming import Forgetful
 
 ANSWERED = frozenset({Performative.REQUEST, Performative.QUERY})
 """What a function returns for these goes back as inform."""
@@ -88,6 +89,10 @@ class Call:
     def client(self) -> Client:
         return self._messages.speak(self)
 
+    @property
+    def memory(self) -> Forgetful:
+        return self._messages.forgetful
+
 
 def _is_somewhere(reply_to: str) -> bool:
     """Whether a reply can be sent there; "" is to the sender."""
@@ -118,6 +123,7 @@ class Messages:
         self.calls: dict[tuple[str, str], Call] = {}
         """At work, by sender and id. A broadcast's calls have the agent's name behind the id."""
         self.speak = speak
+        self.forgetful = Forgetful(performer)
         self.is_closed = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()

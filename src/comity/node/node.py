@@ -125,6 +125,8 @@ class Node:
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),
             wire.Settled: lambda item, sender: self.attempts.settled(item),
+            wire.Recorded: lambda item, sender: self.attempts.recorded(item),
+            wire.Recalled: lambda item, sender: self.attempts.recalled(item),
             wire.Evicted: self._evicted,
         }
         self._on_any: dict[type, Callable[[Any, ProcessId], None]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -63,3 +64,10 @@ class Performer:
         if signature.is_async:
             return await function(*handles, *positional, **named)
         return await self._pools.in_thread(functools.partial(function, *handles, *positional, **named), started)
+
+    async def run(self, call: functools.partial[Any]) -> Any:
+        """What a step's function returns: an async one here, a plain one in a thread."""
+        if inspect.iscoroutinefunction(call.func):
+            return await call()
+        value = await self._pools.in_thread(call, lambda: None)
+        return await value if inspect.isawaitable(value) else value

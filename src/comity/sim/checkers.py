@@ -33,6 +33,7 @@ from comity.model.task import (
 )
 from comity.sim.history import Operation
 from comity.sim.loop import SimulationError
+from comity.sim.recollection import Recollection
 
 STUCK_S = 40.0
 """How much longer than its progress timeout a silent attempt may last: through the faults of a life, and a clock gone wrong."""
@@ -50,6 +51,7 @@ class Truth:
     def __init__(self) -> None:
         self.began: dict[tuple[TaskId, int], AgentId] = {}
         self.returned: dict[tuple[TaskId, int], bytes] = {}
+        self.recollection = Recollection()
 
     def begin(self, task: TaskId, epoch: int, agent: AgentId) -> None:
         """An agent's function is called. An attempt runs once: a repeated assignment must not start it again."""
@@ -181,6 +183,10 @@ class Auditor:
         if task.spec.progress_timeout_s and change.attempt is not None and change.attempt.ended_at:
             self._silent(index, task, change.attempt)
         task_id = task.spec.id
+        if self.truth is not None:
+            self.truth.recollection.changed(index, entry, change, self._epochs.get(task_id, 0))
+        if change.kind == "task.canceled":
+            self._orphaned(index, task, change.reason)
         end = self.ends.get(task_id)
         if change.kind not in _ENDINGS:
             if end is not None:
@@ -195,6 +201,13 @@ class Auditor:
         self.ends[task_id] = End(task.state, _mark(task.result, entry))
         if task.state is TaskState.COMPLETED:
             self._completed(index, entry, task_id)
+
+    def _orphaned(self, index: int, task: Task, reason: str) -> None:
+        """A child with a key lives as long as its parent: the parent's next attempt finds it again."""
+        parent = self.state.tasks.get(task.spec.parent) if task.spec.parent is not None else None
+        goes_on = parent is not None and not parent.is_terminal and not parent.cancel_at
+        if task.spec.key and reason.startswith("its parent") and parent is not None and goes_on:
+            raise Violation(f"entry {index} cancels task {task.spec.id}, though its parent {parent.spec.id} goes on")
 
     def _assigned(self, index: int, task_id: TaskId, epoch: int) -> None:
         if epoch <= self._last_epoch:

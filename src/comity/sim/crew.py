@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from comity.agent import Agent
-from comity.errors import Refuse
+from comity.errors import Refuse, Unanswered
 from comity.handles import Attempt, Message
 
 
@@ -78,6 +78,36 @@ async def family(attempt: Attempt, children: int, depth: int) -> int:
     return children + sum([int(await task.result()) for task in tasks])
 
 
+async def _part(number: int, size: int) -> str:
+    await asyncio.sleep(1.5 if number == 1 else 0.1)
+    return str(number).ljust(size, ".")
+
+
+async def _share(attempt: Attempt) -> float:
+    """Have a part done by somebody else. Done again, it finds the same child."""
+    child = await attempt.submit("nap", {"seconds": 0.4}, key=f"{attempt.id}/share")
+    return float(await child.result())
+
+
+async def careful(attempt: Attempt, parts: int, size: int, ask: bool) -> str:
+    """Record each of ``parts`` steps, save a checkpoint now and then, and have the result approved if ``ask``."""
+    begun = attempt.resume_state or {"parts": 0}
+    for number in range(parts):
+        await attempt.step(f"part {number}", _part, number, size)
+        if number % 2 and number >= begun["parts"]:
+            await attempt.checkpoint({"parts": number, "draft": "x" * size})
+    if parts > 2:
+        await attempt.step("share", _share, attempt)
+    verdict = "not asked"
+    if ask:
+        try:
+            verdict = str(await attempt.wait_for("approval", ask={"parts": parts}, timeout=4.0))
+        except Unanswered:
+            verdict = "nobody cared"
+    await attempt.step("publish", _part, parts, 10)
+    return verdict
+
+
 def _relay(name: str) -> Agent:
     """An agent that passes a question on to the next on its route, which may be the one that asked it."""
     agent = Agent(name, concurrency=2)
@@ -94,7 +124,7 @@ def _relay(name: str) -> Agent:
 def crew() -> list[Agent]:
     """What each node of a simulated world hosts unless told otherwise."""
     worker = Agent("worker", concurrency=4, tags={"quick"})
-    for function in (echo, nap, large, flaky, silent):
+    for function in (echo, nap, large, flaky, silent, careful):
         worker.capability(function)
     worker.capability(no_retry=(ValueError,))(broken)
     moody = Agent("moody", concurrency=2)

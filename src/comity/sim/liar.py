@@ -84,9 +84,17 @@ class Liar:
             wire.Began(task, epoch), wire.Done(task, epoch, self.random.choice(payloads), self._number()),
             wire.Declined(task, epoch, "no"), wire.Failed(task, epoch, failure, self.random.random() < 0.5),
             wire.Slot(task, epoch, self.random.random() < 0.5), wire.Live(task, epoch, b'{"type":"completed"}'),
-            wire.RateTask(task, self._figure()), wire.CallEnded(epoch),
+            wire.RateTask(task, self._figure()), wire.CallEnded(epoch), self._record(task, epoch, self.random.choice(payloads)),
         ])  # fmt: skip
         return LEADER, item
+
+    def _record(self, task: TaskId, epoch: int, payload: Payload) -> wire.Item:
+        name = self.random.choice(["part 0", "approval", "", "x" * 200])
+        return self.random.choice([
+            wire.StepDone(task, epoch, name, payload), wire.Checkpointed(task, epoch, self._number(), payload),
+            wire.InputAsked(task, epoch, name, payload, self._number()), wire.Recall(task, epoch, "step", name),
+            wire.AnswerTask(7, task, "another", payload),
+        ])  # fmt: skip
 
     def _beacon(self) -> Lie:
         calls = {self._agent(): self._number() for _ in range(3)}
@@ -122,7 +130,8 @@ class Liar:
         (task, epoch), agent = self._attempt(), self._agent()
         item: wire.Item = self.random.choice([
             wire.Run(task, epoch, abs(self._number()), 1, agent, "echo", b'{"value":1}', 1), wire.Stop(task, epoch, "lie", 100),
-            wire.Settled(((task, epoch),)), wire.Evicted(abs(self._number()), "lie"),
+            wire.Settled(((task, epoch),)), wire.Recorded(task, epoch, "step", "part 0"),
+            wire.Recalled(task, epoch, "step", "part 0", b"1"), wire.Evicted(abs(self._number()), "lie"),
             wire.BeaconAck(self._number(), abs(self._number()), self._figure(), self._number()),
             wire.Control(1, self.random.choice(["update", "odd"]), b'{"agent":"picky","changes":{"tags":7}}'),
         ])  # fmt: skip

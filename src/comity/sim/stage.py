@@ -14,6 +14,7 @@ from comity.node.performing import Performer
 from comity.node.pools import Pools, compute
 from comity.sim.checkers import Truth, Violation
 from comity.sim.loop import VirtualLoop
+from comity.sim.recollection import Witness
 
 
 class _OneThread(Pools):
@@ -65,7 +66,8 @@ class Stage(Performer):
         attempt = handle()
         if attempt.epoch:
             self._begin(attempt)
-        output = await super().perform(offered, data, handle, started, no_retry)
+            attempt = Witness(attempt, self._truth.recollection, self._loop)
+        output = await super().perform(offered, data, lambda: attempt, started, no_retry)
         if attempt.epoch:
             self._truth.end(attempt.id, attempt.epoch, output)
         return output

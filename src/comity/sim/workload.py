@@ -25,10 +25,11 @@ from comity.errors import (
 from comity.model.capability import Retry
 from comity.model.codec import digest, to_json
 from comity.model.ids import TaskId
-from comity.model.task import TaskState
+from comity.model.task import TERMINAL, TaskState
 from comity.sim.checkers import Auditor, End, Violation
 from comity.sim.history import History
 from comity.sim.loop import Process
+from comity.sim.recollection import Recollection
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ class Caller:
         self._process = process
         self._history = history
         self._auditor = auditor
+        self._recollection = auditor.truth.recollection if auditor.truth is not None else Recollection()
         self._loop = asyncio.get_running_loop()
 
     async def in_time(self, awaited: Awaitable[T], limit_s: float, what: str) -> T:
@@ -131,6 +133,19 @@ class Caller:
     async def cancel(self, task: Task) -> None:
         await self._view(task, "cancel", task.cancel("not wanted any more", CALL_S))
 
+    async def answer(self, task: Task, name: str) -> None:
+        """Answer with something that nobody else says; Conflict if somebody else's counted."""
+        value = self.random.getrandbits(40)
+        try:
+            await self.in_time(task.answer(value, name=name, timeout=CALL_S), CALL_S, "answer")
+        except (Indefinite, UnknownTask):
+            return
+        except Conflict:
+            if self._recollection.is_answered_with(task.id, name, value):
+                raise Violation(f"{value} answers {name} of task {task.id}, and a client was told of a conflict") from None
+            return
+        self._recollection.answered(task.id, name, value)
+
     async def _view(self, task: Task, kind: str, asked: Awaitable[dict[str, Any]]) -> None:
         try:
             await self._history.record(
@@ -167,6 +182,7 @@ class Workload:
             (1, self._schedule),
             (2, self._dead),
             (1, self._set_aside),
+            (3, self._careful),
         ]
 
     async def run(self) -> None:
@@ -282,6 +298,23 @@ class Workload:
             await self.caller.status(task)
             await self._follow_up(task)
             await self.caller.result(task)
+
+    async def _careful(self) -> None:
+        """A task that resumes; what it asks is answered, sometimes by two, or left."""
+        random = self.random
+        asks = random.random() < 0.6
+        size = random.choice([10, 10, 10, 3000, 300_000])
+        value = {"parts": random.randrange(1, 6), "size": size, "ask": asks}
+        task = await self.caller.submit("careful", value, self.submit_s)
+        answers = random.choice([0, 1, 1, 2]) if asks else 0
+        view: dict[str, Any] = {"state": ""}
+        while answers and view["state"] not in TERMINAL and asyncio.get_running_loop().time() < self.until:
+            await asyncio.sleep(0.2 + 0.2 * random.random())
+            view = await task.status(CALL_S)
+            if view["state"] == TaskState.INPUT_REQUIRED:
+                await asyncio.gather(*[self.caller.answer(task, "approval") for _ in range(answers)])
+                break
+        await self.caller.result(task)
 
     async def _request(self) -> None:
         asked = self.client.request("echo", {"value": 7}, timeout=CALL_S)

@@ -32,7 +32,7 @@ import structlog
 from comity.agent import Agent
 from comity.client.client import Client
 from comity.config import Settings
-from comity.controller import keeping, snapshot
+from comity.controller import adopting, keeping, snapshot
 from comity.controller.controller import Controller
 from comity.core.ledger import Effective
 from comity.model.codec import digest
@@ -131,6 +131,7 @@ class World:
                 "CHUNK_TASKS": self.random.choice([5, keeping.CHUNK_TASKS]),
             },
             snapshot: {"SLICE": self.random.choice([1, 3, snapshot.SLICE])},
+            adopting: {"ADOPT_AFTER_MS": self.random.choice([300, 300, adopting.ADOPT_AFTER_MS])},
         }
 
     def _host(self, name: str, program: programs.Program) -> Host:
