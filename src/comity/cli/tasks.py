@@ -146,15 +146,15 @@ def show_task(cli: Cli, task: dict[str, Any]) -> None:
 
 def _records(cli: Cli, task: dict[str, Any]) -> None:
     """What its attempts recorded, and asked."""
-    steps = [(plain(s["name"]), local(s["at"], short=True), f"{s['size']} B", s["epoch"] & 0xFFFFFFFF) for s in task["steps"]]
+    steps = [(plain(s["name"]), local_time(s["at"], short=True), f"{s['size']} B", s["epoch"] & 0xFFFFFFFF) for s in task["steps"]]
     if (saved := task["checkpoint"]) is not None:
-        steps.append(("(checkpoint)", local(saved["at"], short=True), f"{saved['size']} B", saved["epoch"] & 0xFFFFFFFF))
+        steps.append(("(checkpoint)", local_time(saved["at"], short=True), f"{saved['size']} B", saved["epoch"] & 0xFFFFFFFF))
     if steps:
         print()
         cli.output.table(("STEP", "RECORDED", "SIZE", "EPOCH"), steps, "", indent="  ")
     questions = [
         (
-            plain(q["name"]), plain(json.dumps(q["ask"], ensure_ascii=False)), local(q["asked"], short=True),
+            plain(q["name"]), plain(json.dumps(q["ask"], ensure_ascii=False)), local_time(q["asked"], short=True),
             "nobody in time" if q["is_over"] else plain(json.dumps(q["answer"], ensure_ascii=False)) if q["answered"] else "",
         )
         for q in task["questions"]

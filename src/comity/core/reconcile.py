@@ -23,8 +23,10 @@ import msgspec
 from comity.core.breaker import Breakers
 from comity.core.budget import Budget
 from comity.core.changes import Change
+from comity.core.expiry import ATTEMPT, DEADLINE, GRACE, PROGRESS, READY, START, WAIT, called_for
 from comity.core.family import cancels, is_orphan
 from comity.core.policy import Policy
+from comity.core.refusals import Refusals
 from comity.core.rotation import Rotation
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
@@ -32,25 +34,18 @@ from comity.core.waiting import LOOKS, Demand, Entry, Heap, Waiting
 from comity.core.watch import Watch, timeout_ms
 from comity.model.capability import AgentRecord
 from comity.model.ids import AgentId, NodeId, TaskId, node_of
-from comity.model.records import EndWait
 from comity.model.task import (
     Assign,
     Attempt,
     Cancel,
-    Canceled,
     Command,
     Ending,
-    Expire,
-    Fail,
-    Requeue,
     Task,
-    TaskFailure,
     TaskSpec,
     TaskState,
 )
 
 _OPEN = (TaskState.SUBMITTED, TaskState.WAITING)
-_READY, _START, _ATTEMPT, _GRACE, _DEADLINE, _PROGRESS, _WAIT = range(7)
 _CHARGED = (Ending.FAILED, Ending.TIMED_OUT)
 """Endings whose retry takes a token of the budget. A lost node says nothing about what the function depends on."""
 DUE_MAX = 4096
@@ -87,7 +82,7 @@ class Reconcile:
         self._waiting: dict[str, Waiting] = {}
         self._dirty: dict[str, None] = {}
         self._timers: Heap[tuple[int, int, TaskId, int]] = Heap(self._is_live)
-        self._refusals: dict[TaskId, dict[AgentId, int]] = {}  # by task, who would not or could not begin it, until when
+        self._refusals = Refusals(policy.refusal_ms)
         self._proposals: deque[Command] = deque()
         self._next_epoch = state.next_epoch()
         self._now_ms = state.time_ms
@@ -153,9 +148,9 @@ class Reconcile:
     def _submitted(self, task: Task, change: Change) -> None:
         spec = task.spec
         if spec.deadline_ms:
-            self._timer(spec.deadline_ms, _DEADLINE, spec.id, 0)
+            self._timer(spec.deadline_ms, DEADLINE, spec.id, 0)
         if spec.not_before_ms > self._now_ms:
-            self._timer(spec.not_before_ms, _READY, spec.id, 0)
+            self._timer(spec.not_before_ms, READY, spec.id, 0)
         elif spec.id not in self.reserved:
             self._push(task)
         if spec.parent is not None and is_orphan(self.state, spec):
@@ -166,7 +161,7 @@ class Reconcile:
         self.rotation.settled(task.spec.id)
         if task.spec.start_timeout_s and change.attempt is not None:
             due = change.attempt.assigned_at + int(task.spec.start_timeout_s * 1000)
-            self._timer(due, _START, task.spec.id, task.epoch)
+            self._timer(due, START, task.spec.id, task.epoch)
 
     def _void(self, task_id: TaskId, task: Task | None) -> None:
         """An assignment came too late to count: its node is gone, or the task."""
@@ -179,18 +174,18 @@ class Reconcile:
 
     def _started(self, task: Task, change: Change) -> None:
         due = self.state.time_ms + int(task.spec.attempt_timeout_s * 1000) + self.policy.attempt_slack_ms
-        self._timer(due, _ATTEMPT, task.spec.id, task.epoch)
+        self._timer(due, ATTEMPT, task.spec.id, task.epoch)
         if timeout_ms(task):
-            self._timer(self.watch.began(task, self.state.time_ms), _PROGRESS, task.spec.id, task.epoch)
+            self._timer(self.watch.began(task, self.state.time_ms), PROGRESS, task.spec.id, task.epoch)
 
     def _canceling(self, task: Task, change: Change) -> None:
-        self._timer(self.state.time_ms + self.policy.cancel_grace_ms, _GRACE, task.spec.id, task.epoch)
+        self._timer(self.state.time_ms + self.policy.cancel_grace_ms, GRACE, task.spec.id, task.epoch)
         self._cancel_children(task.spec.id, None)
 
     def _put_back(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
         if change.attempt is not None and change.attempt.ending in (Ending.REFUSED, Ending.NOT_STARTED):
-            self._note_refusal(task.spec.id, change.attempt)
+            self._refusals.note(task.spec.id, change.attempt)
         self._cancel_children(task.spec.id, task.epoch)
         self._wait(task)
 
@@ -199,7 +194,7 @@ class Reconcile:
         if task.past and task.past[-1].ending in _CHARGED:
             self.budget.owing[task.spec.id] = None
         if task.not_before > self._now_ms:
-            self._timer(task.not_before, _READY, task.spec.id, task.epoch)
+            self._timer(task.not_before, READY, task.spec.id, task.epoch)
         else:
             self._ready(task)
 
@@ -216,7 +211,7 @@ class Reconcile:
             self._push(self.state.tasks[task_id])
         head = self.budget.head(capability)
         if head is not None:
-            self._timer(head[1], _READY, head[0], self.state.tasks[head[0]].epoch)
+            self._timer(head[1], READY, head[0], self.state.tasks[head[0]].epoch)
 
     def _asking(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
@@ -228,14 +223,14 @@ class Reconcile:
         records = task.records
         name = records.asked() if records is not None else None
         if records is not None and name is not None and (until := records.questions[name].until_ms):
-            self._timer(until, _WAIT, task.spec.id, task.epoch)
+            self._timer(until, WAIT, task.spec.id, task.epoch)
 
     def _answered(self, task: Task, change: Change) -> None:
         self._push(task)
 
     def _finished(self, task: Task, change: Change) -> None:
         self._attempt_ended(task, change)
-        self._refusals.pop(task.spec.id, None)
+        self._refusals.forget(task.spec.id)
         if self.budget.forget(task.spec.capability, task.spec.id):
             self._release(task.spec.capability)
         if task.state is not TaskState.COMPLETED:
@@ -264,7 +259,7 @@ class Reconcile:
             task = self.state.tasks[task_id]
             verdict = self.watch.verdict(task, now_ms)
             if isinstance(verdict, int):
-                self._timer(verdict, _PROGRESS, task_id, task.epoch)
+                self._timer(verdict, PROGRESS, task_id, task.epoch)
             else:
                 commands.append(verdict)
         return commands
@@ -279,23 +274,9 @@ class Reconcile:
 
     # What should be
 
-    def _note_refusal(self, task_id: TaskId, attempt: Attempt) -> None:
-        self._refusals.setdefault(task_id, {})[attempt.agent] = attempt.ended_at + self.policy.refusal_ms
-
-    def _avoid(self, task_id: TaskId) -> tuple[AgentId, ...]:
-        """Who refused the task lately."""
-        noted = self._refusals.get(task_id)
-        if noted is None:
-            return ()
-        lately = {agent: until for agent, until in noted.items() if until > self._now_ms}
-        self._refusals[task_id] = lately
-        if not lately:
-            del self._refusals[task_id]
-        return tuple(sorted(lately))
-
     def _push(self, task: Task) -> None:
         spec = task.spec
-        avoid, needs = self._avoid(spec.id), spec.requirements
+        avoid, needs = self._refusals.lately(spec.id, self._now_ms), spec.requirements
         key = (spec.capability, _encode(needs) if needs is not None else b"", spec.strategy, avoid)
         waiting = self._waiting.get(spec.capability)
         if waiting is None:
@@ -309,7 +290,7 @@ class Reconcile:
         waiting.look_at(demand)
         self._dirty[spec.capability] = None
         if avoid:  # refusals are forgotten; then it may go to the same agents again
-            self._timer(self._now_ms + self.policy.refusal_ms, _READY, spec.id, task.epoch)
+            self._timer(self._now_ms + self.policy.refusal_ms, READY, spec.id, task.epoch)
 
     def _waits(self, entry: Entry) -> bool:
         task = self.state.tasks.get(entry[1])
@@ -399,7 +380,7 @@ class Reconcile:
         task = self.state.tasks.get(task_id)
         if task is None or task.is_terminal:
             return False
-        return kind == _DEADLINE or task.epoch == token
+        return kind == DEADLINE or task.epoch == token
 
     def next_deadline(self) -> int | None:
         """Entry time (ms) at which ``due`` has something; it may then turn out to be nothing."""
@@ -423,30 +404,17 @@ class Reconcile:
         return commands
 
     def _expired(self, kind: int, task: Task, commands: list[Command], now_ms: int) -> None:
-        task_id, attempt = task.spec.id, task.attempt
-        if kind == _DEADLINE:
-            commands.append(Expire(task_id))
-        elif kind == _READY:
-            if attempt is None and task_id not in self.reserved:
+        if kind == READY:
+            if task.attempt is None and task.spec.id not in self.reserved:
                 self._ready(task)
-        elif kind == _WAIT:
-            if task.state is TaskState.INPUT_REQUIRED:
-                commands.append(EndWait(task_id, task.epoch))
-        elif attempt is None:
-            return
-        elif kind == _START:
-            if task.state is TaskState.ASSIGNED:
-                limit = task.spec.start_timeout_s
-                commands.append(Requeue(task_id, task.epoch, Ending.NOT_STARTED, f"not started within {limit:g} s"))
-        elif kind == _GRACE:
-            commands.append(Canceled(task_id, "canceled; it did not stop within its grace time"))
-        elif kind == _ATTEMPT:
-            failure = TaskFailure("attempt-timeout", f"ran longer than {task.spec.attempt_timeout_s:g} s")
-            commands.append(Fail(task_id, task.epoch, failure, now_ms + self.pause_ms(task), Ending.TIMED_OUT))
-        elif kind == _PROGRESS:
-            again = self.watch.look(task, now_ms)
+        elif kind == PROGRESS:
+            again = self.watch.look(task, now_ms) if task.attempt is not None else None
             if again is not None:
-                self._timer(again, _PROGRESS, task_id, task.epoch)
+                self._timer(again, PROGRESS, task.spec.id, task.epoch)
+        else:
+            command = called_for(kind, task, now_ms + self.pause_ms(task) if kind == ATTEMPT else 0)
+            if command is not None:
+                commands.append(command)
 
     # Starting afresh
 
@@ -468,12 +436,12 @@ class Reconcile:
             if task.is_terminal:
                 continue
             if task.spec.deadline_ms:
-                self._timer(task.spec.deadline_ms, _DEADLINE, task.spec.id, 0)
+                self._timer(task.spec.deadline_ms, DEADLINE, task.spec.id, 0)
             if task.spec.parent is not None and is_orphan(self.state, task.spec):
                 self._proposals.append(Cancel(task.spec.id, f"its parent {task.spec.parent} ended"))
             for past in task.past:
                 if past.ending is Ending.REFUSED:
-                    self._note_refusal(task.spec.id, past)
+                    self._refusals.note(task.spec.id, past)
             if task.attempt is not None:
                 self._resume(task, task.attempt)
             elif task.state is TaskState.INPUT_REQUIRED:
@@ -485,19 +453,19 @@ class Reconcile:
         """Times of a running attempt start afresh: the leader before may have been away for long."""
         self.scheduling.take(attempt.agent)
         if task.cancel_at:
-            self._timer(self.state.time_ms + self.policy.cancel_grace_ms, _GRACE, task.spec.id, task.epoch)
+            self._timer(self.state.time_ms + self.policy.cancel_grace_ms, GRACE, task.spec.id, task.epoch)
         if attempt.started_at:
             self._started(task, Change("task.started", task, attempt))
         elif task.spec.start_timeout_s:
             due = self.state.time_ms + int(task.spec.start_timeout_s * 1000)
-            self._timer(due, _START, task.spec.id, task.epoch)
+            self._timer(due, START, task.spec.id, task.epoch)
 
     def check(self) -> None:
         """Raise AssertionError if a waiting task is in no queue and has no timer that would put it there, or if
         somebody is benched who should not be."""
         self.rotation.check()
         queued = {task_id for w in self._waiting.values() for d in w.demands.values() for _, task_id in d.heap}
-        timed = {timer[2] for timer in self._timers if timer[1] == _READY}
+        timed = {timer[2] for timer in self._timers if timer[1] == READY}
         heads, held = self.budget.waiting()
         known = queued | timed | set(self.reserved) | held
         if not heads <= timed:
