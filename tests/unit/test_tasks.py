@@ -286,9 +286,9 @@ _commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(lambda ts: Archived("c", tuple(ts), 1, "d"), st.lists(_ids, unique=True, max_size=3)),
     st.builds(Evict, _nodes, st.integers(1, 2), st.just(""), st.integers(0, 2)),
     st.builds(lambda ts: DropDead(tuple(ts)), st.lists(_ids, max_size=3)),
-    st.builds(lambda t, old: Replay(spec(t, replays=old)), _ids, _ids),
+    st.builds(lambda old: Replay(spec(TaskId(f"again-{old}"), replays=old)), _ids),
     st.just(PutSchedule(Schedule("s", "* * * * *", "UTC", spec(TaskId(""))))),
-    st.builds(lambda t, due: Fire("s", due, spec(t, key=f"s/{due}")), _ids, st.integers(1, 200)),
+    st.builds(lambda due: Fire("s", due, spec(TaskId(f"due-{due}"), key=f"s/{due}")), st.integers(1, 200)),
 )
 
 

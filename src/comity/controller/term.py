@@ -98,9 +98,8 @@ class Term:
         )  # fmt: skip
         self.witnesses = Witnesses(c.bus.process, c.outbox, self.liveness.states, self.leader.notice)
         self.keeping = Keeping(
-            c.state, c.ledger, c.log, c.store, c.payloads,
-            propose=self.leader.propose, barrier=self.leader.barrier, now_ms=clock.now_ms,
-            snapshot_every=settings.snapshot_every, keep_finished=settings.keep_finished,
+            c.state, c.ledger, c.log, c.store, c.payloads, propose=self.leader.propose, barrier=self.leader.barrier,
+            now_ms=clock.now_ms, snapshot_every=settings.snapshot_every, keep_finished=settings.keep_finished,
             keep_finished_ms=int(settings.keep_finished_s * 1000), window_ms=window_ms, keep_dead=settings.keep_dead,
             keep_dead_ms=int(settings.keep_dead_s * 1000),
         )  # fmt: skip
