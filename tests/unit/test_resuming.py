@@ -101,7 +101,7 @@ def test_nobody_in_time_is_an_answer_too(story: Story) -> None:
 
 def test_the_same_question_is_not_asked_again(story: Story) -> None:
     story.do(AskInput(T1, 1, "ok?", b"null"), GiveAnswer(T1, "", b"1", 1), assign(token=2))
-    assert story.kinds(AskInput(T1, 2, "ok?", b"null")) == ["task.failed"]
+    assert story.kinds(AskInput(T1, 2, "ok?", b"null")) == ["task.dead", "task.failed"]
 
 
 @pytest.mark.parametrize(("command", "state"), [(Cancel(T1), "canceled"), (Expire(T1), "failed")])
@@ -153,7 +153,7 @@ def test_a_tasks_records_are_bounded(story: Story, monkeypatch: pytest.MonkeyPat
     assert story.kinds(RecordStep(T1, 1, "b", b"1"), RecordStep(T1, 1, "c", b"1")) == ["task.step", "report.rejected"]
     assert story.kinds(SaveCheckpoint(T1, 1, 1, b"12345")) == ["report.rejected"]
     assert story.kinds(SaveCheckpoint(T1, 1, 2, b"1234")) == ["task.checkpoint"]
-    assert story.kinds(AskInput(T1, 1, "q", b"1")) == ["task.failed"]
+    assert story.kinds(AskInput(T1, 1, "q", b"1")) == ["task.dead", "task.failed"]
 
 
 def test_an_assignment_carries_what_is_small(story: Story) -> None:

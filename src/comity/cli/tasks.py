@@ -146,7 +146,9 @@ def show_task(cli: Cli, task: dict[str, Any]) -> None:
 
 def _records(cli: Cli, task: dict[str, Any]) -> None:
     """What its attempts recorded, and asked."""
-    steps = [(plain(s["name"]), local_time(s["at"], short=True), f"{s['size']} B", s["epoch"] & 0xFFFFFFFF) for s in task["steps"]]
+    steps = [
+        (plain(s["name"]), local_time(s["at"], short=True), f"{s['size']} B", s["epoch"] & 0xFFFFFFFF) for s in task["steps"]
+    ]
     if (saved := task["checkpoint"]) is not None:
         steps.append(("(checkpoint)", local_time(saved["at"], short=True), f"{saved['size']} B", saved["epoch"] & 0xFFFFFFFF))
     if steps:

@@ -446,6 +446,7 @@ class Attempts:
     def recorded(self, item: Recorded) -> None:
         running = self.running.get(item.task)
         if running is not None and running.epoch == item.epoch:
+            running.progress_at = self.now()
             running.memory.on_recorded(item)
 
     def recalled(self, item: Recalled) -> None:
