@@ -23,12 +23,16 @@ Work = Callable[[World, Client], Awaitable[None]]
 RESTART_S = 1.0
 
 
-def live(work: Work, agents: Callable[[], list[Agent]] | None = None, **options: Any) -> World:
-    """A life without faults, but for those that ``work`` makes."""
+def live(
+    work: Work, agents: Callable[[], list[Agent]] | None = None, *, chunk: tuple[int, int] = (600_000, 2000), **options: Any
+) -> World:
+    """A life without faults, but for those that ``work`` makes. ``chunk``: when finished tasks go to the archive, by age in
+    milliseconds and by number."""
     settings = {"retries": 3, "start_timeout_s": 10.0, "attempt_timeout_s": 100.0, "keep_finished": 1_000_000}
     settings |= {"max_waiting": 1000, **options.pop("settings", {})}
     options = {"controllers": 1, "nodes": 2, "clients": 1, "torture_s": 0.0, "faults": {}} | options
     world = World(1, agents=agents or crew, settings=settings, **options)
+    world.limits[keeping] = dict(zip(("CHUNK_AGE_MS", "CHUNK_TASKS"), chunk, strict=True))
 
     async def run(client: Client) -> None:
         await work(world, client)
@@ -329,7 +333,7 @@ def test_dead_letters_are_listed_edited_replayed_and_dropped() -> None:
     live(work)
 
 
-def test_dead_letters_outlive_the_archive_and_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_letters_outlive_the_archive_and_restarts() -> None:
     async def work(world: World, client: Client) -> None:
         await met(client)
         dead = await failed(client, 0, -1)
@@ -350,10 +354,7 @@ def test_dead_letters_outlive_the_archive_and_restarts(monkeypatch: pytest.Monke
         assert not [key for key in world.servers.store.values if key.startswith(keeping.DEAD)]
 
     settings = {"keep_finished": 1, "dedup_window_s": 10.0, "snapshot_every": 10}
-    world_limits = {"CHUNK_AGE_MS": 500, "CHUNK_TASKS": 5}
-    for name, value in world_limits.items():
-        monkeypatch.setattr(keeping, name, value)
-    live(work, settings=settings)
+    live(work, settings=settings, chunk=(500, 5))
 
 
 def test_the_oldest_dead_letters_go_first() -> None:
