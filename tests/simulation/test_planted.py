@@ -296,7 +296,7 @@ def the_end_of_a_submit_under_way_is_asked_for(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Outcomes, "submitting", Outcomes.of)
 
 
-@plant(clients=1, faults={"stall": 1, "pause": 1, "one-way cut": 0.5})
+@plant(clients=2, faults={"stall": 1, "pause": 1, "one-way cut": 0.5})
 def one_task_has_two_outcomes(patch: pytest.MonkeyPatch) -> None:
     def of(self: Outcomes, task: TaskId) -> Outcome:
         return self._open.setdefault(task, Outcome(task))
