@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
+from node_stage import Stage, staged_on, until
 from peers import World
+from structlog.testing import capture_logs
 
 from comity.controller.snapshot import Writing, load
 from comity.core.changes import Change
@@ -30,6 +32,7 @@ from comity.model.task import (
     TaskSpec,
     TaskState,
 )
+from comity.sim.loop import VirtualLoop
 
 N1 = ProcessId("n1")
 ONE, TWO = TaskId("t1"), TaskId("t2")
@@ -158,3 +161,28 @@ async def test_draining_can_be_waited_for() -> None:
         rows = (await client.ask("nodes"))["nodes"]
     assert rows[0]["aside"]["state"] == "draining" and rows[0]["incarnation"] is None
     await controller.stop()
+
+
+async def test_the_node_is_told() -> None:
+    world = World()
+    controller = await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    await client.ask("drain-node", id="n1")
+    await node.hear(wire.BeaconAck, lambda ack: ack.aside == "draining")
+    await client.ask("resume-node", id="n1")
+    await node.hear(wire.BeaconAck, lambda ack: ack.aside == "")
+    await controller.stop()
+
+
+@staged_on(VirtualLoop)
+async def test_a_node_says_that_it_was_set_aside(stage: Stage) -> None:
+    node, leader = await stage.started()
+    leader.is_mute = True
+    with capture_logs() as logs:
+        for aside in ("draining", "draining", "isolated", ""):
+            leader.forget()
+            beacon = await leader.next(wire.Beacon)
+            leader.say("n1", wire.BeaconAck(beacon.seq, 1, 3.0, 1_700_000_000_000, True, aside))
+            await until(lambda aside=aside: node.lease.aside == aside)  # type: ignore[misc]
+    assert [log["event"] for log in logs] == ["set aside: draining", "set aside: isolated", "no longer set aside"]

@@ -75,7 +75,8 @@ class Liveness:
         self.step(m.BeaconSeen(node, item.incarnation, item.draining, item.running > 0))
         lease = state.nodes.get(node)
         known = lease is not None and lease.incarnation == item.incarnation
-        ack = BeaconAck(item.seq, self._term, self._lease_s, self._now_ms(), known)
+        aside = state.aside.get(node)
+        ack = BeaconAck(item.seq, self._term, self._lease_s, self._now_ms(), known, aside.state if aside is not None else "")
         self._outbox.post(to(node), ack)
         if known:
             self.beacons[node] = self._time(), item

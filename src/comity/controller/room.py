@@ -29,6 +29,7 @@ class Room:
         self.max_tasks = max_tasks
         self.max_bytes = max_bytes
         self.max_each = min(max_each or max(1, round(SHARE * max_tasks + 0.5)), max_tasks)
+        self.max_bytes_each = max(1, int(max_bytes * self.max_each / max_tasks))
         self.refused = {"tasks": 0, "bytes": 0, "submitter": 0}
         """Refusals, by the limit that was reached."""
         self._drain = drain
@@ -36,6 +37,8 @@ class Room:
     def check(self, submitter: ProcessId) -> None:
         """Raise Overloaded if nothing more may wait, or nothing more of ``submitter``."""
         tasks, held = self.backlog.tasks + self.coming.tasks, self.backlog.bytes + self.coming.bytes
+        if tasks < self.max_each and held < self.max_bytes_each:
+            return  # so nobody has more
         if tasks >= self.max_tasks:
             raise self._overloaded("tasks", f"{tasks:,} tasks wait already", self.max_tasks)
         if held >= self.max_bytes:
@@ -43,9 +46,9 @@ class Room:
         (mine, my_bytes), (new, new_bytes) = self.backlog.of(submitter), self.coming.of(submitter)
         if mine + new >= self.max_each:
             raise self._overloaded("submitter", f"{mine + new:,} tasks of {submitter} wait already", self.max_each)
-        most = max(1, int(self.max_bytes * self.max_each / self.max_tasks))
-        if my_bytes + new_bytes >= most:
-            raise self._overloaded("submitter", f"{my_bytes + new_bytes:,} bytes of {submitter}'s wait already", most)
+        if my_bytes + new_bytes >= self.max_bytes_each:
+            said = f"{my_bytes + new_bytes:,} bytes of {submitter}'s wait already"
+            raise self._overloaded("submitter", said, self.max_bytes_each)
 
     def _overloaded(self, which: str, said: str, limit: int) -> Overloaded:
         self.refused[which] += 1

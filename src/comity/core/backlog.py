@@ -14,11 +14,12 @@ class Backlog:
     def __init__(self) -> None:
         self.tasks = 0
         self.bytes = 0
-        self.by_submitter: dict[ProcessId, tuple[int, int]] = {}
+        self.by_submitter: dict[ProcessId, list[int]] = {}
 
     def of(self, submitter: ProcessId) -> tuple[int, int]:
         """Tasks and bytes of one submitter."""
-        return self.by_submitter.get(submitter, (0, 0))
+        have = self.by_submitter.get(submitter)
+        return (have[0], have[1]) if have is not None else (0, 0)
 
     def add(self, spec: TaskSpec) -> None:
         self._count(spec.submitter, 1, size(spec.input))
@@ -29,10 +30,13 @@ class Backlog:
     def _count(self, submitter: ProcessId, tasks: int, size: int) -> None:
         self.tasks += tasks
         self.bytes += size
-        have = self.by_submitter.get(submitter, (0, 0))
-        if have[0] + tasks:
-            self.by_submitter[submitter] = have[0] + tasks, have[1] + size
-        else:
+        have = self.by_submitter.get(submitter)
+        if have is None:
+            self.by_submitter[submitter] = [tasks, size]
+            return
+        have[0] += tasks
+        have[1] += size
+        if not have[0]:
             del self.by_submitter[submitter]
 
 

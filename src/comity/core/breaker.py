@@ -105,7 +105,7 @@ class Breakers:
             elif change.kind == "task.assigned":
                 if self._known:
                     self._assigned(attempt, task.spec.capability)
-            elif change.kind in _ENDED:
+            elif change.kind in _ENDED and (self._known or attempt.ending is not Ending.COMPLETED):
                 self._ended(attempt, task.spec.capability, task.spec.id, now_ms)
         return self._take_turns()
 

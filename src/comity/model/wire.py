@@ -226,13 +226,15 @@ class Settled(Item, tag=42):
 
 
 class BeaconAck(Item, tag=43):
-    """Renews the node's lease from the moment beacon ``seq`` was sent. ``known`` False: announce yourself again."""
+    """Renews the node's lease from the moment beacon ``seq`` was sent. ``known`` False: announce yourself again. ``aside``: how
+    an operator set the node aside ("": not)."""
 
     seq: int
     term: int
     lease_s: float
     now_ms: int
     known: bool = True
+    aside: str = ""
 
 
 class Evicted(Item, tag=44):

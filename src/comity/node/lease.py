@@ -23,12 +23,14 @@ _BEACONS_KEPT = 64
 
 
 class Lease:
-    """``term`` never falls. ``leader`` is the process that last acknowledged a beacon in that term, "" before."""
+    """``term`` never falls. ``leader`` is the process that last acknowledged a beacon in that term, "" before;
+    ``aside`` how it said that an operator set the node aside."""
 
     def __init__(self, orphan_s: float, secret: Callable[[], int]) -> None:
         self.term = 0
         self.leader = ProcessId("")
         self.contact_at = -inf
+        self.aside = ""
         self._orphan_s = orphan_s
         self._secret = secret
         self._begins_until = -inf
@@ -49,6 +51,7 @@ class Lease:
             return False
         self.term = ack.term
         self.leader = sender
+        self.aside = ack.aside
         self.contact_at = max(self.contact_at, sent_at)
         self._begins_until = max(self._begins_until, sent_at + ack.lease_s * (1 - MARGIN))
         return True

@@ -405,9 +405,11 @@ class Node:
 
     def _acknowledged(self, ack: wire.BeaconAck, sender: ProcessId) -> None:
         lease = self.lease
-        before = lease.term, lease.leader, lease.contact_at
+        before, aside = (lease.term, lease.leader, lease.contact_at), lease.aside
         if not lease.take(ack, sender):
             return
+        if lease.aside != aside:
+            _log.warning(f"set aside: {lease.aside}" if lease.aside else "no longer set aside", node=self.node)
         self.client.set_time(ack.now_ms)
         self._soon_s = SOON_S
         is_new = (lease.term, lease.leader) != before[:2]
