@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from comity.errors import BadInput, Conflict, Corrupt, NotFound
 from comity.model.ids import check_token
 
-Role = Literal["node", "client", "controller", "system"]
+Role = Literal["node", "client", "controller", "system", "backup"]
+"""``backup``: a client that may also read the log."""
 
 _SEED = 18 << 3
 _UNLIMITED = -1
@@ -200,7 +201,7 @@ def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, l
         return {"pub": {"allow": asks}, "sub": {"allow": ["$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", inbox]}}
     pub = [f"{net}.{kind}.*.{process}" for kind in ("to", "any", "topic")]
     pub += [f"{net}.re.*.*.{process}", f"{net}.reg.{process}.>", f"{net}.store.{process}.>"]
-    for stream in (f"CY_{network}_REG", f"CY_{network}_STORE"):
+    for stream in (f"CY_{network}_REG", f"CY_{network}_STORE", *([f"CY_{network}_LOG"] if role == "backup" else [])):
         pub += [f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}", f"$JS.API.CONSUMER.CREATE.{stream}.*.>"]
         pub += [f"$JS.API.CONSUMER.DELETE.{stream}.*", f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*"]
     pub.append(f"$JS.API.DIRECT.GET.CY_{network}_STORE.{net}.store.>")

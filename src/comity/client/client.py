@@ -419,6 +419,11 @@ class Client:
         moment."""
         return await self._ask("stats")
 
+    async def head(self) -> int:
+        """A log entry that is durable now, nothing known before this call being later: see ``backup``."""
+        await self._ask("barrier")
+        return int((await self.stats())["log_head"])
+
     async def tasks(
         self, *, state: str | None = None, capability: str | None = None, limit: int = 50, before: str | None = None
     ) -> list[dict[str, Any]]:

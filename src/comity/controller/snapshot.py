@@ -19,7 +19,7 @@ from comity.errors import Corrupt, ForeignData
 from comity.model.capability import Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.ids import NetworkId, ProcessId
-from comity.model.task import SnapshotTaken, Task
+from comity.model.task import Restored, SnapshotTaken, Task
 
 FORMAT = 2
 SLICE = 400
@@ -42,6 +42,7 @@ class Head(msgspec.Struct, array_like=True):
     totals: Totals
     strategies: dict[str, Strategy]
     ended: dict[ProcessId, int] = {}
+    origin: Restored | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -50,7 +51,7 @@ _chunks = msgspec.msgpack.Decoder(list[Chunk])
 _tasks = msgspec.msgpack.Decoder(list[Task])
 
 
-def _frame(data: bytes) -> bytes:
+def frame(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
@@ -70,9 +71,9 @@ class Writing:
         nodes = {node: (lease.incarnation, lease.since_ms) for node, lease in state.nodes.items()}
         head = Head(
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
-            len(self._archive), nodes, state.snapshots, state.totals, state.strategies, state.ended,
+            len(self._archive), nodes, state.snapshots, state.totals, state.strategies, state.ended, state.origin,
         )  # fmt: skip
-        self._head = _encode(head)
+        self.head = _encode(head)
         state.before_change = self._save
 
     def _save(self, task: Task) -> None:
@@ -82,19 +83,19 @@ class Writing:
     async def frames(self) -> AsyncIterator[bytes]:
         """The bytes, in frames; gives way to others between them."""
         try:
-            yield _frame(self._head)
+            yield frame(self.head)
             for at in range(0, len(self._archive), CHUNKS):
-                yield _frame(_encode(self._archive[at : at + CHUNKS]))
+                yield frame(_encode(self._archive[at : at + CHUNKS]))
                 await asyncio.sleep(0)
             while self._left or self._saved:
                 saved, self._saved = self._saved, []
                 if saved:
-                    yield _frame(_array(saved))
+                    yield frame(_array(saved))
                 batch: list[Task] = []
                 while self._left and len(batch) < SLICE:
                     batch.append(self._left.popitem()[1])
                 if batch:
-                    yield _frame(_encode(batch))
+                    yield frame(_encode(batch))
                 await asyncio.sleep(0)
         finally:
             self.close()
@@ -153,7 +154,7 @@ def _restore(head: Head, archive: list[Chunk], tasks: list[Task], network: Netwo
     state.term, state.leader, state.generation = head.ledger.term, head.leader, head.generation
     state.last_epoch, state.time_ms = head.last_epoch, head.ledger.time_ms
     state.archive, state.snapshots, state.totals = archive, head.snapshots, head.totals
-    state.strategies, state.ended = head.strategies, head.ended
+    state.strategies, state.ended, state.origin = head.strategies, head.ended, head.origin
     for chunk in archive:
         state.archived += chunk.count
         state.keys.update(chunk.keys)

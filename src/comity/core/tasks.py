@@ -46,6 +46,7 @@ from comity.model.task import (
     Payload,
     Rate,
     Requeue,
+    Restored,
     SnapshotTaken,
     Start,
     Submit,
@@ -84,6 +85,7 @@ class Tasks:
         self.archived = 0
         self.snapshots: list[SnapshotTaken] = []
         self.strategies: dict[str, Strategy] = {}
+        self.origin: Restored | None = None  # invariant: no epoch given here is below its generation
         self.totals = Totals()
         self.changes: list[Change] = []
         self.before_change: Callable[[Task], None] | None = None
@@ -110,6 +112,7 @@ class Tasks:
             Barrier: self._barrier,
             TimeJump: self._barrier,
             Configure: self._configure,
+            Restored: self._restored,
         }
 
     # What others ask
@@ -413,6 +416,18 @@ class Tasks:
         self.strategies[command.capability] = command.strategy
         self.changes.append(Change("strategy.set", reason=f"{command.capability}: {command.strategy}"))
 
+    def _restored(self, command: Restored, index: int, _ordinal: int) -> None:
+        """Nothing runs any more, and nobody is here: that was in the network this one is a copy of."""
+        if index != 1:
+            return
+        self.origin, self.generation, self.snapshots = command, max(self.generation, command.generation), []
+        self.changes.append(Change("network.restored", reason=f"from {command.backup}, of network {command.origin}"))
+        for node, lease in list(self.nodes.items()):
+            for task_id in list(lease.attempts):
+                self._touch(self.tasks[task_id])
+                self._put_back(self.tasks[task_id], Ending.EVICTED, "it ran in the network that this one was restored from")
+            self._end_lease(node, lease, "restored")
+
     def _barrier(self, command: Barrier | TimeJump, index: int, _ordinal: int) -> None:
         """Changes nothing."""
 
@@ -440,6 +455,8 @@ class Tasks:
         for held in self.archive:
             keys |= held.keys
         _hold(keys == self.keys, "keys", "lead to tasks that are there or archived")
+        if self.origin is not None:
+            _hold(self.next_epoch() > epoch(self.origin.generation, 0), "epochs", "are above those of the network restored from")
         _hold(counted == self.counts, "counts", "count what is there")
         _hold(all(self.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
 
