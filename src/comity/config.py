@@ -79,6 +79,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_finished_s: float = 7 * 86_400.0
     snapshot_every: int = 100_000
     """Log entries between two snapshots."""
+    inspect_rate_mb: float = 4.0
+    inspect_pause_s: float = 15.0
+    """Log and store are read again at so many MB a second (0: not at all), to find damage; then there is a pause."""
 
     def __post_init__(self) -> None:
         if self.data_dir == Path():
@@ -148,7 +151,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise
 
 
-_LEAST = {"retries": 0, "max_waiting": 1, "keep_finished": 1, "snapshot_every": 1, "replicas": 1}
+_LEAST = {"retries": 0, "max_waiting": 1, "keep_finished": 1, "snapshot_every": 1, "replicas": 1, "inspect_rate_mb": 0}
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 
 

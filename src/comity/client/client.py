@@ -90,6 +90,12 @@ class Client:
         except TimeoutError:
             raise Unreachable(f"no controller leads, or none can be reached: tried for {wait_s:g} s") from None
 
+    async def ended(self) -> None:
+        """Wait until nothing can come of this client any more, and raise why: Disconnected, or ForeignData (another network answers
+        where ours did)."""
+        await self._exchange.ended.wait()
+        self._exchange.check_open()
+
     async def close(self) -> None:
         """Leave. Every wait, now and later, ends in Disconnected; tasks go on. The doors are their owner's to close."""
         await self._exchange.close()

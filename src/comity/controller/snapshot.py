@@ -135,6 +135,16 @@ async def load(chunks: AsyncIterator[bytes], network: NetworkId) -> tuple[Tasks,
     return _restore(head, archive, tasks, network), Ledger.restore(head.ledger)
 
 
+async def ledger_of(chunks: AsyncIterator[bytes]) -> Ledger:
+    """The ledger of a snapshot, from its beginning. Raises Corrupt."""
+    async for found in _frames(chunks):
+        try:
+            return Ledger.restore(_head.decode(found).ledger)
+        except UNREADABLE as error:
+            raise Corrupt(f"a snapshot cannot be read: {error}") from error
+    raise Corrupt("a snapshot is empty")
+
+
 async def _frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     buffer = bytearray()
     async for chunk in chunks:

@@ -12,6 +12,7 @@ from comity.controller.admission import Admission, check_capability
 from comity.controller.answers import Answers, Args
 from comity.controller.choices import Choices
 from comity.controller.events import Events
+from comity.controller.inspection import Inspection
 from comity.controller.keeping import Keeping
 from comity.controller.leader import Leader
 from comity.controller.liveness import Liveness
@@ -84,6 +85,11 @@ class Term:
             keep_finished_ms=int(settings.keep_finished_s * 1000), window_ms=window_ms,
         )  # fmt: skip
         self.vanished = Vanished(c.census, c.state.nodes, lambda node: self._spawn(self._forget(node, 0)))
+        self.inspection = Inspection(
+            c.state, c.ledger, c.log, c.store,
+            tell=lambda place, reason: self.leader.notice("storage.damaged", place=place, reason=reason),
+            now_ms=clock.now_ms, rate_mb=settings.inspect_rate_mb, pause_s=settings.inspect_pause_s,
+        )  # fmt: skip
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
             barrier=self.leader.barrier, choice=self.choices.of,
@@ -125,6 +131,7 @@ class Term:
             self.liveness.restore(node, lease.incarnation)
         self.liveness.step(Leadership(True))
         self._spawn(self._ask_durability())
+        self._spawn(self.inspection.run())
 
     def end(self) -> None:
         self.leader.end()
@@ -245,7 +252,10 @@ class Term:
         }
 
     def stats(self) -> dict[str, Any]:
-        return stats(self.leader, self._controller.census, self.rates, self._durability)
+        figures = stats(self.leader, self._controller.census, self.rates, self._durability)
+        origin = self._controller.state.origin
+        came_from = f"entry {origin.index} of network {origin.origin}" if origin is not None else ""
+        return {**figures, "restored_from": came_from, "storage": self.inspection.figures()}
 
     async def _ask_durability(self) -> None:
         try:

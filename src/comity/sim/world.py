@@ -145,6 +145,7 @@ class World:
             attempt_timeout_s=choose([5.0, 20.0]), retries=choose([0, 1, 3]), request_timeout_s=6.0, submit_timeout_s=8.0,
             dedup_window_s=choose([10.0, 600.0]), max_waiting=choose([5, 1000, 1000, 1000]),
             snapshot_every=choose([10, 30, 100_000]), keep_finished=choose([20, 1_000_000, 1_000_000]),
+            inspect_rate_mb=0,  # no disk is simulated that could be damaged
         )  # fmt: skip
 
     # Running it

@@ -60,6 +60,8 @@ def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
     malformed = CounterMetricFamily("comity_malformed_messages", "Messages and records that could not be read")
     malformed.add_metric([], stats["malformed_messages"])
     yield malformed
+    damaged = stats["storage"]["damaged"]
+    yield _gauge("comity_storage_damaged", "Places in the log and the store that are damaged", [((), damaged)])
     yield _gauge("comity_oldest_waiting_seconds", "Age of the oldest task that waits", [((), stats["oldest_waiting_s"])])
     yield _gauge("comity_nodes", "Nodes by membership state", _by_key(stats["nodes"]), ["state"])
     yield _gauge("comity_agents", "Agents by status", _by_key(stats["agents"]), ["status"])
