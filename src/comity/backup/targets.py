@@ -69,7 +69,8 @@ class FolderTarget:
     def _put(self, name: str, data: bytes) -> None:
         path = self._root / name
         missing = [parent for parent in path.parents if not parent.exists()]
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for parent in reversed(missing):
+            parent.mkdir(mode=0o700, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=".")
         try:
             with os.fdopen(handle, "wb") as file:

@@ -33,10 +33,14 @@ async def create(
 
     It needs the network's keys or credentials for it. Exits 1 if something in the store is damaged and had to be left out.
     """
+    import logging
+
     from comity.backup.targets import open_target
     from comity.cli.backing_up import back_up
+    from comity.cli.logs import configure
     from comity.errors import Corrupt
 
+    configure(logging.DEBUG if cli.output.debug else logging.WARNING, as_json=cli.output.as_json)
     target = open_target(to, create=True)
     made, took_s = await back_up(cli.loaded(), target, with_keys=with_keys)
     found = made.manifest

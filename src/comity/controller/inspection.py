@@ -1,7 +1,7 @@
 """Reads the log and the store again, slowly and all the time, so that damage on disk is known before what is damaged is needed.
 
 A checksum that fails is damage. What is missing may only be so where we looked: a replica lags, or things were trimmed or deleted
-a moment ago. So that is damage once two rounds in a row miss it. One copy is looked at, the one that answers.
+a moment ago. So that is damage once several rounds in a row miss it. One copy is looked at, the one that answers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ LEAST = 4096
 FAULTS = 100
 """Damaged places that a round looks for; then it is over."""
 SLICE = 2000
+HOLE = 2
+LAG = 3
+"""Rounds in a row that must miss an entry between others, or what a replica that lags may not have yet."""
+HURRY = 3
+"""Rounds follow so much faster while something is missed."""
 _log = structlog.get_logger("comity.controller")
 
 
@@ -52,8 +57,8 @@ class Inspection:
         self._rate_mb = rate_mb
         self._pause_s = pause_s
         self._found: dict[str, str] = {}
-        self._missed: dict[str, str] = {}  # in the round before
-        self._missing: dict[str, str] = {}
+        self._missed: dict[str, int] = {}  # how many rounds in a row, up to the one before
+        self._missing: dict[str, int] = {}
         self._done: dict[str, int] = {"rounds": 0, "ended_at": 0, "entries": 0, "objects": 0, "bytes": 0}
         self._seen = dict.fromkeys(("entries", "objects", "bytes"), 0)
 
@@ -65,7 +70,7 @@ class Inspection:
     async def run(self) -> None:
         """Round after round, until canceled."""
         while self._rate_mb > 0:
-            await asyncio.sleep(self._pause_s)
+            await asyncio.sleep(self._pause_s / HURRY if self._missed.keys() - self.damaged.keys() else self._pause_s)
             try:
                 await self.round()
             except ComityError as error:  # a door is closed now
@@ -87,9 +92,9 @@ class Inspection:
             _log.error("what is stored is damaged", place=place, reason=reason)
             self._tell(place, reason)
 
-    def _miss(self, place: str, reason: str) -> None:
-        self._missing[place] = reason
-        if place in self._missed:
+    def _miss(self, place: str, reason: str, rounds: int) -> None:
+        self._missing[place] = self._missed.get(place, 0) + 1
+        if self._missing[place] >= rounds:
             self._fault(place, reason)
 
     @property
@@ -118,7 +123,7 @@ class Inspection:
                     continue
                 at = int(error.details.get("index", at + 1))
                 chain = None
-                self._miss(f"log entry {at}", error.message)
+                self._miss(f"log entry {at}", error.message, HOLE)
                 continue
             if not items:
                 break
@@ -130,7 +135,7 @@ class Inspection:
             limit = max(2, min(READ_MAX, READ_BYTES * len(items) // max(1, size)))
             await self._pace("entries", len(items), size)
         if at < head and not self._is_enough:
-            self._miss("the log's end", f"the log ends at entry {at}, but entry {head} was acknowledged")
+            self._miss("the log's end", f"the log ends at entry {at}, but entry {head} was acknowledged", LAG)
         elif chain is not None and chain.index == self._ledger.index and chain.digest != self._ledger.digest:
             self._fault(f"log entry {chain.effective_index}", "it is not the entry that was appended there")
 
@@ -176,7 +181,7 @@ class Inspection:
         still = {key: None async for key in self._named()} if lost else {}
         for key in lost:
             if key in still:
-                self._miss(key, "the store does not have it, though the network's state names it")
+                self._miss(key, "the store does not have it, though the network's state names it", LAG)
 
     async def _look_at(self, stored: Stored) -> int:
         size = 0
