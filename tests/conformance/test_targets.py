@@ -50,8 +50,9 @@ def request(port: int, method: str, path: str) -> int:
     from http.client import HTTPConnection
 
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    signed = "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request"
     try:
-        connection.request(method, path, headers={"Authorization": "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request"})
+        connection.request(method, path, headers={"Authorization": signed})
         return connection.getresponse().status
     except OSError:
         return 0

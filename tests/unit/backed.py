@@ -29,8 +29,8 @@ __all__ = ["BIG", "HUGE", "LIMIT_S", "Town", "create", "town", "until"]
 
 
 class Town(NamedTuple):
-    """``archived`` and ``finished`` completed with "done"; ``running`` works on node n1; ``waiting`` has a large input in the log,
-    ``stored`` one in the store, under the client's own name."""
+    """``archived`` and ``finished`` completed with "done"; ``running`` works on node n1; ``waiting`` has a large input in the
+    log, ``stored`` one in the store, under the client's own name."""
 
     world: World
     controller: Controller

@@ -45,40 +45,52 @@ class Packed(msgspec.Struct, array_like=True, frozen=True, gc=False):
 _packs = msgspec.msgpack.Decoder(list[Packed])
 
 
-class Logging(msgspec.Struct):
-    """Payloads of tasks that lie in the log: (index, ordinal) -> its key, and once it was read its reference."""
+Place = tuple[int, int]
+"""In the log: an entry's index, and a command's ordinal in it."""
 
-    keys: dict[tuple[int, int], str]
-    stored: dict[tuple[int, int], Stored]
+
+class Logging(msgspec.Struct):
+    """Payloads of tasks that lie in the log: the key that each will have, and once it was read its reference; ``unread``: those
+    that could not be."""
+
+    keys: dict[Place, str]
+    stored: dict[Place, Stored] = {}
+    unread: dict[Place, str] = {}
 
 
 def logged(state: Tasks) -> Logging:
-    keys: dict[tuple[int, int], str] = {}
+    keys: dict[Place, str] = {}
     for task_id, task in state.tasks.items():
         for name, payload in (("input", task.spec.input), ("result", task.result)):
             if type(payload) is Logged:
                 keys[payload.index, payload.ordinal] = f"{MOVED}{task_id}-{name}-{payload.index}-{state.term}"
-    return Logging(keys, {})
+    return Logging(keys)
 
 
 async def packs(state: Tasks, payloads: Payloads, found: Logging) -> AsyncIterator[bytes]:
-    """What lies in the log, read from there; fills in ``found.stored``. Raises Corrupt (trimmed meanwhile, or damaged)."""
+    """What lies in the log, read from there; fills in the rest of ``found``."""
     places = {(p.index, p.ordinal): p for t in state.tasks.values() for p in (t.spec.input, t.result) if type(p) is Logged}
     for _, span in groupby(sorted(places), key=lambda place: place[0] // SPAN):
         pack: list[Packed] = []
         size = 0
         for place in span:
-            data = await payloads.load(places[place])
-            if not isinstance(data, bytes):
-                raise Corrupt(f"log entry {place[0]} does not hold the payload that is said to be there", index=place[0])
             key = found.keys[place]
+            try:
+                data = await payloads.load(places[place])
+            except Corrupt:  # trimmed meanwhile, or damaged
+                data = places[place]
+            if not isinstance(data, bytes):
+                found.unread[place] = key
+                found.stored[place] = Stored(key, places[place].size, b"")
+                continue
             found.stored[place] = Stored(key, len(data), digest(data))
             if pack and size + len(data) > PACK_BYTES:
                 yield _encode(pack)
                 pack, size = [], 0
             pack.append(Packed(key, data))
             size += len(data)
-        yield _encode(pack)
+        if pack:
+            yield _encode(pack)
 
 
 def unpack(data: bytes, what: str) -> list[Packed]:
@@ -114,7 +126,7 @@ def _groups(things: list[T], marks: list[int], about: int) -> Iterator[list[T]]:
         yield group
 
 
-def _whole(task: Task, stored: dict[tuple[int, int], Stored]) -> Task:
+def _whole(task: Task, stored: dict[Place, Stored]) -> Task:
     def place(payload: Payload | None) -> Payload | None:
         return stored[payload.index, payload.ordinal] if type(payload) is Logged else payload
 

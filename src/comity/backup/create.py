@@ -152,13 +152,12 @@ class Creating:
         """The backup of what the reader holds now; or what of it went while it was copied."""
         state, ledger, at_ms = self._reader.state, self._reader.ledger, self._now_ms()
         found = contents.logged(state)
-        try:
-            payloads = [await writer.put(pack) async for pack in contents.packs(state, self._reader.payloads, found)]
-        except Corrupt:
+        payloads = [await writer.put(pack) async for pack in contents.packs(state, self._reader.payloads, found)]
+        if found.unread:
             first, _ = await self._log.bounds()
-            if all(index >= first for index, _ in found.keys):
-                raise
-            return set()  # trimmed: after its payloads were moved to the store, which state will say
+            if min(found.unread)[0] < first:
+                return set()  # trimmed: its payloads were moved to the store before, as state will say
+            _log.error("left out of the backup, for the log is damaged", entries=sorted({at for at, _ in found.unread}))
         copied = await self._objects(writer)
         if copied.gone:
             return copied.gone
@@ -169,7 +168,7 @@ class Creating:
             network=self._network, network_id=self._reader.network, at_ms=at_ms, index=ledger.effective_index,
             log_digest=ledger.digest.hex(), term=ledger.term, generation=state.generation, last_epoch=state.last_epoch,
             entry_ms=ledger.time_ms, state=frames, payloads=payloads, objects=copied.objects, tasks=counts,
-            missing=copied.missing, damaged=copied.damaged,
+            missing=copied.missing, damaged=sorted([*copied.damaged, *found.unread.values()]),
             keys=await writer.put(self._keys) if self._keys is not None else None,
         )  # fmt: skip
 

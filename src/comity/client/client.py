@@ -91,8 +91,8 @@ class Client:
             raise Unreachable(f"no controller leads, or none can be reached: tried for {wait_s:g} s") from None
 
     async def ended(self) -> None:
-        """Wait until nothing can come of this client any more, and raise why: Disconnected, or ForeignData (another network answers
-        where ours did)."""
+        """Wait until nothing can come of this client any more, and raise why: Disconnected, or ForeignData (another network
+        answers where ours did)."""
         await self._exchange.ended.wait()
         self._exchange.check_open()
 

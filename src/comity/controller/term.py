@@ -87,8 +87,8 @@ class Term:
         self.vanished = Vanished(c.census, c.state.nodes, lambda node: self._spawn(self._forget(node, 0)))
         self.inspection = Inspection(
             c.state, c.ledger, c.log, c.store,
-            tell=lambda place, reason: self.leader.notice("storage.damaged", place=place, reason=reason),
-            now_ms=clock.now_ms, rate_mb=settings.inspect_rate_mb, pause_s=settings.inspect_pause_s,
+            tell=self._damaged, now_ms=clock.now_ms,
+            rate_mb=settings.inspect_rate_mb, pause_s=settings.inspect_pause_s,
         )  # fmt: skip
         self.answers = Answers(
             c.state, self.reconcile, c.payloads, c.store, c.outbox,
@@ -191,6 +191,11 @@ class Term:
         if kind == "to":
             self.liveness.unreachable(ProcessId(process))
             self.routing.caller_died(ProcessId(process))
+
+    def _damaged(self, place: str, reason: str) -> None:
+        """Tell of it, and save what is in memory: who reads from a newer snapshot needs no entry before it."""
+        self.leader.notice("storage.damaged", place=place, reason=reason)
+        self.keeping.snapshot_wanted = True
 
     # Agents and nodes
 
