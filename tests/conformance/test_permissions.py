@@ -163,7 +163,7 @@ async def test_who_makes_backups_may_read_the_log_and_not_write_it(cast: Cast) -
     assert (await reader.ask(f"$JS.API.STREAM.MSG.GET.{stream}", {"seq": 1}))["message"]["seq"] == 1
     assert await reader.settle() == []
     before = await cast.count("log")
-    subjects = [subject, f"$JS.API.STREAM.PURGE.{stream}", f"$JS.API.STREAM.DELETE.{stream}", f"$JS.API.STREAM.MSG.DELETE.{stream}"]
+    subjects = [subject, *(f"$JS.API.STREAM.{what}.{stream}" for what in ("PURGE", "DELETE", "MSG.DELETE"))]
     for forbidden in subjects:
         await reader.nc.publish(forbidden, b"{}", reply="_INBOX_b1.x")
     assert await reader.unrefused(subjects) == []

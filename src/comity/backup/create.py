@@ -30,7 +30,7 @@ TRIES = 20
 """Moments tried, each later than the last, until nothing of one goes while it is copied."""
 BEHIND_S = 30.0
 LOOK_S = 0.05
-READ = 64
+READ = 8
 AT_ONCE = 4
 """Store objects copied at a time."""
 OWN = "network/"

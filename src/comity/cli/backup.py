@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +47,7 @@ async def create(
     found = made.manifest
     facts = {
         **_row(found), "wrote_bytes": made.wrote_bytes, "wrote_pieces": made.wrote, "reused_pieces": made.reused,
-        "tries": made.tries, "first": made.is_first, "took_s": round(took_s, 3),
+        "tries": made.tries, "first": made.is_first, "took_s": round(took_s, 3), "cpu_s": round(time.process_time(), 3),
     }  # fmt: skip
     if cli.output.as_json:
         cli.output.show(facts)
