@@ -56,6 +56,7 @@ class Inspection:
         self._now_ms = now_ms
         self._rate_mb = rate_mb
         self._pause_s = pause_s
+        self._work: asyncio.Task[None] | None = None
         self._found: dict[str, str] = {}
         self._missed: dict[str, int] = {}  # how many rounds in a row, up to the one before
         self._missing: dict[str, int] = {}
@@ -67,9 +68,17 @@ class Inspection:
         places = [{"place": place, "reason": reason} for place, reason in list(self.damaged.items())[:FAULTS]]
         return {"damaged": len(self.damaged), "places": places, **self._done}
 
-    async def run(self) -> None:
-        """Round after round, until canceled."""
-        while self._rate_mb > 0:
+    def begin(self) -> None:
+        """Round after round, until ``end``."""
+        if self._rate_mb > 0:
+            self._work = asyncio.get_running_loop().create_task(self._run())
+
+    def end(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _run(self) -> None:
+        while True:
             await asyncio.sleep(self._pause_s / HURRY if self._missed.keys() - self.damaged.keys() else self._pause_s)
             try:
                 await self.round()

@@ -131,12 +131,13 @@ class Term:
             self.liveness.restore(node, lease.incarnation)
         self.liveness.step(Leadership(True))
         self._spawn(self._ask_durability())
-        self._spawn(self.inspection.run())
+        self.inspection.begin()
 
     def end(self) -> None:
         self.leader.end()
         self.routing.end()
         self.keeping.end()
+        self.inspection.end()
         self.events.end()
         self.answers.end()
         for task in self._beside:
