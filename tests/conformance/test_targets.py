@@ -159,6 +159,8 @@ async def test_a_bucket_that_cannot_be_used_is_said(s3: str, monkeypatch: pytest
     surround(monkeypatch, s3)
     with pytest.raises(NotFound, match="s3://missing/"):
         await open_target("s3://missing/x").put("manifests/a.json", b"x")
+    with pytest.raises(NotFound, match="no bucket"):
+        await open_target("s3://missing/x").list("pieces/")
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(BadSettings, match=r"comity\[s3\]"):
         open_target("s3://missing/x")

@@ -183,6 +183,20 @@ async def test_a_damaged_or_newer_backup_is_refused_with_its_place(town: Town, o
     assert not list(other.folder.glob(".data*")), "nothing is left"
 
 
+async def test_where_restores_cannot_be_written_down_the_generation_is_named(town: Town, other: Town) -> None:
+    await town.up()
+    await ok(town, "backup", "create", "--to", "backups")
+    (town.folder / "backups" / "restores").write_text("a file, where a folder must be")
+    words = ("backup", "restore", "--from", "backups", "--data", str(other.data), "--network", "second")
+    code, error = await comity(town, *words)
+    assert (code, error["code"]) == (3, "unreachable") and "--generation" in error["message"]
+    assert not other.data.exists()
+    assert (await ok(town, *words, "--generation", "7"))["new_generation"] == 7
+    assert json.loads((other.data / "network.json").read_text())["network"] == "second"
+    code, error = await comity(other, "up", "--port", "0")
+    assert (code, error["code"]) == (1, "foreign-data"), "it is called otherwise"
+
+
 def reseal(backups: Path, name: str, body: dict[str, Any]) -> str:
     from hashlib import blake2b
 

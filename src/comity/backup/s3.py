@@ -63,6 +63,8 @@ class S3Target:
             return Conflict(f"{place} is there already", path=place)
         if isinstance(error, known.PermissionDeniedError | known.UnauthenticatedError):
             return AccessDenied(f"these credentials may not use {place}", path=place)
+        if isinstance(error, known.BaseError) and "NoSuchBucket" in str(error):
+            return NotFound(f"there is no bucket for {self._where}", path=place)
         if isinstance(error, known.BaseError):
             return Unreachable(f"{place}: {str(error).splitlines()[0]}", path=place)
         return ComityError(f"unexpected {type(error).__name__} at {place}: {error}")

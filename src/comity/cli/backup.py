@@ -172,4 +172,4 @@ def _facts(found: Manifest) -> list[tuple[str, Any]]:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count / 1e3:,.1f} KB"
