@@ -197,20 +197,3 @@ async def test_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     await here.client.ask("barrier")
     assert here.controller.stats()["storage"]["rounds"] == 0
     await here.controller.stop()
-
-
-async def test_a_log_that_has_lost_its_end_is_not_led(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be waited for without end: what is appended must follow what is not there any more."""
-    monkeypatch.setattr("comity.controller.controller.SHORT_S", 0.1)
-    here = await town(monkeypatch)
-    assert here.controller.leading is not None
-    here.controller.leading.keeping.snapshot_wanted = True
-    await until(lambda: bool(here.controller.state.snapshots))
-    await here.controller.stop()
-    del here.world.log.entries[3:]
-    second = await here.world.controller("k2", eager=False)
-    second._leader_seen = -100.0
-    await until(second.failed.is_set)
-    assert isinstance(second.failure, Corrupt)
-    assert second.failure.message.startswith("the log ends at entry 3, ")
-    await second.stop()

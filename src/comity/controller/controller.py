@@ -45,8 +45,6 @@ STILL_S = 1.0
 """A leader whose beacons and whose log have been still for so long, plus up to half of it at random, is challenged."""
 PULSE_S = 0.25
 RETRY_S = 0.05
-SHORT_S = 10.0
-"""A log that ends before what was read of it, for so long, has lost its end: no replica that answers lags so far."""
 REREAD = 16
 """Entries of the past read at once."""
 
@@ -252,7 +250,6 @@ class Controller:
         loop = asyncio.get_running_loop()
         began = self.ledger.term
         mine: bytes | None = None
-        short_since: float | None = None
         while True:
             try:
                 await self._catch_up()
@@ -272,26 +269,13 @@ class Controller:
                 self.ledger.accept(entry, mine)
                 self.state.apply(entry, index)
                 return True
-            except Conflict:  # somebody wrote: read on
-                short_since = await self._shortened(short_since)
-                await asyncio.sleep(RETRY_S * self.random())
+            except Conflict:
+                await asyncio.sleep(RETRY_S * self.random())  # somebody wrote: read on
             except ComityError as error:
                 if error.definite:
                     raise
                 _log.warning("cannot reach the log; trying again", code=error.code, error=error.message)
                 await asyncio.sleep(RETRY_S * (1 + self.random()))
-
-    async def _shortened(self, since: float | None) -> float | None:
-        """Since when the log ends before what was read of it; None if it does not. Raises Corrupt after ``SHORT_S``."""
-        now = asyncio.get_running_loop().time()
-        with contextlib.suppress(Indefinite):
-            _, last = await self.log.bounds()
-            if last >= self.ledger.index:
-                return None
-            if since is not None and now - since > SHORT_S:
-                message = f"the log ends at entry {last}, but entry {self.ledger.index} was acknowledged: it has lost its end"
-                raise Corrupt(message, index=last + 1)
-        return now if since is None else since
 
     def _clock(self) -> EntryClock:
         clock = EntryClock(self.wall, asyncio.get_running_loop().time)
