@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from comity.errors import BadInput, Conflict, Corrupt, NotFound
 from comity.model.ids import check_token
 
-Role = Literal["node", "client", "controller", "system"]
+Role = Literal["node", "client", "controller", "system", "backup"]
+"""``backup``: a client that may also read the log."""
 
 _SEED = 18 << 3
 _UNLIMITED = -1
@@ -192,9 +193,9 @@ def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, l
     message, and make, pull and remove consumers. Those of others have names that cannot be guessed, and listing is refused.
     """
     net, inbox = f"cy.{network}", f"_INBOX_{process}.>"
+    elected = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.CY_{network}_LOG"
     if role == "controller":
         pub = [f"{net}.>", "$JS.API.>", "$JS.ACK.>", "$JS.FC.>"]
-        elected = f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.CY_{network}_LOG"
         return {"pub": {"allow": pub}, "sub": {"allow": [f"{net}.>", elected, inbox]}}
     if role == "system":
         asks = [f"$SYS.REQ.SERVER.PING.{what}" for what in ("VARZ", "JSZ", "CONNZ", "HEALTHZ", "STATSZ")]
@@ -202,11 +203,12 @@ def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, l
         return {"pub": {"allow": asks}, "sub": {"allow": ["$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", inbox]}}
     pub = [f"{net}.{kind}.*.{process}" for kind in ("to", "any", "topic")]
     pub += [f"{net}.re.*.*.{process}", f"{net}.reg.{process}.>", f"{net}.store.{process}.>"]
-    for stream in (f"CY_{network}_REG", f"CY_{network}_STORE"):
+    for stream in (f"CY_{network}_REG", f"CY_{network}_STORE", *([f"CY_{network}_LOG"] if role == "backup" else [])):
         pub += [f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}", f"$JS.API.CONSUMER.CREATE.{stream}.*.>"]
         pub += [f"$JS.API.CONSUMER.DELETE.{stream}.*", f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*"]
     pub.append(f"$JS.API.DIRECT.GET.CY_{network}_STORE.{net}.store.>")
     sub = [f"{net}.{kind}.{process}.>" for kind in ("to", "re", "nr")] + [f"{net}.any.>", f"{net}.topic.>", inbox]
+    sub += [elected] if role == "backup" else []
     return {"pub": {"allow": pub}, "sub": {"allow": sub, "deny": [f"{net}.topic.leader", f"{net}.topic.leader.>"]}}
 
 

@@ -69,12 +69,12 @@ async def act(network: RealNetwork, role: Any, process: str) -> Actor:
 
 
 class Cast:
-    """A controller, two nodes, a client, and the streams as a controller makes them."""
+    """A controller, two nodes, a client, one who makes backups, and the streams as a controller makes them."""
 
-    def __init__(self, network: RealNetwork, ctl: Actor, n1: Actor, n2: Actor, c1: Actor) -> None:
+    def __init__(self, network: RealNetwork, ctl: Actor, n1: Actor, n2: Actor, c1: Actor, b1: Actor) -> None:
         self.net = f"cy.{network.network}"
         self.streams = {kind: f"CY_{network.network}_{kind.upper()}" for kind in ("log", "reg", "store")}
-        self.ctl, self.n1, self.n2, self.c1 = ctl, n1, n2, c1
+        self.ctl, self.n1, self.n2, self.c1, self.b1 = ctl, n1, n2, c1, b1
 
     async def heard(self, who: Actor, subject: str) -> list[Msg]:
         """A list that fills with what ``who`` hears on ``subject`` from now on."""
@@ -95,7 +95,7 @@ class Cast:
 @pytest_asyncio.fixture
 async def cast(real_network: RealNetwork) -> AsyncIterator[Cast]:
     actors = [await act(real_network, role, name) for role, name in (
-        ("controller", "ctl"), ("node", "n1"), ("node", "n2"), ("client", "c1"),
+        ("controller", "ctl"), ("node", "n1"), ("node", "n2"), ("client", "c1"), ("backup", "b1"),
     )]  # fmt: skip
     cast = Cast(real_network, *actors)
     for module in (log, registry, store):
@@ -155,7 +155,23 @@ async def test_nodes_and_clients_read_the_streams_in_order(cast: Cast, kind: str
     assert await reader.settle() == []
 
 
-@pytest.mark.parametrize("who", ["n1", "c1"])
+async def test_who_makes_backups_may_read_the_log_and_not_write_it(cast: Cast) -> None:
+    reader, stream, subject = cast.b1, cast.streams["log"], f"{cast.net}.log"
+    config = {"name": "mine", "ack_policy": "none", "filter_subject": subject, "mem_storage": True}
+    body = {"stream_name": stream, "config": config}
+    assert "error" not in await reader.ask(f"$JS.API.CONSUMER.CREATE.{stream}.mine.{subject}", body)
+    assert (await reader.ask(f"$JS.API.STREAM.MSG.GET.{stream}", {"seq": 1}))["message"]["seq"] == 1
+    await cast.heard(reader, f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{stream}")  # of a cluster
+    assert await reader.settle() == []
+    before = await cast.count("log")
+    subjects = [subject, *(f"$JS.API.STREAM.{what}.{stream}" for what in ("PURGE", "DELETE", "MSG.DELETE"))]
+    for forbidden in subjects:
+        await reader.nc.publish(forbidden, b"{}", reply="_INBOX_b1.x")
+    assert await reader.unrefused(subjects) == []
+    assert await cast.count("log") == before
+
+
+@pytest.mark.parametrize("who", ["n1", "c1", "b1"])
 async def test_nobody_speaks_as_another(cast: Cast, who: str) -> None:
     attacker: Actor = getattr(cast, who)
     net = cast.net
@@ -173,7 +189,7 @@ async def test_nobody_speaks_as_another(cast: Cast, who: str) -> None:
     assert {kind: await cast.count(kind) for kind in cast.streams} == stored
 
 
-@pytest.mark.parametrize("who", ["n1", "c1"])
+@pytest.mark.parametrize("who", ["n1", "c1", "b1"])
 async def test_nobody_listens_for_another(cast: Cast, who: str) -> None:
     attacker: Actor = getattr(cast, who)
     net = cast.net

@@ -57,6 +57,7 @@ class Town:
         (folder / "crew.py").write_text(CREW)
         self._ledger = folder / "runs.txt"
         self._ledger.touch()
+        (folder / "err.txt").touch()
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("COMITY_")}
         self.env |= {"COMITY_DATA_DIR": str(self.data), "COMITY_CONFIG": str(folder / "config"), "RUNS": str(self._ledger)}
         if server := os.environ.get("COMITY_NATS_SERVER"):

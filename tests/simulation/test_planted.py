@@ -142,7 +142,7 @@ def epochs_start_again_with_each_leader(patch: pytest.MonkeyPatch) -> None:
 
 @plant()
 def an_evicted_nodes_attempts_stay(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Tasks, "_end_lease", lambda self, node, *_: self.nodes.pop(node))
+    patch.setattr(Tasks, "end_lease", lambda self, node, *_: self.nodes.pop(node))
 
 
 @plant()

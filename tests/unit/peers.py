@@ -15,7 +15,7 @@ from comity.controller.controller import Controller
 from comity.log.memory import MemoryLog, MemoryLogState
 from comity.model import wire
 from comity.model.capability import AgentRecord, NodeRecord, Offer
-from comity.model.ids import AgentId, ProcessId, TaskId, TaskIds
+from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId, TaskIds
 from comity.model.task import TaskSpec
 from comity.registry.memory import MemoryRegistry, MemoryRegistryState
 from comity.store.memory import MemoryStore, MemoryStoreState
@@ -52,6 +52,7 @@ class World:
         self.store = MemoryStoreState()
         self.settings = Settings(**changes)
         self.wall = 1_700_000_000.0
+        self.network_id = NetworkId("net")
         self.running: list[Controller] = []
 
     def now(self) -> float:
@@ -64,7 +65,7 @@ class World:
             MemoryRegistry(self.registry),
             MemoryStore(self.store),
             self.settings,
-            network_id="net",
+            network_id=self.network_id,
             wall=self.now,
             random=lambda: 0.5,
             eager=eager,

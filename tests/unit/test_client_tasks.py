@@ -103,13 +103,14 @@ async def test_nobody_can_pretend_to_lead() -> None:
         assert client._exchange.contact.leader == "k1"
 
 
-async def test_another_network_in_the_old_place_is_told_from_ours() -> None:
+@pytest.mark.parametrize("term", [5, 0])
+async def test_another_network_in_the_old_place_is_told_from_ours(term: int) -> None:
     async with ground() as g:
         old, client = await g.leader(), await g.client()
         task = await client.submit("x")
         await old.bus.close()
-        await g.leader("k2", term=5, network_id="other")
-        for wait in (task.result(), client.submit("y"), client.ready()):
+        await g.leader("k2", term=term, network_id="other")
+        for wait in (client.submit("y"), task.result(), client.ready(), client.ended()):
             with pytest.raises(ForeignData, match="other"):
                 await wait
 

@@ -89,7 +89,7 @@ async def test_a_snapshot_that_goes_while_it_is_looked_for_is_no_obstacle(monkey
         world.store.values.pop(newest, None)
         return keys
 
-    monkeypatch.setattr("comity.controller.controller.newest_snapshot", then_gone)
+    monkeypatch.setattr("comity.controller.origin.newest_snapshot", then_gone)
     second = await world.controller("k2")
     assert second.state.totals == first.state.totals
     await second.stop()

@@ -43,6 +43,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Look after": {
         "down": ("network_commands", "Shut the network down: tell everyone, let running tasks end, stop"),
+        "backup": ("backup", "Copies of the network: create, list, verify, restore"),
         "context": ("contexts", "Named connections: list, show, use, add, remove"),
         "doctor": ("doctor", "Is everything as it should be here? What to change if not"),
         "bench": ("bench", "Measure durable tasks or live messages on this machine"),
@@ -50,7 +51,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "version": ("tools", "Versions of Comity and of what it runs on"),
     },
 }
-GROUPS = ("tasks", "schedules", "dead", "agents", "nodes", "cluster", "context", "bench")
+GROUPS = ("tasks", "schedules", "dead", "agents", "nodes", "cluster", "backup", "context", "bench")
 _MODULES = {name: module for rows in SECTIONS.values() for name, (module, _) in rows.items()}
 
 

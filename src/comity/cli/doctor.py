@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import dim, paint
@@ -226,12 +226,25 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
     is_safe = numbers["log_durability"] == "verified"
     advice = "" if is_safe else "have every server run with sync_interval: always"
     findings.append(Finding("log", "ok" if is_safe else "note", found, advice))
+    findings.append(_storage(numbers["storage"]))
     if abs(ahead_ms) > OFF_MS:
         said = f"{abs(ahead_ms) / 1000:.1f} s {'behind' if ahead_ms > 0 else 'ahead of'} the leader's"
         findings.append(Finding("clock", "note", f"this machine's is {said}", "let both machines take the time from NTP"))
     else:
         findings.append(Finding("clock", "ok", f"{abs(ahead_ms):.0f} ms from the leader's"))
     return [*findings, *look(numbers, version("comity"), loaded.settings)]
+
+
+def _storage(storage: dict[str, Any]) -> Finding:
+    """What the leader found when it last read log and store through."""
+    if storage["damaged"]:
+        places = ", ".join(known["place"] for known in storage["places"][:5])
+        said = f"damaged in {storage['damaged']} places: {places}"
+        return Finding("storage", "wrong", said, "make a backup, then see to the disk (docs/operations.md: Damage to the data)")
+    if not storage["rounds"]:
+        return Finding("storage", "ok", "not read through yet since this controller leads")
+    seen = f"{storage['entries']:,} log entries and {storage['objects']:,} values read through, all intact"
+    return Finding("storage", "ok", seen)
 
 
 def _credentials(context: Context) -> Iterator[Finding]:

@@ -249,7 +249,7 @@ def _greet(output: Output, node: Node, context: Context, files: list[Path]) -> N
 
 async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, change: Coroutine[Any, Any, None] | None) -> bool:
     """Until a signal, a ``change`` of the code, or the end of the connection; then drain. Whether it is over: False if the code
-    changed. Raises Disconnected, or what made the node fail."""
+    changed. Raises Disconnected, what made the node fail, and ForeignData if another network answers now."""
     from comity.bus.base import Link
     from comity.errors import Disconnected
 
@@ -262,7 +262,7 @@ async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, chan
             output.note(BACK if link is Link.UP else AWAY)
 
     bus.on_state(tell_link)
-    waits = [signals.asked.wait(), closed.wait(), node.failed.wait()]
+    waits = [signals.asked.wait(), closed.wait(), node.failed.wait(), _replaced(node, closed)]
     ended = await _first(*waits, *([change] if change is not None else []))
     if ended == 1:
         raise Disconnected("the server closed the connection for good: are the credentials still valid?")
@@ -275,3 +275,13 @@ async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, chan
     if bus.link is Link.UP:
         await _first(node.drain(), signals.hurried.wait())
     return signals.asked.is_set()
+
+
+async def _replaced(node: Node, closed: asyncio.Event) -> None:
+    """Raises ForeignData if another network answers where ours did. The end of the connection is told of by ``closed``."""
+    from comity.errors import Disconnected
+
+    try:
+        await node.client.ended()
+    except Disconnected:
+        await closed.wait()

@@ -93,6 +93,12 @@ class Client:
         except TimeoutError:
             raise Unreachable(f"no controller leads, or none can be reached: tried for {wait_s:g} s") from None
 
+    async def ended(self) -> None:
+        """Wait until nothing can come of this client any more, and raise why: Disconnected, or ForeignData (another network
+        answers where ours did)."""
+        await self._exchange.ended.wait()
+        self._exchange.check_open()
+
     async def close(self) -> None:
         """Leave. Every wait, now and later, ends in Disconnected; tasks go on. The doors are their owner's to close."""
         await self._exchange.close()
@@ -312,13 +318,7 @@ class Client:
             raise TimedOut(f"no time was left to ask {agent}", agent=agent)
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
-            data,
-            sender=scope.sender,
-            timeout_s=left_s,
-            performative=how,
-            receiver=agent,
-            topic=topic,
-            trace=scope.trace,
+            data, sender=scope.sender, timeout_s=left_s, performative=how, receiver=agent, topic=topic, trace=scope.trace
         )
         return await messages.request(agent, envelope, left_s)
 
@@ -429,6 +429,11 @@ class Client:
         """Figures of the network: tasks, agents and nodes by state, rates, leader, log. As the leader has them at the
         moment."""
         return await self._ask("stats")
+
+    async def head(self) -> int:
+        """A log entry that is durable now, nothing known before this call being later: see ``backup``."""
+        await self._ask("barrier")
+        return int((await self.stats())["log_head"])
 
     async def tasks(
         self, *, state: str | None = None, capability: str | None = None, limit: int = 50, before: str | None = None

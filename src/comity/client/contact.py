@@ -138,15 +138,14 @@ class Contact:
             return False
         if not item.code:
             hello = msgspec.json.decode(item.body, type=Hello)
-            if hello.term > self.term or (hello.term == self.term and not self.is_up):
+            if self.hello is not None and self.hello.network_id != hello.network_id:  # whatever its term
+                message = f"network {hello.network_id} now answers in place of {self.hello.network_id}"
+                self._fail(ForeignData(message, leader=sender))
+            elif hello.term > self.term or (hello.term == self.term and not self.is_up):
                 self._make(hello, sender, asked_at)
         return True
 
     def _make(self, hello: Hello, sender: ProcessId, asked_at: float) -> None:
-        if self.hello is not None and self.hello.network_id != hello.network_id:
-            message = f"network {hello.network_id} now answers in place of {self.hello.network_id}"
-            self._fail(ForeignData(message, leader=sender))
-            return
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None

@@ -70,6 +70,7 @@ class Exchange:
         self.task_ids = TaskIds(self.contact.now_ms, rng.getrandbits(40))
         self._subscriptions: list[Cancel] = []
         self._look_until = float("inf")
+        self.ended = asyncio.Event()
         self._closed: ComityError | None = None
         bus.on_unreachable(self.calls.on_unreachable)
         bus.on_unreachable(self.messages.on_unreachable)
@@ -109,6 +110,7 @@ class Exchange:
         """End every wait in ``error``."""
         if self._closed is None:
             self._closed = error
+            self.ended.set()
             self.contact.end(error)
             self.calls.close(error)
             self.outcomes.close(error)

@@ -22,10 +22,9 @@ from comity.bus.base import LEADER, Bus, Cancel, Delivery, Link, to, topic
 from comity.bus.outbox import Outbox
 from comity.config import Settings
 from comity.controller.census import Census
-from comity.controller.keeping import newest_snapshot
+from comity.controller.origin import beginning, past
 from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
-from comity.controller.snapshot import load
 from comity.controller.tail import must_hold, read_on
 from comity.controller.term import Term
 from comity.core.breaker import BreakerPolicy, Breakers
@@ -33,7 +32,7 @@ from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
-from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput, NotFound
+from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput
 from comity.log.base import Log
 from comity.model.codec import seal, to_json
 from comity.model.ids import NetworkId, ProcessId
@@ -157,12 +156,7 @@ class Controller:
     async def past(self, index: int | None) -> tuple[Tasks, Ledger]:
         """State and ledger from the newest snapshot that can be read and lies at ``index`` or before (None: any); empty ones if
         there is none."""
-        for key in await newest_snapshot(self.store, index):
-            try:
-                return await load(self.store.get(key), self.network_id)
-            except (Corrupt, NotFound) as error:
-                _log.error("a snapshot is damaged or gone; trying an older one", key=key, error=error.message)
-        return Tasks(self.network_id), Ledger(self.network_id)
+        return await past(self.store, self.network_id, index)
 
     async def _catch_up(self) -> None:
         """Read and apply to the log's tail, as far as can be seen from here. Raises Corrupt, also if the log has lost entries
@@ -176,6 +170,8 @@ class Controller:
                 continue
             if not items:
                 return
+            if self.ledger.index == 0:
+                self.state, self.ledger = await beginning(items[0], self.store, self.network_id)
             for index, data in items:
                 self._offer(index, data)
 
@@ -192,6 +188,8 @@ class Controller:
         """What the entries after ``after``, to ``upto``, changed: the log read again from the nearest snapshot before."""
         state, ledger = await self.past(after)
         while ledger.index < upto and (items := await self.log.read(ledger.index, REREAD)):
+            if ledger.index == 0:
+                state, ledger = await beginning(items[0], self.store, self.network_id)
             for index, data in items:
                 verdict = ledger.offer(index, data)
                 changed = state.apply(verdict.entry, index) if isinstance(verdict, Effective) else []

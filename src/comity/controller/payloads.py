@@ -17,7 +17,7 @@ from comity.model.codec import unseal
 from comity.model.ids import TaskId
 from comity.model.payload import INLINE_LIMIT, Logged, Payload
 from comity.model.records import AskInput, GiveAnswer, Place, RecordStep, SaveCheckpoint
-from comity.model.task import Complete, Entry, Fire, Replay, Submit
+from comity.model.task import Complete, Entry, Fire, Replay, Submit, Task
 
 HOT_BYTES = 64 * 1024 * 1024
 SLICE = 2000
@@ -100,6 +100,16 @@ def _large(entry: Entry) -> Iterator[tuple[int, bytes]]:
             payload = carried(command)
             if type(payload) is bytes and len(payload) > INLINE_LIMIT:
                 yield ordinal, payload
+
+
+def carried_by(task: Task) -> Iterator[tuple[str, Payload]]:
+    """All payloads of a task: what each is, and where."""
+    yield "input", task.spec.input
+    if task.result is not None:
+        yield "result", task.result
+    if task.records is not None:
+        for place, payload in task.records.payloads():
+            yield place.kind, payload
 
 
 async def logged_before(state: Tasks, index: int) -> list[tuple[str, bool, Logged]]:

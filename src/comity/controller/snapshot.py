@@ -21,7 +21,7 @@ from comity.errors import Corrupt, ForeignData
 from comity.model.capability import Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.ids import NetworkId, ProcessId
-from comity.model.task import Schedule, SnapshotTaken, Task, TaskState
+from comity.model.task import Restored, Schedule, SnapshotTaken, Task, TaskState
 
 FORMAT = 2
 SLICE = 400
@@ -48,6 +48,7 @@ class Head(msgspec.Struct, array_like=True):
     schedules: dict[str, Schedule] = {}
     dead: int = 0
     aside: dict[ProcessId, Aside] = {}
+    origin: Restored | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -57,7 +58,7 @@ _dead = msgspec.msgpack.Decoder(list[Dead])
 _tasks = msgspec.msgpack.Decoder(list[Task])
 
 
-def _frame(data: bytes) -> bytes:
+def frame(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
@@ -80,9 +81,9 @@ class Writing:
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
             len(self._archive), nodes, state.snapshots, state.totals, state.strategies, state.ended,
             state.schedules, len(self._dead),
-            state.aside,
+            state.aside, state.origin,
         )  # fmt: skip
-        self._head = _encode(head)
+        self.head = _encode(head)
         state.before_change = self._save
 
     def _save(self, task: Task) -> None:
@@ -92,22 +93,22 @@ class Writing:
     async def frames(self) -> AsyncIterator[bytes]:
         """The bytes, in frames; gives way to others between them."""
         try:
-            yield _frame(self._head)
+            yield frame(self.head)
             for at in range(0, len(self._archive), CHUNKS):
-                yield _frame(_encode(self._archive[at : at + CHUNKS]))
+                yield frame(_encode(self._archive[at : at + CHUNKS]))
                 await asyncio.sleep(0)
             for at in range(0, len(self._dead), SLICE):
-                yield _frame(_encode(self._dead[at : at + SLICE]))
+                yield frame(_encode(self._dead[at : at + SLICE]))
                 await asyncio.sleep(0)
             while self._left or self._saved:
                 saved, self._saved = self._saved, []
                 if saved:
-                    yield _frame(_array(saved))
+                    yield frame(_array(saved))
                 batch: list[Task] = []
                 while self._left and len(batch) < SLICE:
                     batch.append(self._left.popitem()[1])
                 if batch:
-                    yield _frame(_encode(batch))
+                    yield frame(_encode(batch))
                 await asyncio.sleep(0)
         finally:
             self.close()
@@ -153,6 +154,16 @@ async def load(chunks: AsyncIterator[bytes], network: NetworkId) -> tuple[Tasks,
     return state, Ledger.restore(head.ledger)
 
 
+async def ledger_of(chunks: AsyncIterator[bytes]) -> Ledger:
+    """The ledger of a snapshot, from its beginning. Raises Corrupt."""
+    async for found in _frames(chunks):
+        try:
+            return Ledger.restore(_head.decode(found).ledger)
+        except UNREADABLE as error:
+            raise Corrupt(f"a snapshot cannot be read: {error}") from error
+    raise Corrupt("a snapshot is empty")
+
+
 async def _frames(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     buffer = bytearray()
     async for chunk in chunks:
@@ -173,7 +184,7 @@ def _restore(head: Head, archive: list[Chunk], tasks: list[Task], network: Netwo
     state.last_epoch, state.time_ms = head.last_epoch, head.ledger.time_ms
     state.archive, state.snapshots, state.totals = archive, head.snapshots, head.totals
     state.strategies, state.ended = head.strategies, head.ended
-    state.schedules, state.aside = head.schedules, head.aside
+    state.schedules, state.aside, state.origin = head.schedules, head.aside, head.origin
     for chunk in archive:
         state.archived += chunk.count
         state.keys.update(chunk.keys)

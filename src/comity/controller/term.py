@@ -13,6 +13,7 @@ from comity.controller.admission import Admission, check_capability
 from comity.controller.answers import Answers, Args, Slow
 from comity.controller.choices import Choices
 from comity.controller.events import Events
+from comity.controller.inspection import Inspection
 from comity.controller.keeping import Keeping
 from comity.controller.leader import Leader
 from comity.controller.liveness import Liveness
@@ -104,6 +105,10 @@ class Term:
             keep_dead_ms=int(settings.keep_dead_s * 1000),
         )  # fmt: skip
         self.vanished = Vanished(c.census, c.state.nodes, lambda node: self._spawn(self._forget(node, 0)))
+        self.inspection = Inspection(
+            c.state, c.ledger, c.log, c.store, tell=self._damaged, now_ms=clock.now_ms,
+            rate_mb=settings.inspect_rate_mb, pause_s=settings.inspect_pause_s,
+        )  # fmt: skip
         self.schedules, self.replaying = self._makers_of_tasks()
         self.answers = self._answers()
         self._join()
@@ -183,12 +188,14 @@ class Term:
             self.liveness.restore(node, lease.incarnation)
         self.liveness.step(Leadership(True))
         self._spawn(self._ask_durability())
+        self.inspection.begin()
 
     def end(self) -> None:
         self.leader.end()
         self.routing.end()
         self.witnesses.end()
         self.keeping.end()
+        self.inspection.end()
         self.events.end()
         self.answers.end()
         for task in self._beside:
@@ -256,6 +263,11 @@ class Term:
         if kind == "to":
             self.liveness.unreachable(ProcessId(process))
             self.routing.caller_died(ProcessId(process))
+
+    def _damaged(self, place: str, reason: str) -> None:
+        """Tell of it, and save what is in memory: who reads from a newer snapshot needs no entry before it."""
+        self.leader.notice("storage.damaged", place=place, reason=reason)
+        self.keeping.snapshot_wanted = True
 
     # Agents and nodes
 
@@ -331,11 +343,14 @@ class Term:
 
     def stats(self) -> dict[str, Any]:
         c = self._controller
+        origin = c.state.origin
         return {
             **stats(self.leader, c.census, self.rates, self._durability),
             "controller": c.about(),
             "client_versions": sorted(self._client_versions),
             "settings": {name: getattr(c.settings, name) for name in TOLD},
+            "restored_from": f"entry {origin.index} of network {origin.origin}" if origin is not None else "",
+            "storage": self.inspection.figures(),
         }
 
     async def _ask_durability(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from comity.core import aside, resuming
+from comity.core import aside, origin, resuming
 from comity.core.backlog import Backlog
 from comity.model.ids import ProcessId, TaskId
 from comity.model.task import TaskState
@@ -50,6 +50,8 @@ def check(state: Tasks) -> None:
     _hold(all(state.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
     broken = aside.check(state)
     _hold(not broken, "aside", broken)
+    broken = origin.check(state)
+    _hold(not broken, "epochs", broken)
 
 
 def _hold(true: bool, what: str, rule: str) -> None:

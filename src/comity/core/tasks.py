@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from comity.core import again, aside
+from comity.core import again, aside, origin
 from comity.core.archive import Chunk, chunk
 from comity.core.backlog import Backlog
 from comity.core.changes import Aside, Change, NodeLease, Totals
@@ -50,6 +50,7 @@ from comity.model.task import (
     NodeUp,
     Rate,
     Requeue,
+    Restored,
     Schedule,
     SnapshotTaken,
     Start,
@@ -94,6 +95,7 @@ class Tasks:
         self.strategies: dict[str, Strategy] = {}
         self.schedules: dict[str, Schedule] = {}
         self.dead = DeadLetters()
+        self.origin: Restored | None = None  # invariant: no epoch given here is below its generation
         self.totals = Totals()
         self.changes: list[Change] = []
         self.before_change: Callable[[Task], None] | None = None
@@ -122,7 +124,7 @@ class Tasks:
             Barrier: self._barrier,
             TimeJump: self._barrier,
             Configure: self._configure,
-            **{kind: partial(apply, self) for kind, apply in (again.APPLIERS | aside.APPLIERS).items()},
+            **{kind: partial(apply, self) for kind, apply in (again.APPLIERS | aside.APPLIERS | origin.APPLIERS).items()},
         }
 
     # What others ask
@@ -368,7 +370,7 @@ class Tasks:
         if command.incarnation <= self.ended.get(command.node, -1):
             return
         if lease is not None:
-            self._end_lease(command.node, lease, "restarted", command.poison_nodes)
+            self.end_lease(command.node, lease, "restarted", command.poison_nodes)
         self.nodes[command.node] = NodeLease(command.incarnation, self.time_ms)
         self.changes.append(Change("node.joined", node=command.node))
 
@@ -378,16 +380,16 @@ class Tasks:
             return
         self.totals.evictions += 1
         self.changes.append(Change("node.evicted", node=command.node, reason=command.reason))
-        self._end_lease(command.node, lease, command.reason, command.poison_nodes)
+        self.end_lease(command.node, lease, command.reason, command.poison_nodes)
 
     def _node_left(self, command: NodeLeft, index: int, _ordinal: int) -> None:
         lease = self.nodes.get(command.node)
         if lease is None or lease.incarnation != command.incarnation:
             return
         self.changes.append(Change("node.left", node=command.node))
-        self._end_lease(command.node, lease, "left")
+        self.end_lease(command.node, lease, "left")
 
-    def _end_lease(self, node: ProcessId, lease: NodeLease, reason: str, poison_nodes: int | None = None) -> None:
+    def end_lease(self, node: ProcessId, lease: NodeLease, reason: str, poison_nodes: int | None = None) -> None:
         """Its attempts go elsewhere. ``poison_nodes`` None: it left by itself, so none of them took it down."""
         del self.nodes[node]
         self.ended.pop(node, None)

@@ -355,12 +355,25 @@ class ResumeNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=52)
     reason: str = ""
 
 
+class Restored(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=56):
+    """Follows ``Lead`` in the first entry of a restored network: the log goes on from the state in store object ``base``, which
+    is that of network ``origin`` after its entry ``index`` (whose digest is ``digest``), kept in ``backup``. No epoch below
+    ``generation`` is current any more."""
+
+    origin: str
+    index: int
+    digest: bytes
+    backup: str
+    generation: int
+    base: Stored
+
+
 Command = (
     Lead | Submit | Assign | Start | Complete | Fail | Requeue | Cancel | Canceled | Expire | NodeUp | Evict | NodeLeft
     | Archived | Dropped | SnapshotTaken | Moved | Rate | Barrier | TimeJump | Configure
     | PutSchedule | DropSchedule | Fire | DropDead | Replay
-    | DrainNode | IsolateNode | ResumeNode
     | RecordStep | SaveCheckpoint | AskInput | GiveAnswer | EndWait | MoveRecord
+    | DrainNode | IsolateNode | ResumeNode | Restored
 )  # fmt: skip
 
 

@@ -147,6 +147,7 @@ class World:
             dedup_window_s=choose([10.0, 600.0]), max_waiting=choose([5, 1000, 1000, 1000]),
             snapshot_every=choose([10, 30, 100_000]), keep_finished=choose([20, 1_000_000, 1_000_000]),
             breaker_failures=choose([1, 2, 5]), breaker_open_s=choose([0.1, 0.3]),
+            inspect_rate_mb=0,  # no disk is simulated that could be damaged
         )  # fmt: skip
 
     # Running it

@@ -86,6 +86,8 @@ def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
     yield _gauge("comity_breakers", "Agents that failed too often at a capability", _by_key(stats["breakers"]), ["state"])
     lag = stats["loop_lag"]["max_ms"] / 1000
     yield _gauge("comity_leader_lag_seconds", "Worst lag of the leader's event loop within ten seconds", [((), lag)])
+    damaged = stats["storage"]["damaged"]
+    yield _gauge("comity_storage_damaged", "Places in the log and the store that are damaged", [((), damaged)])
     yield _gauge("comity_oldest_waiting_seconds", "Age of the oldest task that waits", [((), stats["oldest_waiting_s"])])
     yield _gauge("comity_nodes", "Nodes by membership state", _by_key(stats["nodes"]), ["state"])
     yield _gauge("comity_agents", "Agents by status", _by_key(stats["agents"]), ["status"])

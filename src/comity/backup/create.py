@@ -1,0 +1,214 @@
+"""Makes a backup while the network runs. The leader does nothing for it but confirm a barrier: like a standby, this reads the
+newest snapshot and the log from there, so it holds the state after one effective entry; then it copies what that state names.
+
+Nothing is held back meanwhile. If what is to be copied was archived, moved or trimmed away first, the state is read on to the
+log's tail and the copying goes on from there; what was copied before stays. So a backup is of one moment, or it is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from comity.backup import contents, manifest, pieces
+from comity.backup.manifest import Manifest, Object
+from comity.backup.targets import Target
+from comity.controller.origin import beginning, past
+from comity.controller.payloads import Payloads, carried_by
+from comity.core.ledger import Effective, Ledger
+from comity.core.tasks import Tasks
+from comity.errors import Conflict, Corrupt, NotFound, TimedOut
+from comity.log.base import Log
+from comity.model.ids import NetworkId
+from comity.model.task import Stored
+from comity.store.base import Store
+
+TRIES = 20
+"""Moments tried, each later than the last, until nothing of one goes while it is copied."""
+BEHIND_S = 30.0
+LOOK_S = 0.05
+READ = 8
+AT_ONCE = 4
+"""Store objects copied at a time."""
+OWN = "network/"
+"""What the network itself keeps in the store; only what state refers to counts."""
+_log = structlog.get_logger("comity.backup")
+
+
+class Made(msgspec.Struct):
+    """A new backup, and what it took. ``is_first``: there was none of this network in the target."""
+
+    manifest: Manifest
+    wrote: int
+    wrote_bytes: int
+    reused: int
+    tries: int
+    is_first: bool
+
+
+class Reader:
+    """Follows the log as a standby does, and changes nothing."""
+
+    def __init__(self, log: Log, store: Store, network: NetworkId) -> None:
+        self.state = Tasks(network)
+        self.ledger = Ledger(network)
+        self.payloads = Payloads(log)
+        self.network = network
+        self._log = log
+        self._store = store
+        self._is_loaded = False
+
+    async def reach(self, index: int) -> None:
+        """Read to the log's tail, at least to ``index``. Raises Corrupt with the place, TimedOut."""
+        if not self._is_loaded:
+            self.state, self.ledger = await past(self._store, self.network, None)
+            self._is_loaded = True
+        try:
+            async with asyncio.timeout(BEHIND_S):
+                while await self._read() or self.ledger.index < index:
+                    if self.ledger.index < index:
+                        await asyncio.sleep(LOOK_S)  # the replica we read from is behind
+        except TimeoutError:
+            raise TimedOut(f"the log ends at {self.ledger.index} here, though entry {index} is known to be durable") from None
+
+    async def _read(self) -> bool:
+        try:
+            items = await self._log.read(self.ledger.index, READ)
+        except Corrupt:
+            first, _ = await self._log.bounds()
+            if self.ledger.index + 1 >= first:
+                raise
+            self.state, self.ledger = await past(self._store, self.network, None)  # trimmed: go on from a snapshot
+            if self.ledger.index + 1 < first:
+                raise
+            return True
+        if items and self.ledger.index == 0:
+            self.state, self.ledger = await beginning(items[0], self._store, self.network)
+        for index, data in items:
+            verdict = self.ledger.offer(index, data)
+            if isinstance(verdict, Effective):
+                self.payloads.note(index, verdict.entry)
+                self.state.apply(verdict.entry, index)
+        return bool(items)
+
+
+class Copied(msgspec.Struct):
+    """Of the store: what is there, what of the network's own went meanwhile, and what had expired or is damaged."""
+
+    objects: list[Object]
+    gone: set[str]
+    missing: list[str]
+    damaged: list[str]
+
+
+class Creating:
+    """``head`` confirms a barrier and gives the index of an entry that is durable. ``keys``: the network's, if wanted."""
+
+    def __init__(
+        self, log: Log, store: Store, target: Target, head: Callable[[], Awaitable[int]], *,
+        network: str, network_id: NetworkId, version: str, now_ms: Callable[[], int], keys: bytes | None = None,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._log = log
+        self._target = target
+        self._head = head
+        self._reader = Reader(log, store, network_id)
+        self._network = network
+        self._version = version
+        self._now_ms = now_ms
+        self._keys = keys
+
+    async def run(self) -> Made:
+        """Raises Conflict (the network changes faster than it can be copied), Corrupt (it is damaged), and what the doors and the
+        target raise."""
+        names = [name for name in await manifest.names(self._target) if manifest.network_of(name) == self._reader.network]
+        last = await manifest.read(self._target, names[-1]) if names else None
+        writer = pieces.Writer(self._target, await self._target.list("pieces/"), last.objects if last is not None else ())
+        gone: set[str] = set()
+        try:
+            for tries in range(1, TRIES + 1):
+                await self._reader.reach(await self._head())
+                self._check(gone)
+                found = await self._moment(writer)
+                if isinstance(found, Manifest):
+                    await self._target.put(found.file, manifest.encode(found))
+                    return Made(found, writer.wrote, writer.wrote_bytes, writer.reused, tries, last is None)
+                gone = found
+        finally:
+            self._reader.payloads.end()
+        raise Conflict(f"the network changed {TRIES} times while it was copied: try again when it is less busy")
+
+    def _check(self, gone: set[str]) -> None:
+        """What was gone before state was read on must not be named by it any more: that it goes is told before it does."""
+        named = referred(self._reader.state)
+        lost = sorted(key for key in gone if key in named)
+        if lost:
+            raise Corrupt(f"the store lacks {lost[0]}, which the network's state names", key=lost[0])
+
+    async def _moment(self, writer: pieces.Writer) -> Manifest | set[str]:
+        """The backup of what the reader holds now; or what of it went while it was copied."""
+        state, ledger, at_ms = self._reader.state, self._reader.ledger, self._now_ms()
+        found = contents.logged(state)
+        payloads = [await writer.put(pack) async for pack in contents.packs(state, self._reader.payloads, found)]
+        if found.unread:
+            first, _ = await self._log.bounds()
+            if min(found.unread)[0] < first:
+                return set()  # trimmed: its payloads were moved to the store before, as state will say
+            _log.error("left out of the backup, for the log is damaged", entries=sorted({at for at, _ in found.unread}))
+        copied = await self._objects(writer)
+        if copied.gone:
+            return copied.gone
+        frames = [await writer.put(frame) for frame in contents.frames(state, ledger, found)]
+        counts = {str(kind): count for kind, count in state.counts.items() if count} | {"archived": state.archived}
+        return Manifest(
+            version=self._version, name=manifest.name_for(at_ms, ledger.effective_index, self._reader.network),
+            network=self._network, network_id=self._reader.network, at_ms=at_ms, index=ledger.effective_index,
+            log_digest=ledger.digest.hex(), term=ledger.term, generation=state.generation, last_epoch=state.last_epoch,
+            entry_ms=ledger.time_ms, state=frames, payloads=payloads, objects=copied.objects, tasks=counts,
+            missing=copied.missing, damaged=sorted([*copied.damaged, *found.unread.values()]),
+            keys=await writer.put(self._keys) if self._keys is not None else None,
+        )  # fmt: skip
+
+    async def _objects(self, writer: pieces.Writer) -> Copied:
+        wanted = referred(self._reader.state)
+        mine = [stored for stored in await self._store.list("") if stored.key in wanted or not stored.key.startswith(OWN)]
+        turn = asyncio.Semaphore(AT_ONCE)
+        damaged: list[str] = []
+
+        async def copy(stored: Stored) -> Object | None:
+            async with turn:
+                known = writer.reuse(stored)
+                if known is not None:
+                    return known
+                try:
+                    return await writer.copy(stored, self._store.get(stored.key))
+                except NotFound:
+                    return None
+                except Corrupt as error:
+                    damaged.append(stored.key)
+                    _log.error("left out of the backup, for it is damaged", key=stored.key, error=error.message)
+                    return None
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                copies = [group.create_task(copy(stored)) for stored in mine]
+        except ExceptionGroup as faults:
+            raise faults.exceptions[0] from faults
+        objects = {held.key: held for held in (task.result() for task in copies) if held is not None}
+        absent = [key for key in wanted if key not in objects and key not in damaged]
+        gone = {key for key in absent if key.startswith(OWN)}
+        missing = sorted(key for key in absent if key not in gone)
+        return Copied([objects[key] for key in sorted(objects)], gone, missing, sorted(damaged))
+
+
+def referred(state: Tasks) -> dict[str, None]:
+    """Keys of the store's objects that ``state`` names, and a backup holds."""
+    keys = dict.fromkeys([*(held.key for held in state.archive), *state.dead.objects])
+    for task in state.tasks.values():
+        for _, payload in carried_by(task):
+            if type(payload) is Stored:
+                keys[payload.key] = None
+    return keys
