@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import time
@@ -23,9 +22,9 @@ LIMIT_S = 240.0
 @pytest.mark.chaos
 @pytest.mark.timeout(LIMIT_S + 30)
 def test_nothing_accepted_is_lost_whatever_happens(tmp_path: Path) -> None:
-    """The seed is a new one each time: it is printed, and ``SEED=N`` takes it again."""
+    """``SEED=N`` for another life."""
     need_server()
-    seed = os.environ.get("SEED") or str(random.randrange(100_000))
+    seed = os.environ.get("SEED") or "7"
     words = ["--minutes", "1.7", "--every", "7", "--longest", "6", "--seed", seed, "--report", str(tmp_path / "report")]
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
