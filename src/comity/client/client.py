@@ -20,6 +20,7 @@ from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, needs, ter
 from comity.config import Settings
 from comity.directory import Directory, Seen, check_input
 from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
+from comity.failpoints import durable
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
@@ -192,7 +193,8 @@ class Client:
         settings = self._exchange.settings
         waits_s = deadline - self._exchange.loop.time() if deadline < FOREVER else settings.keep_finished_s
         ttl_s = settings.keep_finished_s + waits_s
-        return await self._exchange.store.put(f"{self.process}/inputs/{task}", payload, ttl_s=ttl_s)
+        with durable("input.put"):
+            return await self._exchange.store.put(f"{self.process}/inputs/{task}", payload, ttl_s=ttl_s)
 
     def _left_s(self, timeout_s: float, deadline: float) -> float:
         """The shorter of a time-out and what is left until ``deadline``. Raises DeadlineExceeded if nothing is."""

@@ -20,6 +20,7 @@ from comity.core.changes import Change
 from comity.core.ledger import Ledger
 from comity.core.tasks import Tasks
 from comity.errors import ComityError, Corrupt
+from comity.failpoints import durable
 from comity.log.base import Log
 from comity.model.ids import TaskId, task_time_ms
 from comity.model.task import Archived, Command, Dropped, Logged, Moved, Payload, SnapshotTaken, Stored, Task
@@ -184,9 +185,11 @@ class Keeping:
         whole = [await self._whole(task) for task in tasks]
         finished_ms = max(task.finished_at for task in tasks)
         key = f"{ARCHIVE}{ids[0]}-{self._ledger.index}-{self._state.term}"
-        await self._store.put(key, encode_chunk(whole))
-        self._propose(Archived(key, tuple(ids), finished_ms))
-        await self._effective()
+        with durable("archive.put"):
+            await self._store.put(key, encode_chunk(whole))
+        with durable("archive.commit"):
+            self._propose(Archived(key, tuple(ids), finished_ms))
+            await self._effective()
         self._doomed.extend(moved)
 
     async def _whole(self, task: Task) -> Task:
@@ -213,8 +216,9 @@ class Keeping:
         return stale
 
     async def _drop(self) -> None:
-        self._propose(Dropped(tuple(self._stale_chunks())))
-        await self._effective()
+        with durable("archive.drop"):
+            self._propose(Dropped(tuple(self._stale_chunks())))
+            await self._effective()
 
     async def _sweep(self) -> None:
         """Doom what leaders before stored and did not come to tell of, or to delete. They cannot any more."""
@@ -230,7 +234,8 @@ class Keeping:
 
     async def _delete(self) -> None:
         while self._doomed:
-            await self._store.delete(self._doomed[0])
+            with durable("store.clear"):
+                await self._store.delete(self._doomed[0])
             self._doomed.popleft()
 
     # Snapshots
@@ -239,12 +244,15 @@ class Keeping:
         writing = Writing(self._state, self._ledger)
         key = f"{SNAPSHOTS}{writing.index:016d}-{self._state.term}"
         try:
-            stored = await self._store.put(key, writing.frames())
+            with durable("snapshot.put"):
+                stored = await self._store.put(key, writing.frames())
         finally:
             writing.close()
-        await self._verify(stored)
-        self._propose(SnapshotTaken(writing.index, key, writing.digest, writing.time_ms))
-        await self._effective()
+        with durable("snapshot.check"):
+            await self._verify(stored)
+        with durable("snapshot.commit"):
+            self._propose(SnapshotTaken(writing.index, key, writing.digest, writing.time_ms))
+            await self._effective()
 
     async def _verify(self, stored: Stored) -> None:
         """Read it back: only a snapshot that can be read counts. The store checks size and digest."""
@@ -276,11 +284,15 @@ class Keeping:
             payload = await self._payloads.load(place)
             if isinstance(payload, bytes):
                 name = "result" if is_result else "input"
-                stored = await self._store.put(f"{MOVED}{task_id}-{name}-{place.index}-{self._state.term}", payload)
+                key = f"{MOVED}{task_id}-{name}-{place.index}-{self._state.term}"
+                with durable("payload.put"):
+                    stored = await self._store.put(key, payload)
                 self._propose(Moved(TaskId(task_id), stored, is_result))
         if places:
-            await self._effective()
-        await self._log.trim(upto)
+            with durable("payload.commit"):
+                await self._effective()
+        with durable("log.trim"):
+            await self._log.trim(upto)
         self._trim_to = upto
         while self._marks and self._marks[0].index <= upto:
             self._marks.popleft()

@@ -44,6 +44,10 @@ class NoThreads(SimulationError):
     """Simulated code asked for a thread, which would make the run depend on the machine."""
 
 
+class Crashed(BaseException):
+    """Ends the callback in which its process dies: nothing of ours may catch it."""
+
+
 class Life(enum.StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
@@ -284,7 +288,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:  # asyncio's name
         """A task of a dead process may be gone without having ended."""
-        if not _is_dead(getattr(context.get("task"), "process", None)):
+        died = isinstance(context.get("exception"), Crashed)
+        if not died and not _is_dead(getattr(context.get("task"), "process", None)):
             super().call_exception_handler(context)
 
     def abort(self, error: SimulationError) -> None:

@@ -22,6 +22,7 @@ from comity.errors import (
     UnknownTask,
 )
 from comity.model.codec import digest, to_json
+from comity.model.ids import TaskId
 from comity.model.task import TaskState
 from comity.sim.checkers import Auditor, End, Violation
 from comity.sim.history import History
@@ -43,17 +44,20 @@ _ENDS: list[tuple[type[TaskError], TaskState]] = [
 
 
 class Caller:
-    """One client whose calls go into ``history``; ``known`` are the tasks that any client of this life has heard of."""
+    """One client whose calls go into ``history``; ``known`` are the tasks that any client of this life has heard of.
+    ``arrives_twice``: whether the bus breaks its word and delivers twice, so that what was refused may be accepted later."""
 
     def __init__(
-        self, client: Client, process: Process, history: History, auditor: Auditor, random: Random, known: list[str]
-    ) -> None:
+        self, client: Client, process: Process, history: History, auditor: Auditor, random: Random, known: list[str],
+        arrives_twice: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self.client = client
         self.random = random
         self.known = known
         self._process = process
         self._history = history
         self._auditor = auditor
+        self._arrives_twice = arrives_twice
         self._loop = asyncio.get_running_loop()
 
     async def in_time(self, awaited: Awaitable[T], limit_s: float, what: str) -> T:
@@ -83,6 +87,8 @@ class Caller:
         try:
             tasks = await self.in_time(asked, limit_s, "submit")
         except ComityError as error:
+            if error.definite and "task" in error.details and not self._arrives_twice():
+                self._auditor.refused(TaskId(error.details["task"]), error.code)
             for operation in operations:  # the id of a task that was not accepted is never learnt: it concerns nobody
                 self._history.unknown(operation, error.code, now=now())
             raise
