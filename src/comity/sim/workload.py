@@ -21,6 +21,7 @@ from comity.errors import (
     TaskRejected,
     UnknownTask,
 )
+from comity.model.capability import Strategy
 from comity.model.codec import digest, to_json
 from comity.model.ids import TaskId
 from comity.model.task import TaskState
@@ -159,6 +160,7 @@ class Workload:
             (1, self._relay),
             (1, self._broadcast),
             (1, self._watch),
+            (1, self._strategy),
         ]
 
     async def run(self) -> None:
@@ -201,7 +203,7 @@ class Workload:
         if random.random() < 0.1 and kind == "echo":
             options["tags"] = ["quick"]
         value: Any = {
-            "echo": {"value": random.randrange(1000)},
+            "echo": {"value": random.choice([random.randrange(1000)] * 7 + ["x" * 300_000])},
             "nap": {"seconds": random.choice([0.01, 0.3, 1.0, 3.0, 3.0])},
             "large": {"size": random.choice([500, 2000, 40_000, 300_000])},
             "flaky": {"odds": random.choice([0.2, 0.6, 0.95])},
@@ -269,6 +271,9 @@ class Workload:
 
     async def _broadcast(self) -> None:
         await self.client.broadcast([], topic="relay", tags=self.random.choice([(), ("quick",)]))
+
+    async def _strategy(self) -> None:
+        await self.client.set_strategy("echo", self.random.choice(list(Strategy)))
 
     async def _watch(self) -> None:
         """Events of a task end with its last one, and say nothing that the log does not."""

@@ -235,10 +235,10 @@ class World:
     async def _stop(self) -> None:
         """Clients leave, nodes drain, everybody has read the whole log, controllers stop."""
         for group in (self.clients, self.nodes):
-            await asyncio.gather(*[host.process.spawn(_leave(host)) for host in group])
+            await asyncio.gather(*[_leave(host) for host in group])
         while not all(self._has_read(host) for host in self.controllers):
             await asyncio.sleep(LOOK_S)
-        await asyncio.gather(*[host.process.spawn(_leave(host)) for host in self.controllers])
+        await asyncio.gather(*[_leave(host) for host in self.controllers])
 
     def _has_read(self, host: Host) -> bool:
         """Whether a controller has read the whole log; then it must hold the same tasks as the auditor."""
@@ -329,6 +329,19 @@ def trace_hash(events: list[Event]) -> str:
 
 
 async def _leave(host: Host) -> None:
+    """Have its program leave; if its process dies meanwhile, the next one."""
+    while True:
+        process = host.process
+        leaving = process.spawn(_end(host))
+        while not leaving.done() and process.life is not Life.DEAD:
+            await asyncio.sleep(LOOK_S)
+        if process.life is not Life.DEAD:
+            return leaving.result()
+        while host.process.life is Life.DEAD or host.running is None:
+            await asyncio.sleep(LOOK_S)
+
+
+async def _end(host: Host) -> None:
     made = host.running
     if isinstance(made, Client):
         await made.close()
