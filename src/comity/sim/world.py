@@ -331,14 +331,14 @@ def trace_hash(events: list[Event]) -> str:
 async def _leave(host: Host) -> None:
     """Have its program leave; if its process dies meanwhile, the next one."""
     while True:
+        while host.process.life is Life.DEAD or host.running is None:
+            await asyncio.sleep(LOOK_S)
         process = host.process
         leaving = process.spawn(_end(host))
         while not leaving.done() and process.life is not Life.DEAD:
             await asyncio.sleep(LOOK_S)
         if process.life is not Life.DEAD:
             return leaving.result()
-        while host.process.life is Life.DEAD or host.running is None:
-            await asyncio.sleep(LOOK_S)
 
 
 async def _end(host: Host) -> None:
