@@ -163,7 +163,7 @@ class TestArming:
     def test_actions_count(self) -> None:
         hook = failpoints.parse("log.append.before=error(2); log.append.after=delay(0.01)")
         for _ in range(2):
-            with pytest.raises(Unreachable, match="failpoint log.append.before"):
+            with pytest.raises(Unreachable, match=r"failpoint log\.append\.before"):
                 hook("log.append.before")
         hook("log.append.before")
         began = time.perf_counter()
@@ -185,6 +185,6 @@ class TestArming:
             raise Unreachable(point)
 
         done = asyncio.Event()
-        with failpoints.watched(refuse), pytest.raises(Unreachable, match=r"log\.append\.before"), failpoints.durable("log.append"):
+        with failpoints.watched(refuse), pytest.raises(Unreachable, match="before"), failpoints.durable("log.append"):
             done.set()
         assert not done.is_set()

@@ -1,5 +1,5 @@
-"""One program that writes durably, to be killed at a failpoint: ``writes.py WHAT FOLDER``. It says each thing that is done, and run
-again on the same folder it must find all of that, and finish."""
+"""One program that writes durably, to be killed at a failpoint: ``writes.py WHAT FOLDER``. It notes each thing that is done,
+and run again on the same folder it must find all of that, and finish."""
 
 from __future__ import annotations
 

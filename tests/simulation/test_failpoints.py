@@ -1,4 +1,5 @@
-"""A process dies at each durable write of the programs, just before and just after it. It comes back, and every promise is kept."""
+"""A process dies at each durable write of the programs, just before and just after it, and comes back. Every promise is
+kept."""
 
 from __future__ import annotations
 
