@@ -12,7 +12,7 @@ import msgspec
 
 from comity.errors import InvalidInput
 from comity.model import wire
-from comity.sim import many
+from comity.sim import many, scale
 from comity.sim.links import Event
 from comity.sim.loop import SimulationError
 from comity.sim.shrink import shrink_seed
@@ -24,6 +24,9 @@ _SHOWN = 150
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 1 if a life broke a promise."""
     given = _parser().parse_args(arguments)
+    if given.scale is not None:
+        scale.measure(scale.sizes(**scale.parse(given.scale)), _say)
+        return 0
     if isinstance(given.seeds, range):
         lives = many.live(given.seeds, liars=given.liars, jobs=given.jobs, say=_say)
         return 1 if any(lived.broken for lived in lives) else 0
@@ -57,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shrink", action="store_true", help="find the fewest faults with which the life still fails")
     parser.add_argument("--only", type=_numbers, metavar="N,N,...", help="only these faults of the life's plan strike")
     parser.add_argument("--liars", type=int, default=0, metavar="N", help="with N processes that say what is not so")
+    parser.add_argument("--scale", nargs="*", metavar="nodes=N", help="how cost grows up to nodes=N agents=N tasks=N")
     return parser
 
 

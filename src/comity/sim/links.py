@@ -43,10 +43,12 @@ class Trace:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self.events: list[Event] = []
+        self.is_kept = True
         self._loop = loop
 
     def __call__(self, who: str, what: str, detail: str | bytes = "") -> None:
-        self.events.append(Event(self._loop.time(), who, what, detail))
+        if self.is_kept:
+            self.events.append(Event(self._loop.time(), who, what, detail))
 
 
 class Fate(enum.StrEnum):
@@ -122,7 +124,7 @@ class Links:
 
     def crash(self, server: str) -> None:
         """The server dies: what it was asked and had not done is never done, a write in its midst is torn and thrown away when it
-        is back, and no answer under way arrives. As many ``restart`` as ``crash`` bring it back."""
+        is back, and who waits for an answer hears that the connection broke. As many ``restart`` as ``crash`` bring it back."""
         _count(self._down, server, 1)
         self._lives[server] = self._lives.get(server, 0) + 1
         for answer, process in self._asked.pop(server, {}).items():

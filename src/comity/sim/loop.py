@@ -18,8 +18,9 @@ import heapq
 import itertools
 import math
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Generator
+from time import perf_counter
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -174,6 +175,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._generators: dict[int, Process | None] = {}  # by identity, of whose process they are
         self.callbacks = 0
         """Callbacks run so far."""
+        self.meter: defaultdict[str, float] | None = None
+        """If there is one: how many seconds of the machine's time the callbacks of each process took."""
         self.set_task_factory(_task)  # type: ignore[arg-type]
 
     # Time and scheduling
@@ -241,7 +244,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     process.held.append(handle)
                 continue
             self.callbacks += 1
-            handle._run()
+            if self.meter is not None and process is not None:
+                began = perf_counter()
+                handle._run()
+                self.meter[process.name] += perf_counter() - began
+            else:
+                handle._run()
 
     def _jump(self) -> None:
         timers = self._timers

@@ -68,4 +68,6 @@ def shrink_seed(seed: int, *, liars: int = 0, say: Callable[[str], None]) -> Shr
             gc.collect()
         return None
 
-    return shrink(World(seed, liars=liars).faults.plan, live, say)
+    world = World(seed, liars=liars)
+    world.loop.close()
+    return shrink(world.faults.plan, live, say)
