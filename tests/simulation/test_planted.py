@@ -6,7 +6,14 @@ import pytest
 from mutants import LIVES, hunt
 from planted import PLANTED, Planted
 
-QUICK: tuple[str, ...] = ()
+QUICK = (
+    "old_leaders_entries_count", "a_snapshot_forgets_the_chain", "a_write_is_acknowledged_before_it_is_durable",
+    "a_refused_entry_is_applied", "a_follower_skips_an_entry", "epochs_start_again_with_each_leader",
+    "a_repeated_submit_is_a_new_task", "keys_are_forgotten", "a_completion_is_applied_twice", "a_requeued_task_is_forgotten",
+    "the_time_to_start_counts_from_the_submit", "load_is_never_given_back", "a_submit_is_accepted_before_the_log_has_it",
+    "a_result_is_told_before_the_log_has_it", "a_result_is_mixed_up", "an_acknowledgement_counts_as_completion",
+    "an_append_of_unknown_fate_counts_as_failed", "leases_go_by_the_wall_clock",
+)  # fmt: skip
 IDS = [planted.name for planted in PLANTED]
 
 

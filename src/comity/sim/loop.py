@@ -20,7 +20,7 @@ import math
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Generator
-from time import perf_counter
+from time import thread_time
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -176,7 +176,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.callbacks = 0
         """Callbacks run so far."""
         self.meter: defaultdict[str, float] | None = None
-        """If there is one: how many seconds of the machine's time the callbacks of each process took."""
+        """If there is one: how many seconds of the processor's time the callbacks of each process took."""
         self.set_task_factory(_task)  # type: ignore[arg-type]
 
     # Time and scheduling
@@ -245,9 +245,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 continue
             self.callbacks += 1
             if self.meter is not None and process is not None:
-                began = perf_counter()
+                began = thread_time()
                 handle._run()
-                self.meter[process.name] += perf_counter() - began
+                self.meter[process.name] += thread_time() - began
             else:
                 handle._run()
 

@@ -1,6 +1,6 @@
 """How cost grows: a large, quiet world in which nodes come and go, and what its controller pays for nodes, agents and tasks.
 
-Only the controller's own callbacks are timed, on the machine's clock; the rest of the world is there for it to have work.
+Only the controller's own callbacks are timed, in processor time; the rest of the world is there for it to have work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIMIT_S = 150.0
 """No further size is begun after that."""
 CHURN, CHURN_S = 100, 0.1
 """While half of the tasks run, one node of so many dies every so often, and comes back a second later."""
-BATCH = 100
+BATCH = 500
 SLOTS = 4
 _PLAIN = (dict, list, tuple, set, frozenset, deque, defaultdict, str, bytes, int, float)
 _OURS = ("comity.core", "comity.controller", "comity.model")
