@@ -305,7 +305,7 @@ def a_result_is_told_before_the_log_has_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leader, "_ending", hasty)
 
 
-@plant(controllers=2, clients=2, torture_s=18.0, faults={"split": 1})
+@plant(controllers=2, nodes=1, clients=3, torture_s=40.0, faults={"split": 1})
 def a_leader_answers_without_asking_the_log(patch: pytest.MonkeyPatch) -> None:
     make = Answers.__init__
 
@@ -421,7 +421,7 @@ def leases_go_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
 # Keeping
 
 
-@plant(faults={"slow": 1, "slow server": 1, "power cut": 0.3}, settings=CLOSE_LIMITS)
+@plant(controllers=2, clients=2, torture_s=18.0, faults={"slow server": 1}, settings=CLOSE_LIMITS)
 def a_snapshot_is_written_while_tasks_change(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Writing, "_save", lambda self, task: None)
 
