@@ -43,6 +43,7 @@ WRITES = (
     "folder.delete", "folder.expire",
     # files
     "file.write", "file.place", "network.identify", "keys.place", "server.config", "context.write", "context.place", "lock.write",
+    "log.mark",
 )  # fmt: skip
 """All durable writes, each named once."""
 

@@ -30,7 +30,7 @@ SRC = HERE.parents[1] / "src" / "comity"
 PROGRAMS = {
     "sqlite": ("sqlite.create", "sqlite.append", "sqlite.trim"),
     "folder": ("folder.write", "folder.place", "folder.delete", "folder.expire"),
-    "files": ("file.write", "file.place", "keys.place", "context.write", "context.place"),
+    "files": ("file.write", "file.place", "keys.place", "context.write", "context.place", "log.mark"),
     "server": ("network.identify", "server.config", "lock.write"),
 }
 """What ``writes.py`` does, and which writes it comes to."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from comity.cli.marking import Mark
 from comity.contexts import Context, Contexts
 from comity.credentials import Authority, Credentials
 from comity.embedded import EmbeddedServer
@@ -83,6 +84,10 @@ async def files(folder: Path, said: Said) -> None:
     saved.put("here", Context(urls=("nats://127.0.0.1:1",)))
     said("context")
     assert Contexts(folder).names() == ["here"]
+    mark = Mark.load(folder)
+    assert mark is not None or "mark" not in said.before
+    Mark(network_id="n", index=mark.index + 1 if mark is not None else 1).save(folder)
+    said("mark")
 
 
 async def server(folder: Path, said: Said) -> None:
