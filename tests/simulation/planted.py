@@ -69,7 +69,7 @@ def plant(test: str = "", **world: Any) -> Callable[[Plant], Plant]:
 # The log
 
 
-@plant()
+@plant(controllers=2, faults={"stall": 1})
 def old_leaders_entries_count(patch: pytest.MonkeyPatch) -> None:
     def fault(self: Ledger, entry: Any) -> None:
         return None

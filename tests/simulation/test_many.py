@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from planted import old_leaders_entries_count
+from planted import epochs_start_again_with_each_leader
 
 from comity.model.task import TaskState
 from comity.sim import Violation, World, many, scale
@@ -49,7 +49,7 @@ class TestShrinking:
         assert kind_of(first) == kind_of(second) != kind_of(Violation("entry 7 counts"))
 
     def test_a_real_life_is_shrunk(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        old_leaders_entries_count(monkeypatch)
+        epochs_start_again_with_each_leader(monkeypatch)
         seed = next(seed for seed in range(20) if many.one(seed).broken)
         assert main([str(seed), "--shrink"]) == 1
         told = capsys.readouterr().out
