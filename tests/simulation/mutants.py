@@ -24,7 +24,7 @@ from planted import PLANTED, Planted  # noqa: E402
 from comity.sim import World  # noqa: E402
 from comity.sim.loop import SimulationError  # noqa: E402
 
-LIVES = 100
+LIVES = 200
 """Lives in which a planted bug must show."""
 
 

@@ -135,7 +135,7 @@ def the_log_persists_asynchronously(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(jetstream_log, "stream_config", lambda *args: {**strict(*args), "persist_mode": "async"})
 
 
-@plant()
+@plant(controllers=2, faults={"server crash": 1, "full disk": 1})
 def a_leader_acts_before_its_term_is_durable(patch: pytest.MonkeyPatch) -> None:
     durable = SimLog.append
     under_way: set[asyncio.Task[Any]] = set()
@@ -450,7 +450,7 @@ def the_archive_is_dropped_too_early(patch: pytest.MonkeyPatch) -> None:
 # Nodes and clients
 
 
-@plant(controllers=2, faults={"crash": 1, "slow server": 1, "one-way cut": 1})
+@plant(faults={"duplicates": 1})
 def a_repeated_assignment_runs_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Attempts, "knows", lambda self, run: False)
 
