@@ -13,7 +13,7 @@ from comity.controller import keeping, snapshot
 from comity.controller import resuming as leading
 from comity.controller.answers import Answers
 from comity.controller.schedules import Schedules
-from comity.core import again, aside
+from comity.core import again, aside, breaker
 from comity.core import resuming as core
 from comity.core.breaker import Breakers
 from comity.core.dead import DeadLetters
@@ -196,3 +196,8 @@ def a_snapshot_forgets_who_is_set_aside(patch: pytest.MonkeyPatch) -> None:
 @plant(nodes=1, faults={}, settings={"breaker_failures": 1})
 def a_broken_agent_is_never_tried_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Breakers, "due", lambda self, now_ms: [])
+
+
+@plant(nodes=1, faults={"stall": 1}, settings={"breaker_failures": 1})
+def a_probe_that_asks_is_waited_for_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(breaker, "_ENDED", breaker._ENDED - {"task.input_required"})
