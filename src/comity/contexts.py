@@ -17,6 +17,7 @@ import msgspec
 
 from comity.config import Loaded
 from comity.errors import BadSettings, NotFound, Unreachable
+from comity.failpoints import durable
 from comity.model.ids import check_token
 
 __all__ = ["LOCAL", "Context", "Contexts", "check_url", "config_home", "resolve"]
@@ -192,11 +193,12 @@ def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with os.fdopen(descriptor, "wb") as file, durable("context.write"):
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    fresh.replace(path)
+    with durable("context.place"):
+        fresh.replace(path)
 
 
 def _read(path: Path, kind: type[T]) -> T:

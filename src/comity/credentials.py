@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from comity.errors import BadInput, Conflict, Corrupt, NotFound
+from comity.failpoints import durable
 from comity.model.ids import check_token
 
 Role = Literal["node", "client", "controller", "system", "backup"]
@@ -178,11 +179,12 @@ def write_private(path: Path, text: str) -> None:
     """Write ``text`` so that it is there as a whole or not at all, for its owner's eyes only."""
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file, durable("file.write"):
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    with durable("file.place"):
+        part.replace(path)
 
 
 def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, list[str]]]:
@@ -241,7 +243,8 @@ class Authority:
         for name, seed in self.secrets().items():
             write_private(part / f"{name}.nk", seed + "\n")
         write_private(part / "account.jwt", self._account_token(self.account, self.network) + "\n")
-        part.rename(folder / "keys")
+        with durable("keys.place"):
+            part.rename(folder / "keys")
 
     def secrets(self) -> dict[str, str]:
         """The seeds by what they are for: all that makes an authority, for another server of the network."""

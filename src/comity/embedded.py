@@ -37,6 +37,7 @@ import psutil
 from comity.cluster.config import HOST, Cluster, TlsFiles, bracketed, check_listening
 from comity.credentials import Authority, write_private
 from comity.errors import AlreadyRunning, BadSettings, Corrupt, ForeignData, ServerFailed
+from comity.failpoints import durable
 from comity.model.ids import NetworkId, check_token
 
 FORMAT = 1
@@ -207,7 +208,8 @@ class EmbeddedServer:
 
     async def _launch(self) -> dict[str, Any]:
         """Start the process and wait until it greets us; its greeting. Raises _PortTaken, ServerFailed."""
-        self._write_config()
+        with durable("server.config"):
+            self._write_config()
         tie = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid())] if sys.platform == "linux" else []
         output = os.open(self.data / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         mark = os.fstat(output).st_size
@@ -378,8 +380,9 @@ async def _hold(path: Path) -> int:
                 raise AlreadyRunning(message, path=str(path.parent), pid=owner) from None
             await asyncio.sleep(0.01)  # a lock cannot be awaited
         else:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(os.getpid()).encode(), 0)
+            with durable("lock.write"):
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, str(os.getpid()).encode(), 0)
             return lock
 
 
@@ -395,7 +398,9 @@ def identify(data: Path, network: str, network_id: str = "") -> NetworkId:
     path = data / "network.json"
     if not path.exists():
         network_id = NetworkId(network_id or secrets.token_hex(8))
-        write_private(path, json.dumps({"format": FORMAT, "network": network, "network_id": network_id}) + "\n")
+        text = json.dumps({"format": FORMAT, "network": network, "network_id": network_id}) + "\n"
+        with durable("network.identify"):
+            write_private(path, text)
         return network_id
     try:
         found = json.loads(path.read_text())

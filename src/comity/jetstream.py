@@ -29,6 +29,7 @@ from comity.errors import (
     TooLarge,
     Unreachable,
 )
+from comity.failpoints import durable
 
 TICK_S = 0.05
 HEARTBEAT_S = 1.0
@@ -173,7 +174,8 @@ class JetStream:
         except NotFound:
             if not create:
                 raise
-            info = await self.api(f"STREAM.CREATE.{name}", config)
+            with durable("jetstream.stream"):
+                info = await self.api(f"STREAM.CREATE.{name}", config)
         actual = info["config"]
         for key, wanted in config.items():
             if key != "num_replicas" and actual.get(key, wanted) != wanted:

@@ -10,6 +10,7 @@ import pytest
 from source import ROOT, SRC, imports, module_name, python_files, tree
 
 WORDS = ("comity.errors", "comity.model")
+WRITES = ("comity.failpoints",)
 DOORS = ("comity.bus.base", "comity.bus.outbox", "comity.registry.base", "comity.log.base", "comity.store.base")
 FACES = ("comity.client", "comity.agent", "comity.handles", "comity.directory")
 MEMORY = tuple(f"comity.{door}.memory" for door in ("bus", "registry", "log", "store"))
@@ -26,27 +27,28 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.core": WORDS,
     "comity.bus": (*WORDS, "comity.bus.base"),
     "comity.bus.nats": (*WORDS, "comity.bus.base", "comity.bus.connection"),
-    "comity.registry": (*WORDS, "comity.registry.base", "comity.jetstream"),
-    "comity.log": (*WORDS, "comity.log.base", "comity.jetstream"),
-    "comity.store": (*WORDS, "comity.store.base", "comity.jetstream"),
-    "comity.jetstream": WORDS,
+    "comity.registry": (*WORDS, *WRITES, "comity.registry.base", "comity.jetstream"),
+    "comity.log": (*WORDS, *WRITES, "comity.log.base", "comity.jetstream"),
+    "comity.store": (*WORDS, *WRITES, "comity.store.base", "comity.jetstream"),
+    "comity.jetstream": WORDS + WRITES,
+    "comity.failpoints": ("comity.errors",),
     "comity.config": WORDS,
-    "comity.contexts": (*WORDS, "comity.config"),
-    "comity.credentials": WORDS,
+    "comity.contexts": (*WORDS, *WRITES, "comity.config"),
+    "comity.credentials": WORDS + WRITES,
     # It asks the servers about themselves, over a connection of its own.
     "comity.cluster": (*WORDS, "comity.credentials", "comity.jetstream", "comity.bus.connection"),
-    "comity.embedded": (*WORDS, "comity.credentials", "comity.cluster.config"),
+    "comity.embedded": (*WORDS, *WRITES, "comity.credentials", "comity.cluster.config"),
     "comity.directory": (*WORDS, "comity.registry.base"),
     "comity.handles": WORDS + FACES,
     "comity.agent": WORDS + FACES,
-    "comity.client": WORDS + DOORS + FACES + ("comity.config",),
-    "comity.node": WORDS + DOORS + FACES + ("comity.core", "comity.config"),
-    "comity.controller": WORDS + DOORS + ("comity.core", "comity.config"),
     # A backup reads the log as a standby does, and its state is a snapshot: both are the controller's.
     "comity.backup": WORDS + DOORS + ("comity.core", "comity.controller"),
+    "comity.client": WORDS + WRITES + DOORS + FACES + ("comity.config",),
+    "comity.node": WORDS + WRITES + DOORS + FACES + ("comity.core", "comity.config"),
+    "comity.controller": WORDS + WRITES + DOORS + ("comity.core", "comity.config"),
     "comity.web": WORDS + DOORS + FACES + ("comity.core", "comity.config", "comity.controller"),
     "comity.connect": WORDS + BACKENDS + FACES + ("comity.config", "comity.contexts", "comity.credentials"),
-    "comity.sim": WORDS + DOORS + FACES + MEMORY + ("comity.core", "comity.config", "comity.node", "comity.controller"),
+    "comity.sim": WORDS + WRITES + DOORS + FACES + MEMORY + ("comity.core", "comity.config", "comity.node", "comity.controller"),
     "comity.cli": ("comity",),
     "comity.__main__": ("comity.cli",),
     "comity.lazy": WORDS + FACES + ("comity.config",),
@@ -88,6 +90,7 @@ INSTEAD = {
     ("comity.node", "comity.controller"): "they meet on the bus only: put what both need into model or core",
     ("comity.controller", "comity.node"): "they meet on the bus only: put what both need into model or core",
     ("comity.core", "comity.bus"): "a machine returns an effect; the driver performs it on the door",
+    ("comity.core", "comity.failpoints"): "core writes nothing: failpoints stand in drivers and backends, around the write",
     ("comity.model", "comity.core"): "nouns know no machine: move the noun to model, or the function to core",
     ("", "comity.cli"): "cli is the edge: move what others need out of it",
     ("", "comity.sim"): "the simulated world imports us, not we it: take a clock, a door or a random source as a parameter",
@@ -186,6 +189,7 @@ def test_what_runs_simulated_takes_time_and_chance_from_outside() -> None:
         ("comity.core.tasks", "time", "a machine is told"),
         ("comity.core.tasks", "os.path", "a machine is told"),
         ("comity.core.tasks", "comity.bus.base", "the driver performs it"),
+        ("comity.core.tasks", "comity.failpoints", "around the write"),
         ("comity.bus.nats", "comity.bus.memory", "base.py"),
         ("comity.bus.nats", "comity.log.base", "section 5"),
         ("comity.bus.memory", "nats", "one client library"),

@@ -16,11 +16,17 @@ from comity.model.task import (
     Cancel,
     Command,
     Complete,
+    Ending,
     Entry,
+    Evict,
+    Fail,
     Lead,
     NodeUp,
+    Requeue,
+    Start,
     Submit,
     Task,
+    TaskFailure,
     TaskSpec,
     TaskState,
 )
@@ -345,3 +351,39 @@ def random_life(rng: random.Random) -> tuple[History, End | None]:
                 operation.answer = end or WORKING
             running.append((operation, True))
     return history, end
+
+
+class TestGivingUp:
+    def test_an_attempt_given_up_before_its_time(self) -> None:
+        book = Book().begin()
+        book.write(1, assign(T1, 1))
+        with pytest.raises(Violation, match="not-started"):
+            book.write(1, Requeue(T1, 1, Ending.NOT_STARTED, "not started within 10 s"))
+
+    def test_a_started_attempt_timed_out_before_its_time(self) -> None:
+        book = Book().begin()
+        book.write(1, assign(T1, 1))
+        book.write(1, Start(T1, 1))
+        with pytest.raises(Violation, match="timed-out"):
+            book.write(1, Fail(T1, 1, TaskFailure("attempt-timeout"), 0, Ending.TIMED_OUT))
+
+    def test_a_node_that_is_well_may_not_be_evicted(self) -> None:
+        book = Book().begin()
+        book.auditor.is_well = lambda node, incarnation: (node, incarnation) == (NODE, 1)
+        book.write(1, Evict(NODE, 7, "it is not the one that is there"))
+        with pytest.raises(Violation, match="evicts n1, which is well"):
+            book.write(1, Evict(NODE, 1, "its lease is over"))
+
+    def test_a_refusal_is_for_good(self) -> None:
+        book = Book().begin()
+        book.auditor.refused(TaskId("t3"), "overloaded")
+        with pytest.raises(Violation, match="accepts task t3, which was refused: overloaded"):
+            book.write(1, submit(TaskId("t3")))
+        with pytest.raises(Violation, match="and entry 2 accepts it"):
+            book.auditor.refused(T1, "overloaded")
+
+    def test_a_task_that_vanishes_is_missed_at_once(self) -> None:
+        book = Book().begin()
+        del book.auditor.state.tasks[T1]
+        with pytest.raises(Violation, match="task t1 is gone"):
+            book.auditor._lost(2)

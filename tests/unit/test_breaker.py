@@ -53,7 +53,7 @@ class Machine:
     def end(
         self, ending: Ending, failure: TaskFailure | None = None, *, name: str = "", epoch: int = 0, agent: AgentId = A
     ) -> list[Turn]:
-        kind = "task.completed" if ending is Ending.COMPLETED else "task.retrying"
+        kind = {Ending.COMPLETED: "task.completed", Ending.INPUT_REQUIRED: "task.input_required"}.get(ending, "task.retrying")
         attempt = Attempt(epoch or 10_000 + self.count, agent, ProcessId("n1"), 1, 0, 0, self.now, ending, failure)
         return self.step(Change(kind, self.task(name), attempt))
 
@@ -103,6 +103,15 @@ def test_failures_in_a_row_open_it_and_one_attempt_at_a_time_tries_it() -> None:
     assert list(m.breakers) == [], "forgotten"
 
 
+def test_an_attempt_that_asks_for_something_tells_nothing_and_the_next_one_may_try() -> None:
+    m = Machine(failures=1, open_ms=1000)
+    m.fail()
+    m.wait(1000)
+    m.assign(7)
+    assert states(m.end(Ending.INPUT_REQUIRED, epoch=7)) == [HALF_OPEN]
+    assert states(m.assign(8)) == [PROBING]
+
+
 def test_a_share_of_failures_within_the_window_opens_it() -> None:
     m = Machine(failures=3, share=0.5, window_ms=1000)
     turns: list[Turn] = []
@@ -134,11 +143,12 @@ def test_what_is_past_the_window_is_forgotten() -> None:
         (Ending.NOT_STARTED, TaskFailure("not-started")),
         (Ending.EVICTED, TaskFailure("node-lost")),
         (Ending.MOVED, TaskFailure("moved")),
+        (Ending.INPUT_REQUIRED, None),
         (Ending.CANCELED, TaskFailure("task-canceled", retryable=False)),
         (Ending.TIMED_OUT, TaskFailure("deadline-exceeded", retryable=False)),
     ],
 )
-def test_what_is_not_the_agents_fault_does_not_count(ending: Ending, failure: TaskFailure) -> None:
+def test_what_is_not_the_agents_fault_does_not_count(ending: Ending, failure: TaskFailure | None) -> None:
     m = Machine(failures=2)
     assert [m.end(ending, failure) for _ in range(10)] == [[]] * 10
     assert list(m.breakers) == []

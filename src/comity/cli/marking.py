@@ -20,6 +20,7 @@ from comity.controller.tail import must_hold
 from comity.core.ledger import Ledger
 from comity.credentials import write_private
 from comity.errors import Corrupt, ForeignData, NotFound, ServerFailed
+from comity.failpoints import durable
 from comity.jetstream import JetStream
 from comity.log.base import Log
 from comity.model.ids import NetworkId
@@ -57,7 +58,8 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def save(self, data: Path) -> None:
-        write_private(data / FILE, msgspec.json.encode(self).decode() + "\n")
+        with durable("log.mark"):
+            write_private(data / FILE, msgspec.json.encode(self).decode() + "\n")
 
 
 class Marking:

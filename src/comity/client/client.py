@@ -24,6 +24,7 @@ from comity.client.turns import PER_TURN
 from comity.config import Settings
 from comity.directory import Directory, Seen
 from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
+from comity.failpoints import durable
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
@@ -199,7 +200,8 @@ class Client:
         settings, now = self._exchange.settings, self._exchange.loop.time()
         waits_s = agreed.deadline - now if agreed.deadline < FOREVER else settings.keep_finished_s + max(0.0, agreed.start - now)
         ttl_s = max(settings.keep_finished_s, settings.keep_dead_s) + waits_s
-        return await self._exchange.store.put(f"{self.process}/inputs/{task}", payload, ttl_s=ttl_s)
+        with durable("input.put"):
+            return await self._exchange.store.put(f"{self.process}/inputs/{task}", payload, ttl_s=ttl_s)
 
     def _left_s(self, timeout_s: float, deadline: float) -> float:
         """The shorter of a time-out and what is left until ``deadline``. Raises DeadlineExceeded if nothing is."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from comity.core.ledger import Ledger
 from comity.core.tasks import Tasks
 from comity.errors import NotFound
+from comity.failpoints import durable
 from comity.model.ids import TaskId
 from comity.model.payload import Stored
 from comity.model.records import MoveRecord, Place
@@ -54,7 +55,8 @@ class Adopting:
             for place, theirs in list(_foreign(task)):
                 key = f"{MOVED}{task.spec.id}-{place.kind}-{self._ledger.index}-{count}-{self._state.term}"
                 try:
-                    stored = await self._store.put(key, self._store.get(theirs.key))
+                    with durable("record.adopt"):
+                        stored = await self._store.put(key, self._store.get(theirs.key))
                 except NotFound:
                     continue  # its time was over; the attempt that needs it will be told
                 self._propose(MoveRecord(task.spec.id, place.kind, place.name, theirs, stored))

@@ -10,6 +10,7 @@ import structlog
 
 from comity.core.scheduling import Scheduling
 from comity.errors import ComityError
+from comity.failpoints import durable
 from comity.model.capability import AgentRecord, NodeRecord
 from comity.model.ids import AgentId, NodeId, ProcessId
 from comity.model.wire import decode_agents, decode_node
@@ -111,4 +112,5 @@ class Census:
             return
         keys = [key for key in self._chunks if key.split("/")[1] == node]
         for key in [*keys, f"nodes/{node}"]:
-            await self._registry.delete(key)
+            with durable("registry.forget"):
+                await self._registry.delete(key)

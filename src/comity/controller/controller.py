@@ -33,6 +33,7 @@ from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
 from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput
+from comity.failpoints import durable
 from comity.log.base import Log
 from comity.model.codec import seal, to_json
 from comity.model.ids import NetworkId, ProcessId
@@ -293,7 +294,8 @@ class Controller:
                     commands.append(TimeJump(clock.now_ms()))
                 entry = Entry(self.network_id, self.ledger.term + 1, self.ledger.digest, clock.stamp(), commands)
                 data, mine = seal(entry)
-                index = await self.log.append(data, self.ledger.index)
+                with durable("term.append"):
+                    index = await self.log.append(data, self.ledger.index)
                 self.ledger.accept(entry, mine)
                 self.state.apply(entry, index)
                 return True

@@ -21,6 +21,7 @@ from comity.core.changes import Change
 from comity.core.ledger import Ledger
 from comity.core.tasks import Tasks
 from comity.errors import ComityError, Corrupt
+from comity.failpoints import durable
 from comity.log.base import Log
 from comity.model.ids import TaskId, task_time_ms
 from comity.model.records import MoveRecord
@@ -199,13 +200,16 @@ class Keeping:
         whole = [await self._whole(task) for task in tasks]
         finished_ms = max(task.finished_at for task in tasks)
         key = f"{ARCHIVE}{ids[0]}-{self._ledger.index}-{self._state.term}"
-        await self._store.put(key, encode_chunk(whole))
+        with durable("archive.put"):
+            await self._store.put(key, encode_chunk(whole))
         dead = [task for task in whole if task.spec.id in self._state.dead.letters]
         dead_key = f"{DEAD}{ids[0]}-{self._ledger.index}-{self._state.term}" if dead else ""
         if dead:
-            await self._store.put(dead_key, encode_chunk(dead))
-        self._propose(Archived(key, tuple(ids), finished_ms, dead_key))
-        await self._effective()
+            with durable("dead.put"):
+                await self._store.put(dead_key, encode_chunk(dead))
+        with durable("archive.commit"):
+            self._propose(Archived(key, tuple(ids), finished_ms, dead_key))
+            await self._effective()
         self._doomed.extend(moved)
         if dead and dead_key not in self._state.dead.objects:  # they were replayed or dropped meanwhile
             self._doomed.append(dead_key)
@@ -234,8 +238,9 @@ class Keeping:
         return stale
 
     async def _drop(self) -> None:
-        self._propose(Dropped(tuple(self._stale_chunks())))
-        await self._effective()
+        with durable("archive.drop"):
+            self._propose(Dropped(tuple(self._stale_chunks())))
+            await self._effective()
 
     def _stale_dead(self) -> list[TaskId]:
         """Dead letters too many or too old."""
@@ -249,8 +254,9 @@ class Keeping:
         return stale
 
     async def _drop_dead(self) -> None:
-        self._propose(DropDead(tuple(self._stale_dead())))
-        await self._effective()
+        with durable("dead.drop"):
+            self._propose(DropDead(tuple(self._stale_dead())))
+            await self._effective()
 
     async def _sweep(self) -> None:
         """Doom what leaders before stored and did not come to tell of, or to delete. They cannot any more."""
@@ -273,7 +279,8 @@ class Keeping:
 
     async def _delete(self) -> None:
         while self._doomed:
-            await self._store.delete(self._doomed[0])
+            with durable("store.clear"):
+                await self._store.delete(self._doomed[0])
             self._doomed.popleft()
 
     # Snapshots
@@ -282,12 +289,15 @@ class Keeping:
         writing = Writing(self._state, self._ledger)
         key = f"{SNAPSHOTS}{writing.index:016d}-{self._state.term}"
         try:
-            stored = await self._store.put(key, writing.frames())
+            with durable("snapshot.put"):
+                stored = await self._store.put(key, writing.frames())
         finally:
             writing.close()
-        await self._verify(stored)
-        self._propose(SnapshotTaken(writing.index, key, writing.digest, writing.time_ms))
-        await self._effective()
+        with durable("snapshot.check"):
+            await self._verify(stored)
+        with durable("snapshot.commit"):
+            self._propose(SnapshotTaken(writing.index, key, writing.digest, writing.time_ms))
+            await self._effective()
 
     async def _verify(self, stored: Stored) -> None:
         """Read it back: only a snapshot that can be read counts. The store checks size and digest."""
@@ -319,18 +329,23 @@ class Keeping:
             payload = await self._payloads.load(place)
             if isinstance(payload, bytes):
                 name = "result" if is_result else "input"
-                stored = await self._store.put(f"{MOVED}{task_id}-{name}-{place.index}-{self._state.term}", payload)
+                key = f"{MOVED}{task_id}-{name}-{place.index}-{self._state.term}"
+                with durable("payload.put"):
+                    stored = await self._store.put(key, payload)
                 self._propose(Moved(TaskId(task_id), stored, is_result))
         records = await records_before(self._state, upto)
         for owner, where, place in records:
             payload = await self._payloads.load(place)
             if isinstance(payload, bytes):
                 name = f"{where.kind}-{place.index}-{place.ordinal}"
-                stored = await self._store.put(f"{MOVED}{owner}-{name}-{self._state.term}", payload)
+                with durable("record.put"):
+                    stored = await self._store.put(f"{MOVED}{owner}-{name}-{self._state.term}", payload)
                 self._propose(MoveRecord(owner, where.kind, where.name, place, stored))
         if places or records:
-            await self._effective()
-        await self._log.trim(upto)
+            with durable("payload.commit"):
+                await self._effective()
+        with durable("log.trim"):
+            await self._log.trim(upto)
         self._trim_to = upto
         while self._marks and self._marks[0].index <= upto:
             self._marks.popleft()

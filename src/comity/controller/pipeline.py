@@ -17,6 +17,7 @@ import msgspec
 
 from comity.core.ledger import Ledger
 from comity.errors import Disconnected
+from comity.failpoints import durable
 from comity.log.base import Log
 from comity.model.codec import seal
 from comity.model.task import Command, Entry
@@ -135,13 +136,17 @@ class Pipeline:
         entry = Entry(self.ledger.network, self.term, self._digest, self._clock.stamp(), commands)
         data, digest = seal(entry)
         loop = asyncio.get_running_loop()
-        append = loop.create_task(self._log.append(data, self._index))
+        append = loop.create_task(self._write(data, self._index))
         self._flights.append(Flight(entry, digest, len(data), append))
         append.add_done_callback(self._landed)
         if self._stalled_since is None:
             self._stalled_since = loop.time()
         self._index += 1
         self._digest = digest
+
+    async def _write(self, data: bytes, after: int) -> int:
+        with durable("log.append"):
+            return await self._log.append(data, after)
 
     def _landed(self, _: asyncio.Task[int]) -> None:
         if not self._landing:

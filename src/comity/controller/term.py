@@ -34,6 +34,7 @@ from comity.core.membership import Leadership, Membership, Timing
 from comity.core.policy import Policy
 from comity.core.reconcile import Reconcile
 from comity.errors import ComityError, TooLarge
+from comity.failpoints import durable
 from comity.model.capability import AgentRecord, AgentStatus, strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
@@ -365,8 +366,9 @@ class Term:
         check_capability(capability)
         if len(self._controller.state.strategies) >= STRATEGIES_MAX and capability not in self._controller.state.strategies:
             raise TooLarge(f"{STRATEGIES_MAX} capabilities have a strategy of their own already", limit=STRATEGIES_MAX)
-        self.leader.propose(Configure(capability, chosen))
-        await self._effective()
+        with durable("strategy.commit"):
+            self.leader.propose(Configure(capability, chosen))
+            await self._effective()
         return {"capability": capability, "strategy": chosen}
 
     async def _shutdown(self, args: Args) -> dict[str, Any]:

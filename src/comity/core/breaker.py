@@ -31,9 +31,13 @@ KEPT = 10_000
 RESULTS = 64
 """Results kept for each: a window that holds more is judged by the latest."""
 
-_ENDED = frozenset({"task.completed", "task.failed", "task.retrying", "task.requeued", "task.canceled"})
+_ENDED = frozenset({
+    "task.completed", "task.failed", "task.retrying", "task.requeued", "task.canceled", "task.input_required",
+})  # fmt: skip
 _NODE = frozenset({"node.joined", "node.evicted", "node.left"})
-_HANDED_BACK = frozenset({Ending.REFUSED, Ending.NOT_STARTED, Ending.EVICTED, Ending.CANCELED, Ending.MOVED})
+_HANDED_BACK = frozenset({
+    Ending.REFUSED, Ending.NOT_STARTED, Ending.EVICTED, Ending.CANCELED, Ending.MOVED, Ending.INPUT_REQUIRED,
+})  # fmt: skip
 
 Key = tuple[AgentId, str]
 """An agent and a capability."""

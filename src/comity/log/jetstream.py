@@ -15,6 +15,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from comity.errors import BadSettings, Corrupt, ForeignData, Indefinite, NotFound, TooLarge
+from comity.failpoints import durable
 from comity.jetstream import HEADER_ROOM, Cursor, JetStream, Row
 from comity.log.base import Durability, Item
 
@@ -132,7 +133,8 @@ class JetStreamLog:
     async def append(self, entry: bytes, after: int) -> int:
         if len(entry) > self.entry_limit:
             raise TooLarge(f"an entry of {len(entry)} bytes; the limit is {self.entry_limit}")
-        return await self._js.publish(self._subject, entry, {"Nats-Expected-Last-Sequence": str(after)})
+        with durable("jetstream.append"):
+            return await self._js.publish(self._subject, entry, {"Nats-Expected-Last-Sequence": str(after)})
 
     async def bounds(self) -> tuple[int, int]:
         state = (await self._js.api(f"STREAM.INFO.{self._stream}"))["state"]
@@ -175,7 +177,8 @@ class JetStreamLog:
     async def trim(self, upto: int) -> None:
         # A purge beyond the tail would move the tail.
         _, last = await self.bounds()
-        await self._js.api(f"STREAM.PURGE.{self._stream}", {"seq": min(upto, last) + 1})
+        with durable("jetstream.purge"):
+            await self._js.api(f"STREAM.PURGE.{self._stream}", {"seq": min(upto, last) + 1})
 
     async def durability(self) -> Durability:
         return self._durability

@@ -22,6 +22,7 @@ from comity.errors import (
     TooLarge,
     Unreachable,
 )
+from comity.failpoints import durable
 from comity.log.base import Durability, Item
 
 APPLICATION_ID = 0x434F4D31
@@ -130,7 +131,8 @@ class SqliteLog:
             db.execute("CREATE TABLE IF NOT EXISTS bounds (first INTEGER NOT NULL, last INTEGER NOT NULL) STRICT")
             if not tables:
                 db.execute("INSERT INTO bounds VALUES (1, 0)")
-            db.execute("COMMIT")
+            with durable("sqlite.create"):
+                db.execute("COMMIT")
         except ForeignData:
             db.close()
             raise
@@ -151,7 +153,7 @@ class SqliteLog:
         _, last = self._bounds()
         if after != last:
             raise Conflict(f"the log's tail is {last}, not {after}", after=after, last=last)
-        with self._db:
+        with durable("sqlite.append"), self._db:
             self._db.execute("BEGIN")
             self._db.execute("INSERT INTO entries VALUES (?, ?)", (after + 1, entry))
             self._db.execute("UPDATE bounds SET last = ?", (after + 1,))
@@ -172,7 +174,7 @@ class SqliteLog:
     def _delete(self, upto: int) -> None:
         _, last = self._bounds()
         upto = min(upto, last)
-        with self._db:
+        with durable("sqlite.trim"), self._db:
             self._db.execute("BEGIN")
             self._db.execute("DELETE FROM entries WHERE position <= ?", (upto,))
             self._db.execute("UPDATE bounds SET first = max(first, ?)", (upto + 1,))

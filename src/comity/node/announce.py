@@ -18,6 +18,7 @@ import structlog
 
 from comity.agent import Agent
 from comity.errors import ComityError, Disconnected, Indefinite
+from comity.failpoints import durable
 from comity.model.capability import NodeRecord
 from comity.model.ids import ProcessId
 from comity.model.wire import encode_agents, encode_node
@@ -32,6 +33,7 @@ TTL_S = 3600.0
 PACE_S = 0.005
 """Pause between two rounds of writing, in which changes gather; as long as the last round took, if that was longer."""
 RETRY_S = 0.5
+WRITES = {"nodes": "node.put", "agents": "agents.put", "schemas": "schemas.put"}
 CHECK_AGAIN_S = 2.0
 
 _log = structlog.get_logger("comity.node")
@@ -172,7 +174,7 @@ class Announcer:
             await self._put(key, data, TTL_S)
         else:
             del self._dirty[key]
-            await self._registry.delete(key)
+            await self._delete(key)
             self._written.pop(key, None)
 
     async def _chunk(self, chunk: int) -> bytes | None:
@@ -209,11 +211,16 @@ class Announcer:
         at = self._loop.time()
         self._dirty.pop(key, None)
         try:
-            revision = await self._registry.put(key, data, ttl_s=ttl_s)
+            with durable(WRITES[key.partition("/")[0]]):
+                revision = await self._registry.put(key, data, ttl_s=ttl_s)
         except ComityError:
             self._dirty[key] = None
             raise
         self._written[key] = Written(revision, at)
+
+    async def _delete(self, key: str) -> None:
+        with durable("registry.delete"):
+            await self._registry.delete(key)
 
     def _agents(self) -> list[Agent]:
         return [agent for members in self._chunks.values() for agent in members.values()]
@@ -241,7 +248,7 @@ class Announcer:
         self.announced.clear()
         for key in sorted(self._written, key=lambda key: key != self._node_key):
             try:
-                await self._registry.delete(key)
+                await self._delete(key)
             except ComityError as error:
                 tell = _log.info if isinstance(error, Indefinite) else _log.warning
                 tell("cannot deregister", key=key, code=error.code, error=error.message)

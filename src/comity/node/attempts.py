@@ -22,6 +22,7 @@ import structlog
 from comity.agent import Agent, Offered
 from comity.client.client import Client
 from comity.errors import BadInput, Indefinite, Refuse, TooLarge
+from comity.failpoints import durable
 from comity.handles import Attempt
 from comity.model.codec import to_json
 from comity.model.ids import ProcessId, TaskId
@@ -325,7 +326,8 @@ class Attempts:
     def _send(self, task: TaskId, epoch: int, report: Item) -> None:
         self.unsettled.pop((task, epoch), None)
         self.unsettled[task, epoch] = self.now(), report
-        self._post(report)
+        with durable("report.post"):
+            self._post(report)
 
     def _over(self, task: TaskId, epoch: int) -> None:
         """Remember for a while that this epoch is over: a late or repeated message must not start it again."""
@@ -417,7 +419,8 @@ class Attempts:
         return max(1, round((self.now() - running.began_at) * 1000))
 
     async def _keep(self, key: str, output: bytes) -> Stored:
-        return await self._patiently(lambda: self._store.put(key, output, ttl_s=self._keep_s))
+        with durable("result.put"):
+            return await self._patiently(lambda: self._store.put(key, output, ttl_s=self._keep_s))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat what may or may not have happened: these calls may be made twice."""

@@ -22,6 +22,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from comity.errors import Conflict, Disconnected, Indefinite, NotFound
+from comity.failpoints import durable
 from comity.jetstream import PULL_ROWS, Cursor, JetStream, Row
 from comity.registry.base import Change, Changes, Listing, Record, check_prefix, split
 
@@ -109,7 +110,8 @@ class JetStreamRegistry:
             if expected is not None:
                 headers[_EXPECT] = str(expected)
             try:
-                return await self._js.publish(subject, value, headers or None)
+                with durable("jetstream.remove" if _GONE in headers else "jetstream.record"):
+                    return await self._js.publish(subject, value, headers or None)
             except Conflict as error:
                 last = await self._last(subject) if expect == 0 else None
                 if expect != 0 or (last is not None and not _is_gone(last)):

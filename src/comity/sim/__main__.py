@@ -12,8 +12,10 @@ import msgspec
 
 from comity.errors import InvalidInput
 from comity.model import wire
+from comity.sim import many, scale
 from comity.sim.links import Event
 from comity.sim.loop import SimulationError
+from comity.sim.shrink import shrink_seed
 from comity.sim.world import Report, World, trace_hash
 
 _SHOWN = 150
@@ -21,20 +23,21 @@ _SHOWN = 150
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 1 if a life broke a promise."""
-    parser = argparse.ArgumentParser(prog="python -m comity.sim", description="Live simulated lives of a whole network.")
-    parser.add_argument("seed", type=int, help="which life (the first of several)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="live N lives, from SEED on")
-    parser.add_argument("--minutes", type=float, metavar="M", help="go on with the next seeds for M minutes")
-    parser.add_argument("--trace", action="store_true", help="show everything that happens")
-    parser.add_argument("--task", default="", metavar="TEXT", help="with --trace: only lines about what contains TEXT")
-    parser.add_argument("--keep-going", action="store_true", help="go on after a violation")
-    parser.add_argument("--liars", type=int, default=0, metavar="N", help="with N processes that say what is not so")
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
+    if given.scale is not None:
+        scale.measure(scale.sizes(**scale.parse(given.scale)), _say)
+        return 0
+    if isinstance(given.seeds, range):
+        lives = many.live(given.seeds, liars=given.liars, jobs=given.jobs, say=_say)
+        return 1 if any(lived.broken for lived in lives) else 0
+    if given.shrink:
+        return _shrink(given.seed, given.liars)
     until = time.monotonic() + given.minutes * 60 if given.minutes else None
     count = bad = 0
     began = time.monotonic()
+    brief = given.seeds > 1 or until is not None
     while (time.monotonic() < until) if until is not None else count < given.seeds:
-        bad += not live(given.seed + count, given.liars, given.trace, given.task, brief=given.seeds > 1 or until is not None)
+        bad += not live(given.seed + count, given.liars, given.trace, given.task, brief=brief, only=given.only)
         count += 1
         if bad and not given.keep_going:
             break
@@ -45,9 +48,38 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def live(seed: int, liars: int, show: bool, about: str, *, brief: bool) -> bool:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m comity.sim", description="Live simulated lives of a whole network.")
+    parser.add_argument("seed", type=int, nargs="?", default=0, help="which life (the first of several)")
+    parser.add_argument("--seeds", type=_seeds, default=1, metavar="N or A-B", help="live N lives, or these, on all processors")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="with A-B: so many at a time")
+    parser.add_argument("--minutes", type=float, metavar="M", help="go on with the next seeds for M minutes")
+    parser.add_argument("--trace", action="store_true", help="show everything that happens")
+    parser.add_argument("--task", default="", metavar="TEXT", help="with --trace: only lines about what contains TEXT")
+    parser.add_argument("--keep-going", action="store_true", help="go on after a violation")
+    parser.add_argument("--shrink", action="store_true", help="find the fewest faults with which the life still fails")
+    parser.add_argument("--only", type=_numbers, metavar="N,N,...", help="only these faults of the life's plan strike")
+    parser.add_argument("--liars", type=int, default=0, metavar="N", help="with N processes that say what is not so")
+    parser.add_argument("--scale", nargs="*", metavar="nodes=N", help="how cost grows up to nodes=N agents=N tasks=N")
+    return parser
+
+
+def _seeds(text: str) -> int | range:
+    first, dash, last = text.partition("-")
+    return range(int(first), int(last) + 1) if dash else int(first)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def live(seed: int, liars: int, show: bool, about: str, *, brief: bool, only: list[int] | None = None) -> bool:
     """Live one life and print it; whether all promises were kept."""
-    world = World(seed, liars=liars)
+    world = World(seed, liars=liars, only=only)
     try:
         report = world.run()
     except SimulationError as error:
@@ -63,6 +95,21 @@ def live(seed: int, liars: int, show: bool, about: str, *, brief: bool) -> bool:
     if not brief:
         _tell(report)
     return True
+
+
+def _shrink(seed: int, liars: int) -> int:
+    found = shrink_seed(seed, liars=liars, say=_say)
+    if found is None:
+        print(f"seed {seed}: every promise kept; there is nothing to shrink")
+        return 0
+    print(f"\nseed {seed}, after {found.lives} lives: {type(found.error).__name__}")
+    print(found.error)
+    print(f"with {len(found.plan)} faults:")
+    for strike in found.plan:
+        print(f"  {strike}")
+    numbers = ",".join(str(strike.number) for strike in found.plan)
+    print(f"live it again with: python -m comity.sim {seed} --only {numbers or ','} --trace")
+    return 1
 
 
 def _tell(report: Report) -> None:

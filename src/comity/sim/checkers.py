@@ -7,7 +7,7 @@ by the rule written out here), and so is every end of a task.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from comity.core.changes import Change
@@ -21,11 +21,15 @@ from comity.model.task import (
     Complete,
     DropDead,
     Dropped,
+    Ending,
     Entry,
+    Evict,
+    Fail,
     Lead,
     Logged,
     Payload,
     Replay,
+    Requeue,
     Stored,
     Submit,
     Task,
@@ -76,11 +80,18 @@ class End(NamedTuple):
 
 
 class Auditor:
-    """Reads every entry at the moment it is appended, and knows which process wrote it."""
+    """Reads every entry at the moment it is appended, and knows which process wrote it. ``is_well(node, incarnation)`` says
+    whether a node is alive and has long been undisturbed, so that nobody may take it for dead."""
 
-    def __init__(self, network: NetworkId, truth: Truth | None = None) -> None:
+    def __init__(
+        self,
+        network: NetworkId,
+        truth: Truth | None = None,
+        is_well: Callable[[ProcessId, int], bool] = lambda _node, _incarnation: False,
+    ) -> None:
         self.network = network
         self.truth = truth
+        self.is_well = is_well
         self.items: list[tuple[int, bytes]] = []
         self.ledger = Ledger(network)
         self.state = Tasks(network)
@@ -89,6 +100,7 @@ class Auditor:
         self.ends: dict[TaskId, End] = {}
         self.dead: dict[TaskId, None] = {}  # failed, and neither replayed nor dropped
         self.fired: dict[str, int] = {}  # by schedule and due time, to the index of the entry
+        self.refusals: dict[TaskId, str] = {}
         self._chunks: dict[str, tuple[TaskId, ...]] = {}
         self.leaders: dict[int, ProcessId] = {}  # by term
         self.void = 0
@@ -119,6 +131,7 @@ class Auditor:
         self._effective += 1
         if self._effective % CHECK_EVERY == 0:
             self.state.check()
+            self._lost(index)
 
     def _counts(self, entry: Entry) -> bool:
         begins = bool(entry.commands) and isinstance(entry.commands[0], Lead)
@@ -140,6 +153,8 @@ class Auditor:
         for command in entry.commands:
             if isinstance(command, Submit):
                 spec = command.spec
+                if spec.id in self.refusals:
+                    raise Violation(f"entry {index} accepts task {spec.id}, which was refused: {self.refusals[spec.id]}")
                 if not spec.key or spec.key not in self.keys:
                     self.submitted.setdefault(spec.id, index)
                     self.keys.setdefault(spec.key, spec.id)
@@ -153,6 +168,34 @@ class Auditor:
             elif isinstance(command, Dropped):  # a key is known as long as its task
                 gone = {task: None for key in command.keys for task in self._chunks.get(key, ())}
                 self.keys = {key: task for key, task in self.keys.items() if task not in gone}
+            elif isinstance(command, Requeue | Fail):
+                self._given_up(index, entry.time_ms, command)
+            elif isinstance(command, Evict):
+                lease = self.state.nodes.get(command.node)
+                if lease and lease.incarnation == command.incarnation and self.is_well(command.node, command.incarnation):
+                    raise Violation(f"entry {index} evicts {command.node}, which is well: {command.reason}")
+
+    def _given_up(self, index: int, time_ms: int, command: Requeue | Fail) -> None:
+        """An attempt has all of its time to start, and to run; in entry time, which the log itself tells."""
+        task = self.state.current(command.task, command.epoch)
+        attempt = task.attempt if task is not None else None
+        if task is None or attempt is None:
+            return
+        if command.ending is Ending.NOT_STARTED:
+            limit_s, since_ms = task.spec.start_timeout_s, attempt.assigned_at
+        elif command.ending is Ending.TIMED_OUT:
+            limit_s, since_ms = task.spec.attempt_timeout_s, attempt.started_at
+        else:
+            return
+        had_s = (time_ms - since_ms) / 1000
+        if had_s < limit_s:
+            said = f"entry {index} gives up attempt {task.spec.id}/{attempt.epoch} ({command.ending})"
+            raise Violation(f"{said} after {had_s:.3f} s, and it has {limit_s:g} s")
+
+    def _lost(self, index: int) -> None:
+        for task in self.open_tasks():
+            if task not in self.state.tasks:
+                raise Violation(f"after entry {index} task {task} is gone, and it never ended")
 
     def _replayed(self, index: int, command: Replay) -> None:
         if command.spec.replays in self.dead:
@@ -235,6 +278,12 @@ class Auditor:
         """A client was told that ``task`` is accepted: it must be in the log already."""
         if task not in self.submitted:
             raise Violation(f"task {task} was acknowledged, and no effective entry holds it")
+
+    def refused(self, task: TaskId, code: str) -> None:
+        """A client was told for certain that ``task`` is not accepted: then it never is."""
+        if task in self.submitted:
+            raise Violation(f"task {task} was refused ({code}), and entry {self.submitted[task]} accepts it")
+        self.refusals[task] = code
 
     def told_end(self, task: TaskId, end: End) -> None:
         """A client was told how ``task`` ended: the log must say so already, and the same."""

@@ -3,21 +3,40 @@
 Swarm testing (Groce and others, 2012): each seed leaves some kinds of fault out entirely and gives the others weights of its
 own, so that lives differ more than if every one had a little of everything. A life is tortured for a while, then healed:
 after that everything must come to an end.
+
+The whole plan is drawn before the life begins, and each fault has randomness of its own: so any of them can be left out, and
+the others stay as they are (``shrink``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextvars
+from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from comity.errors import BadInput
+from comity.failpoints import SIMULATED
 from comity.sim.links import Links, Odds
-from comity.sim.loop import Life, Process, VirtualLoop
+from comity.sim.loop import Crashed, Life, Process, VirtualLoop, current_process
 
 SERVERS = ("bus", "log", "registry", "store")
+HARMLESS = ("clock", "duplicates", "")
+"""What keeps nobody from being heard in time."""
 Undo = Callable[[], None]
+
+
+class Strike(NamedTuple):
+    """One fault of a plan: the ``number`` it has there, when (seconds after the life began), what, and how long it lasts."""
+
+    number: int
+    at_s: float
+    kind: str
+    lasts_s: float
+
+    def __str__(self) -> str:
+        return f"{self.number:4}  {self.at_s:8.3f} s  {self.kind:14} for {self.lasts_s:.3f} s"
 
 
 class Clock:
@@ -58,33 +77,62 @@ class Host(Protocol):
 
 class Faults:
     """The faults of one life. ``hosts`` are its victims, ``favourites`` those that are struck most. ``weights`` says how often
-    each kind of fault strikes (default: drawn from the seed)."""
+    each kind of fault strikes (default: drawn from the seed), ``only`` which numbers of the plan do (default: all)."""
 
     def __init__(
         self,
         links: Links,
         hosts: Sequence[Host],
-        random: Random,
+        seed: str,
         favourites: Sequence[Host] = (),
         weights: Mapping[str, float] | None = None,
+        *,
+        torture_s: float,
+        only: Collection[int] | None = None,
     ) -> None:
         self.links = links
         self.hosts = hosts
         self.favourites = favourites or hosts
-        self.random = random
-        kinds: dict[str, Callable[[float], Undo]] = {
+        self.random = Random(seed)
+        self.doomed: tuple[str, int] | None = None
+        """The write at which the next process to come there dies, and how many pass before."""
+        self.restless_at = 0.0
+        """When something that may keep two processes apart, or one from running, went on last; see ``is_quiet``."""
+        self._seed = seed
+        self._kinds = self._all()
+        unknown = [kind for kind in weights or {} if kind not in self._kinds]
+        if unknown:
+            kinds = ", ".join(self._kinds)
+            raise BadInput(f"no fault is called {unknown[0]!r}; one of: {kinds}", fault=unknown[0])
+        drawn = {kind: self.random.random() ** 2 for kind in self._kinds if self.random.random() < 0.5}
+        self.weights = drawn if weights is None else dict(weights)
+        plan = self._draw(torture_s)
+        self.plan = [strike for strike in plan if only is None or strike.number in only]
+        """What strikes, in the order of time. A power cut at the very end comes just before all is healed."""
+        self._torture_s = torture_s
+        self._undo: dict[int, tuple[str, Undo]] = {}
+        self._count = 0
+
+    def _all(self) -> dict[str, Callable[[float], Undo]]:
+        return {
             "pause": self._pause,
             "crash": self._crash,
             "power cut": self._power_cut,
+            "crash at a write": self._crash_at_write,
             "partition": self._partition,
             "one-way cut": self._one_way,
             "deaf": self._deaf,
             "server cut off": self._server_cut,
             "disconnect": self._disconnect,
             "loss": self._loss,
+            "duplicates": self._duplicates,
+            "disorder": self._disorder,
             "slow": self._slow,
             "bad writes": self._bad_writes,
+            "server crash": self._server_crash,
             "slow server": self._slow_server,
+            "slow disk": self._slow_disk,
+            "full disk": self._full_disk,
             "stale reads": self._stale_reads,
             "stall": self._stall,
             "split": self._split,
@@ -92,45 +140,48 @@ class Faults:
             "lag": self._lag,
             "outage": self._outage,
         }
-        unknown = [kind for kind in weights or {} if kind not in kinds]
-        if unknown:
-            raise BadInput(f"no fault is called {unknown[0]!r}; one of: {', '.join(kinds)}", fault=unknown[0])
-        drawn = {kind: random.random() ** 2 for kind in kinds if random.random() < 0.5}
-        self.weights = drawn if weights is None else dict(weights)
-        self.every_s = random.choice([0.15, 0.4, 1.0, 3.0])
-        self.lasting_s = random.choice([0.3, 1.0, 3.0, 6.0])
-        self._kinds = kinds
-        self._undo: dict[int, Undo] = {}
-        self._count = 0
 
-    async def torture(self, until: float) -> None:
-        """Let things go wrong until then."""
-        loop = self.links.loop
-        while self.weights:
-            await asyncio.sleep(self.random.expovariate(1 / self.every_s))
-            if loop.time() >= until:
-                return
-            kind = self.random.choices(list(self.weights), list(self.weights.values()))[0]
+    def _draw(self, torture_s: float) -> list[Strike]:
+        random = self.random
+        every_s = random.choice([0.15, 0.4, 1.0, 3.0])
+        lasting_s = random.choice([0.3, 1.0, 3.0, 6.0])
+        plan: list[Strike] = []
+        at_s = random.expovariate(1 / every_s)
+        while self.weights and at_s < torture_s:
+            kind = random.choices(list(self.weights), list(self.weights.values()))[0]
             least_s = 3.0 if kind in ("stall", "split") else 0.0
-            self.strike(kind, least_s + min(self.random.expovariate(1 / self.lasting_s), 15.0))
+            plan.append(Strike(len(plan), at_s, kind, least_s + min(random.expovariate(1 / lasting_s), 15.0)))
+            at_s += random.expovariate(1 / every_s)
+        if "power cut" in self.weights and torture_s and random.random() < 0.5:
+            plan.append(Strike(len(plan), torture_s, "power cut", 0.0))
+        return plan
 
-    def strike(self, kind: str, lasts_s: float) -> None:
-        """Do ``kind`` now, and undo it after ``lasts_s``."""
-        undo = self._kinds[kind](lasts_s)
+    async def torture(self) -> None:
+        """Let things go wrong as planned, but for what waits for ``heal``."""
+        began = self.links.loop.time()
+        for strike in self.plan:
+            if strike.at_s < self._torture_s:
+                await asyncio.sleep(began + strike.at_s - self.links.loop.time())
+                self.strike(strike.kind, strike.lasts_s, strike.number)
+
+    def strike(self, kind: str, lasts_s: float, number: int = 0) -> None:
+        """Do ``kind`` now, and undo it after ``lasts_s``. ``number`` is what the details are drawn from."""
+        self.random = Random(f"{self._seed}/{number}")
         self._count += 1
-        number = self._count
-        self._undo[number] = undo
-        self.links.loop.call_later(lasts_s, self._end, number)
+        self._undo[self._count] = kind, self._kinds[kind](lasts_s)
+        self.links.loop.call_later(lasts_s, self._end, self._count)
 
     def _end(self, number: int) -> None:
-        undo = self._undo.pop(number, None)
-        if undo is not None:
-            undo()
+        kind, undo = self._undo.pop(number, ("", _nothing))
+        if kind not in HARMLESS:
+            self.restless_at = self.links.loop.time()
+        undo()
 
     def heal(self) -> None:
         """Undo everything, and bring all back to life."""
-        if "power cut" in self.weights and self.random.random() < 0.5:
-            self.strike("power cut", 0.0)
+        for strike in self.plan:
+            if strike.at_s >= self._torture_s:
+                self.strike(strike.kind, strike.lasts_s, strike.number)
         self.links.trace("world", "heal")
         for number in list(self._undo):
             self._end(number)
@@ -138,6 +189,11 @@ class Faults:
             host.process.wake()
             if host.process.life is Life.DEAD:
                 host.revive()
+
+    def is_quiet(self, for_s: float) -> bool:
+        """Whether for so long nothing has gone on but what must not matter to who is alive: clocks."""
+        going_on = any(kind not in HARMLESS for kind, _ in self._undo.values())
+        return not going_on and self.links.loop.time() >= self.restless_at + for_s
 
     def _tell(self, what: str, detail: str = "") -> None:
         self.links.trace("world", f"fault: {what}", detail)
@@ -176,22 +232,55 @@ class Faults:
 
         return restore
 
+    def _crash_at_write(self, lasts_s: float) -> Undo:
+        """Who comes next to a certain write dies just before it, or just after."""
+        point = f"{self.random.choice(SIMULATED)}.{self.random.choice(['before', 'after'])}"
+        self._tell("crash at a write", point)
+        self.doomed = point, self.random.choice([0, 0, 1, 3])
+
+        def end() -> None:
+            self.doomed = None
+
+        return end
+
+    def at_write(self, point: str) -> None:
+        """A process has come to ``point``."""
+        if self.doomed is None or self.doomed[0] != point:
+            return
+        process = current_process()
+        host = next((host for host in self.hosts if process is not None and host.process is process), None)
+        if host is None:
+            return
+        passes = self.doomed[1]
+        self.doomed = (point, passes - 1) if passes else None
+        if not passes:
+            self.links.trace("world", "crash", f"{host.name} at {point}")
+            host.kill(noticed=True)
+            back = self.links.random.uniform(0.0, 2.0)
+            self.links.loop.call_later(back, self._back, host, context=contextvars.Context())
+            raise Crashed(point)
+
+    @staticmethod
+    def _back(host: Host) -> None:
+        if host.process.life is Life.DEAD:
+            host.revive()
+
     def _lag(self, lasts_s: float) -> Undo:
         """Its event loop keeps being late."""
-        process = self._victim().process
+        process, random = self._victim().process, self.random
         self._tell("lag", f"{process.name} for {lasts_s:.3f} s")
-        worst_s = self.random.uniform(0.02, 0.6)
+        worst_s = random.uniform(0.02, 0.6)
         stumbling = True
 
         def stumble() -> None:
             if stumbling:
                 process.pause()
-                self.links.loop.call_later(self.random.uniform(0.0, worst_s), recover)
+                self.links.loop.call_later(random.uniform(0.0, worst_s), recover)
 
         def recover() -> None:
             process.wake()
             if stumbling:
-                self.links.loop.call_later(self.random.uniform(0.0, worst_s), stumble)
+                self.links.loop.call_later(random.uniform(0.0, worst_s), stumble)
 
         def end() -> None:
             nonlocal stumbling
@@ -282,6 +371,26 @@ class Faults:
 
         return end
 
+    def _duplicates(self, lasts_s: float) -> Undo:
+        share = self.random.choice([0.05, 0.3])
+        self._tell("duplicates", f"{share:.0%} of all messages arrive twice")
+        self.links.twice = share
+
+        def end() -> None:
+            self.links.twice = 0.0
+
+        return end
+
+    def _disorder(self, lasts_s: float) -> Undo:
+        share = self.random.choice([0.05, 0.5])
+        self._tell("disorder", f"{share:.0%} of all messages leave their order")
+        self.links.astray = share
+
+        def end() -> None:
+            self.links.astray = 0.0
+
+        return end
+
     def _slow(self, lasts_s: float) -> Undo:
         name = self._victim().name
         extra_s = self.random.choice([0.02, 0.2, 1.0])
@@ -295,8 +404,8 @@ class Faults:
 
     # Servers
 
-    def _change(self, server: str, **odds: float) -> Undo:
-        self._tell(server, ", ".join(f"{name} {value:.3f}" for name, value in odds.items()))
+    def _change(self, what: str, server: str, **odds: float) -> Undo:
+        self._tell(what, ", ".join([server, *(f"{name} {value:.3f}" for name, value in odds.items())]))
         self.links.odds[server] = self.links.odds.get(server, Odds())._replace(**odds)
 
         def end() -> None:
@@ -308,10 +417,23 @@ class Faults:
         server = self.random.choice(["log", "log", "registry", "store"])
         share = self.random.choice([0.02, 0.1, 0.3])
         fates = ("never", "lost", "late")
-        return self._change(server, **{fate: share * self.random.random() for fate in fates})
+        return self._change("bad writes", server, **{fate: share * self.random.random() for fate in fates})
+
+    def _server_crash(self, lasts_s: float) -> Undo:
+        """The log's server in most cases: it comes back without what it was just writing."""
+        server = self.random.choice(["log", "log", "registry", "store"])
+        self._tell("server crash", f"{server}, back after {lasts_s:.3f} s")
+        self.links.crash(server)
+        return lambda: self.links.restart(server)
+
+    def _slow_disk(self, lasts_s: float) -> Undo:
+        return self._change("slow disk", self.random.choice(SERVERS[1:]), disk_s=self.random.choice([0.01, 0.1, 0.4]))
+
+    def _full_disk(self, lasts_s: float) -> Undo:
+        return self._change("full disk", self.random.choice(SERVERS[1:]), full=self.random.choice([0.3, 1.0]))
 
     def _slow_server(self, lasts_s: float) -> Undo:
-        return self._change(self.random.choice(SERVERS[1:]), slow_s=self.random.choice([0.02, 0.3, 2.5]))
+        return self._change("slow server", self.random.choice(SERVERS[1:]), slow_s=self.random.choice([0.02, 0.3, 2.5]))
 
     def _stall(self, lasts_s: float) -> Undo:
         """What a controller writes is held up, several entries together, until a rival has written a few."""
@@ -357,7 +479,7 @@ class Faults:
         return end
 
     def _stale_reads(self, lasts_s: float) -> Undo:
-        return self._change("log", stale_s=self.random.choice([0.05, 0.5, 3.0]))
+        return self._change("stale reads", "log", stale_s=self.random.choice([0.05, 0.5, 3.0]))
 
 
 def _nothing() -> None:

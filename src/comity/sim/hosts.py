@@ -26,7 +26,7 @@ from comity.sim.checkers import Truth, Violation
 from comity.sim.doors import SimBus, SimLog, SimRegistry, SimStore, Tail
 from comity.sim.faults import Clock
 from comity.sim.links import Links
-from comity.sim.loop import Life, Process, SimulationError, VirtualLoop
+from comity.sim.loop import Crashed, Life, Process, SimulationError, VirtualLoop
 from comity.sim.stage import Stage
 from comity.store.memory import MemoryStore, MemoryStoreState
 
@@ -102,7 +102,7 @@ class Host:
 
     def _ended(self, main: asyncio.Task[None]) -> None:
         error = main.exception() if not main.cancelled() else None
-        if error is not None:
+        if error is not None and not isinstance(error, Crashed):
             violation = Violation(f"{self.name} failed: {error!r}")
             violation.__cause__ = error
             self.loop.abort(error if isinstance(error, SimulationError) else violation)

@@ -18,8 +18,9 @@ import heapq
 import itertools
 import math
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Generator
+from time import thread_time
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +43,10 @@ class Livelock(SimulationError):
 
 class NoThreads(SimulationError):
     """Simulated code asked for a thread, which would make the run depend on the machine."""
+
+
+class Crashed(BaseException):
+    """Ends the callback in which its process dies: nothing of ours may catch it."""
 
 
 class Life(enum.StrEnum):
@@ -170,6 +175,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._generators: dict[int, Process | None] = {}  # by identity, of whose process they are
         self.callbacks = 0
         """Callbacks run so far."""
+        self.meter: defaultdict[str, float] | None = None
+        """If there is one: how many seconds of the processor's time the callbacks of each process took."""
         self.set_task_factory(_task)  # type: ignore[arg-type]
 
     # Time and scheduling
@@ -237,7 +244,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     process.held.append(handle)
                 continue
             self.callbacks += 1
-            handle._run()
+            if self.meter is not None and process is not None:
+                began = thread_time()
+                handle._run()
+                self.meter[process.name] += thread_time() - began
+            else:
+                handle._run()
 
     def _jump(self) -> None:
         timers = self._timers
@@ -284,7 +296,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:  # asyncio's name
         """A task of a dead process may be gone without having ended."""
-        if not _is_dead(getattr(context.get("task"), "process", None)):
+        died = isinstance(context.get("exception"), Crashed)
+        if not died and not _is_dead(getattr(context.get("task"), "process", None)):
             super().call_exception_handler(context)
 
     def abort(self, error: SimulationError) -> None:

@@ -22,7 +22,7 @@ from comity.errors import (
     TaskRejected,
     UnknownTask,
 )
-from comity.model.capability import Retry
+from comity.model.capability import Retry, Strategy
 from comity.model.codec import digest, to_json
 from comity.model.ids import TaskId
 from comity.model.task import TERMINAL, TaskState
@@ -48,11 +48,13 @@ _ENDS: list[tuple[type[TaskError], TaskState]] = [
 
 
 class Caller:
-    """One client whose calls go into ``history``; ``known`` are the tasks that any client of this life has heard of."""
+    """One client whose calls go into ``history``; ``known`` are the tasks that any client of this life has heard of.
+    ``arrives_twice``: whether the bus breaks its word and delivers twice, so that what was refused may be accepted later."""
 
     def __init__(
-        self, client: Client, process: Process, history: History, auditor: Auditor, random: Random, known: list[str]
-    ) -> None:
+        self, client: Client, process: Process, history: History, auditor: Auditor, random: Random, known: list[str],
+        arrives_twice: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self.client = client
         self.random = random
         self.known = known
@@ -60,6 +62,7 @@ class Caller:
         self._history = history
         self._auditor = auditor
         self._recollection = auditor.truth.recollection if auditor.truth is not None else Recollection()
+        self._arrives_twice = arrives_twice
         self._loop = asyncio.get_running_loop()
 
     async def in_time(self, awaited: Awaitable[T], limit_s: float, what: str) -> T:
@@ -89,6 +92,8 @@ class Caller:
         try:
             tasks = await self.in_time(asked, limit_s, "submit")
         except ComityError as error:
+            if error.definite and "task" in error.details and not self._arrives_twice():
+                self._auditor.refused(TaskId(error.details["task"]), error.code)
             for operation in operations:  # the id of a task that was not accepted is never learnt: it concerns nobody
                 self._history.unknown(operation, error.code, now=now())
             raise
@@ -183,6 +188,7 @@ class Workload:
             (2, self._dead),
             (1, self._set_aside),
             (3, self._careful),
+            (1, self._strategy),
         ]
 
     async def run(self) -> None:
@@ -247,7 +253,7 @@ class Workload:
         if kind == "silent":
             options |= {"progress_timeout_s": random.choice([0.5, 2.0]), "attempt_timeout_s": 100.0}
         value: Any = {
-            "echo": {"value": random.randrange(1000)},
+            "echo": {"value": random.choice([random.randrange(1000)] * 7 + ["x" * 300_000])},
             "nap": {"seconds": random.choice([0.01, 0.3, 1.0, 3.0, 3.0])},
             "large": {"size": random.choice([500, 2000, 40_000, 300_000])},
             "flaky": {"odds": random.choice([0.2, 0.6, 0.95])},
@@ -355,6 +361,9 @@ class Workload:
 
     async def _broadcast(self) -> None:
         await self.client.broadcast([], topic="relay", tags=self.random.choice([(), ("quick",)]))
+
+    async def _strategy(self) -> None:
+        await self.client.set_strategy("echo", self.random.choice(list(Strategy)))
 
     async def _watch(self) -> None:
         """Events of a task end with its last one, and say nothing that the log does not."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from random import Random
 from types import ModuleType
@@ -29,14 +29,16 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 import structlog
 
+from comity import failpoints
 from comity.agent import Agent
 from comity.client.client import Client
 from comity.config import Settings
 from comity.controller import adopting, keeping, snapshot
 from comity.controller.controller import Controller
+from comity.controller.term import Term
 from comity.core.ledger import Effective
 from comity.model.codec import digest
-from comity.model.ids import NetworkId, ProcessId
+from comity.model.ids import AgentId, NetworkId, ProcessId
 from comity.node.node import Node
 from comity.sim import hosts as programs
 from comity.sim.checkers import CHECK_EVERY, Auditor, TaskModel, Truth, Violation
@@ -54,6 +56,8 @@ from comity.store.memory import MemoryStore
 
 STOP_S = 30.0
 LOOK_S = 0.1
+WELL_S = 5.0
+"""So long, and a lease's time, after the last fault nobody who is alive may be taken for dead."""
 JOBS = 35
 """Of each client: about a hundred tasks in all."""
 
@@ -79,7 +83,7 @@ class World:
     """One life, by its seed. How many ``controllers``, ``nodes`` and ``clients`` there are, how long faults go on (``torture_s``;
     0: none), how much each kind of fault weighs (``faults``; {}: none) and the settings are drawn from the seed, but for what is
     given. ``liars`` say what is not so, as long as faults go on. ``agents()`` makes the agents of one node, anew whenever a node
-    starts (default: ``crew.crew``)."""
+    starts (default: ``crew.crew``). ``only`` names the faults of the plan that strike, by number (default: all)."""
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class World:
         torture_s: float | None = None,
         faults: Mapping[str, float] | None = None,
         settings: Mapping[str, Any] | None = None,
+        only: Collection[int] | None = None,
     ) -> None:
         self.seed = seed
         self.random = Random(f"{seed}/world")
@@ -106,7 +111,7 @@ class World:
         self.links = Links(self.loop, Random(f"{seed}/links"), self.trace)
         self.settings = msgspec.structs.replace(self._settings(), **(settings or {}))
         self.truth = Truth()
-        self.auditor = Auditor(NetworkId(programs.NETWORK), self.truth)
+        self.auditor = Auditor(NetworkId(programs.NETWORK), self.truth, self._is_well)
         self.history = History()
         self.servers = Servers(self.links, Tail(self.links, self._appended))
         self.torture_s = self.random.choice([5.0, 10.0, 18.0]) if torture_s is None else torture_s
@@ -123,7 +128,9 @@ class World:
         self.hosts = [*self.controllers, *self.nodes, *self.clients]
         lies = liar(lambda: self.auditor.state, [host.name for host in self.hosts], self._until)
         self.liars = [self._host(f"x{n}", lies) for n in range(1, liars + 1)]
-        self.faults = Faults(self.links, self.hosts, Random(f"{seed}/faults"), self.controllers, faults)
+        self.faults = Faults(
+            self.links, self.hosts, f"{seed}/faults", self.controllers, faults, torture_s=self.torture_s, only=only
+        )
 
         self.limits = {
             keeping: {
@@ -160,7 +167,7 @@ class World:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            with _logs_to(self.trace), _instead(self.limits):
+            with _logs_to(self.trace), _instead(self.limits), failpoints.watched(self.faults.at_write):
                 try:
                     self.loop.run_until_complete(self._life())
                     return self.report()
@@ -177,7 +184,7 @@ class World:
     async def _life(self) -> None:
         for host in [*self.hosts, *self.liars]:
             host.revive()
-        await self.faults.torture(self._until)
+        await self.faults.torture()
         await asyncio.sleep(max(0.0, self._until - self.loop.time()))
         self.faults.heal()
         await self._by(self.settle_s, self._settled(), "everything to end")
@@ -192,26 +199,49 @@ class World:
         except TimeoutError:
             open_ = [str(self.auditor.state.tasks.get(task)) for task in self.auditor.open_tasks()]
             lines = [f"{what} took more than {limit_s:g} s", f"clients at work: {list(self._unfinished)}"]
+            lines += [f"in the leader's books: {load} running at {agent}" for agent, load in self._loads()]
             lines += [f"{len(open_)} open tasks:", *open_[:5], "waiting:", *self.loop.waiting()[:60]]
             raise Violation("\n".join(lines)) from None
 
     async def _settled(self) -> None:
-        """Everybody is back, the clients have done their work, every task has ended, and nothing is on its way to the log."""
+        """Everybody is back, the clients have done their work, every task has ended, nothing is on its way to the log, and
+        nothing runs according to the leader."""
         while (
             not all(host.running for host in self.hosts)
             or self._unfinished
             or self.auditor.open_tasks()
             or self.links.late
+            or self._loads()
         ):
             await asyncio.sleep(LOOK_S)
+
+    def _leaders(self) -> list[tuple[Host, Term]]:
+        """Controllers that lead, or believe so."""
+        found = []
+        for host in self.controllers:
+            term = host.running.leading if isinstance(host.running, Controller) else None
+            if term is not None and host.process.life is not Life.DEAD:
+                found.append((host, term))
+        return found
+
+    def _loads(self) -> list[tuple[AgentId, int]]:
+        """What runs where, according to who leads."""
+        return [(agent.id, load) for _, term in self._leaders() for load, agent in term.reconcile.scheduling.busiest(10)]
+
+    def _is_well(self, name: ProcessId, incarnation: int) -> bool:
+        host = next((host for host in self.nodes if host.name == name), None)
+        made = host.running if host is not None else None
+        if host is None or not isinstance(made, Node) or made.incarnation != incarnation:
+            return False
+        return host.process.life is Life.RUNNING and self.faults.is_quiet(self.settings.lease_s + WELL_S)
 
     async def _stop(self) -> None:
         """Clients leave, nodes drain, everybody has read the whole log, controllers stop."""
         for group in (self.clients, self.nodes):
-            await asyncio.gather(*[host.process.spawn(_leave(host)) for host in group])
+            await asyncio.gather(*[_leave(host) for host in group])
         while not all(self._has_read(host) for host in self.controllers):
             await asyncio.sleep(LOOK_S)
-        await asyncio.gather(*[host.process.spawn(_leave(host)) for host in self.controllers])
+        await asyncio.gather(*[_leave(host) for host in self.controllers])
 
     def _has_read(self, host: Host) -> bool:
         """Whether a controller has read the whole log; then it must hold the same tasks as the auditor."""
@@ -223,15 +253,13 @@ class World:
 
     def _check(self) -> None:
         """The invariants that the programs themselves state."""
-        for host in self.controllers:
-            leading = host.running.leading if isinstance(host.running, Controller) else None
-            if leading is not None and host.process.life is not Life.DEAD:
-                leading.reconcile.check()
-                leading.liveness.machine.check()
-                members = {node: incarnation for node, incarnation, _ in leading.liveness.machine.members()}
-                leases = {node: lease.incarnation for node, lease in leading.reconcile.state.nodes.items()}
-                if members != leases:
-                    raise Violation(f"{host.name} leads and takes {members} for members, and leases are {leases}")
+        for host, leading in self._leaders():
+            leading.reconcile.check()
+            leading.liveness.machine.check()
+            members = {node: incarnation for node, incarnation, _ in leading.liveness.machine.members()}
+            leases = {node: lease.incarnation for node, lease in leading.reconcile.state.nodes.items()}
+            if members != leases:
+                raise Violation(f"{host.name} leads and takes {members} for members, and leases are {leases}")
 
     def _judge(self) -> None:
         self.auditor.finish()
@@ -263,7 +291,9 @@ class World:
             await self._work(client)
         else:
             random = host.random()
-            caller = Caller(client, host.process, self.history, self.auditor, random, self.known)
+            caller = Caller(
+                client, host.process, self.history, self.auditor, random, self.known, lambda: self.links.has_doubled
+            )
             jobs = max(1, round(JOBS * (self._until - self.loop.time()) / max(self.torture_s, 1.0)))
             await Workload(caller, jobs, self._until, self.settings.submit_timeout_s).run()
         self._unfinished.pop(host.name, None)
@@ -305,6 +335,19 @@ def trace_hash(events: list[Event]) -> str:
 
 
 async def _leave(host: Host) -> None:
+    """Have its program leave; if its process dies meanwhile, the next one."""
+    while True:
+        while host.process.life is Life.DEAD or host.running is None:
+            await asyncio.sleep(LOOK_S)
+        process = host.process
+        leaving = process.spawn(_end(host))
+        while not leaving.done() and process.life is not Life.DEAD:
+            await asyncio.sleep(LOOK_S)
+        if process.life is not Life.DEAD:
+            return leaving.result()
+
+
+async def _end(host: Host) -> None:
     made = host.running
     if isinstance(made, Client):
         await made.close()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from comity.errors import Conflict, Corrupt, Disconnected, NotFound, Unreachable
+from comity.failpoints import durable
 from comity.model.codec import DIGEST_SIZE
 from comity.model.task import Stored
 from comity.store.base import CHUNK, check_key, check_prefix, checked, chunks_of
@@ -127,15 +128,17 @@ class FolderStore:
 
     def _finish(self, file: BinaryIO, label: _Label, key: str) -> None:
         """Make what was written durable, and visible as ``key``."""
-        file.write(label.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        with durable("folder.write"):
+            file.write(label.encode())
+            file.flush()
+            os.fsync(file.fileno())
         path = self._path(key)
         _make_folder(path.parent, self._values)
         with _locked(self._values):
             there = self._label_of(path)
             if there is None:
-                os.replace(file.name, path)
+                with durable("folder.place"):
+                    os.replace(file.name, path)
             elif (there.size, there.digest) != (label.size, label.digest):
                 raise Conflict(f"{key} holds something else already", key=key)
         _sync_folder(path.parent)
@@ -194,10 +197,11 @@ class FolderStore:
     def _expire(self, path: Path) -> None:
         with _locked(self._values):
             if self._label_of(path) is None:
-                path.unlink(missing_ok=True)
+                with durable("folder.expire"):
+                    path.unlink(missing_ok=True)
 
     def _remove(self, path: Path) -> None:
-        with _locked(self._values):
+        with _locked(self._values), durable("folder.delete"):
             path.unlink(missing_ok=True)
         if path.parent.exists():
             _sync_folder(path.parent)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from nats.aio.client import Client
 
 from comity.errors import Conflict, Corrupt, Definite, NotFound, TimedOut
+from comity.failpoints import durable
 from comity.jetstream import HEADER_ROOM, Cursor, JetStream, Row
 from comity.model.codec import DIGEST_SIZE, digest
 from comity.model.task import Stored
@@ -198,7 +199,8 @@ class JetStreamStore:
         expect = 0
         for _ in range(3):
             try:
-                await self._js.publish(self._subject(stored.key), data, {**headers, _EXPECT: str(expect)})
+                with durable("jetstream.value"):
+                    await self._js.publish(self._subject(stored.key), data, {**headers, _EXPECT: str(expect)})
                 return True
             except Conflict:
                 there = await self._find(stored.key, leader=True)
@@ -221,7 +223,7 @@ class JetStreamStore:
                 size += len(chunk)
                 subject = f"{self._chunk_subject(key, name)}.{count}"
                 count += 1
-                publish = self._js.publish(subject, chunk, headers)
+                publish = self._write(subject, chunk, headers)
                 if count == 1:  # alone: it tells whether we may write here
                     first = await publish
                     continue
@@ -237,11 +239,16 @@ class JetStreamStore:
             raise
         return Stored(key, size, mark.digest()), _Upload(name, count, first)
 
+    async def _write(self, subject: str, chunk: bytes, headers: dict[str, str]) -> int:
+        with durable("jetstream.chunk"):
+            return await self._js.publish(subject, chunk, headers)
+
     async def _bury(self, subjects: Sequence[str]) -> None:
         """Replace the messages of these subjects by gravestones that soon vanish."""
         for start in range(0, len(subjects), 64):
             graves = (self._js.publish(subject, b"", {_GONE: "1", _TTL: "1s"}) for subject in subjects[start : start + 64])
-            await asyncio.gather(*graves)
+            with durable("jetstream.bury"):
+                await asyncio.gather(*graves)
 
     async def _bury_chunks(self, key: str, upload: _Upload) -> None:
         await self._bury([f"{self._chunk_subject(key, upload.name)}.{n}" for n in range(upload.chunks)])

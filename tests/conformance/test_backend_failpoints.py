@@ -1,0 +1,190 @@
+"""Backends at their durable writes: killed there and started again, or told that it may not have worked. Nothing acknowledged is
+lost, and nothing is half there."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from nats.aio.client import Client
+
+from comity import failpoints
+from comity.errors import BadSettings, Conflict, Indefinite, Unreachable
+from comity.failpoints import POINTS, SIMULATED, WRITES
+from comity.log.jetstream import JetStreamLog
+from comity.registry.jetstream import JetStreamRegistry
+from comity.store.jetstream import JetStreamStore
+from conftest import RealNetwork
+
+HERE = Path(__file__).parent
+SRC = HERE.parents[1] / "src" / "comity"
+PROGRAMS = {
+    "sqlite": ("sqlite.create", "sqlite.append", "sqlite.trim"),
+    "folder": ("folder.write", "folder.place", "folder.delete", "folder.expire"),
+    "files": ("file.write", "file.place", "keys.place", "context.write", "context.place", "log.mark"),
+    "server": ("network.identify", "server.config", "lock.write"),
+}
+"""What ``writes.py`` does, and which writes it comes to."""
+JETSTREAM = (
+    "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
+    "jetstream.value", "jetstream.bury",
+)  # fmt: skip
+
+
+def test_every_write_has_its_test() -> None:
+    tested = [*SIMULATED, *(write for writes in PROGRAMS.values() for write in writes), *JETSTREAM]
+    assert sorted(tested) == sorted(WRITES)
+    assert len(set(POINTS)) == 2 * len(WRITES) >= 45
+
+
+def test_every_write_stands_in_the_code_and_no_other() -> None:
+    named: set[str] = set()
+    for path in SRC.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "durable"]
+        if not calls:
+            continue
+        for call in calls:
+            words = [node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and "." in str(node.value)]
+            assert set(words) <= set(WRITES), f"{path}: {words}"
+        named |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in WRITES}
+    assert named == set(WRITES)
+
+
+def run(what: str, folder: Path, armed: str = "") -> int:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    words = [sys.executable, str(HERE / "writes.py"), what, str(folder)]
+    done = subprocess.run(words, env=env | {"COMITY_FAILPOINTS": armed}, capture_output=True, text=True, timeout=50, check=False)
+    if done.returncode not in (0, -signal.SIGKILL):
+        pytest.fail(done.stderr)
+    return done.returncode
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("what", "write"), [(what, write) for what, writes in PROGRAMS.items() for write in writes])
+def test_a_program_killed_at_a_write_goes_on(what: str, write: str, when: str, tmp_path: Path) -> None:
+    assert run(what, tmp_path, f"{write}.{when}=kill") == -signal.SIGKILL, f"it never came to {write}"
+    assert run(what, tmp_path) == 0
+
+
+class Doors(NamedTuple):
+    nc: Client
+    network: str
+
+
+@pytest.fixture
+async def doors(real_network: RealNetwork) -> AsyncIterator[Doors]:
+    nc = await real_network.connect("controller", "c1")
+    yield Doors(nc, real_network.network)
+    await nc.close()
+
+
+async def log(doors: Doors, twice: Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]) -> None:
+    await twice(lambda: _opened(JetStreamLog, doors))
+    log = await JetStreamLog.open(doors.nc, doors.network, create=True)
+
+    async def append() -> None:
+        try:
+            await log.append(b"one", 0)
+        except Conflict:
+            assert [item.data for item in await log.read(0)] == [b"one"]
+
+    await twice(append)
+    await log.append(b"two", 1)
+    await twice(lambda: log.trim(1))
+    assert await log.bounds() == (2, 2)
+    await log.close()
+
+
+async def _opened(kind: type[JetStreamLog], doors: Doors) -> None:
+    await (await kind.open(doors.nc, doors.network, create=True)).close()
+
+
+async def registry(doors: Doors, twice: Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]) -> None:
+    registry = await JetStreamRegistry.open(doors.nc, doors.network, create=True)
+    await twice(lambda: registry.put("nodes/c1", b"record"))
+    found = await registry.get("nodes/c1")
+    assert found is not None and found.value == b"record"
+    await twice(lambda: registry.delete("nodes/c1"))
+    assert await registry.get("nodes/c1") is None
+    await registry.close()
+
+
+async def store(doors: Doors, twice: Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]) -> None:
+    store = await JetStreamStore.open(doors.nc, doors.network, create=True)
+    large = bytes(3_000_000)
+    await twice(lambda: store.put("c1/large", large))
+    assert await store.read("c1/large") == large
+    await twice(lambda: store.delete("c1/large"))
+    assert await store.list("c1/") == []
+    await store.close()
+
+
+OF = {"append": log, "stream": log, "purge": log, "record": registry, "remove": registry}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("write", JETSTREAM)
+async def test_a_write_of_unknown_fate_can_be_repeated(write: str, when: str, doors: Doors) -> None:
+    failed: list[str] = []
+    fail = failpoints.parse(f"{write}.{when}=error")
+
+    def once(point: str) -> None:
+        if not failed:
+            try:
+                fail(point)
+            except Unreachable:
+                failed.append(point)
+                raise
+
+    async def twice(call: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await call()
+        except Indefinite:
+            await call()
+
+    with failpoints.watched(once):
+        await OF.get(write.partition(".")[2], store)(doors, twice)
+    assert failed == [f"{write}.{when}"]
+
+
+class TestArming:
+    def test_actions_count(self) -> None:
+        hook = failpoints.parse("log.append.before=error(2); log.append.after=delay(0.01)")
+        for _ in range(2):
+            with pytest.raises(Unreachable, match=r"failpoint log\.append\.before"):
+                hook("log.append.before")
+        hook("log.append.before")
+        began = time.perf_counter()
+        hook("log.append.after")
+        assert time.perf_counter() - began >= 0.01
+
+    @pytest.mark.parametrize("text", ["log.append=kill", "log.append.before", "log.append.before=explode", "=kill"])
+    def test_what_cannot_be_understood_is_named(self, text: str) -> None:
+        with pytest.raises(BadSettings, match="COMITY_FAILPOINTS: cannot understand"):
+            failpoints.parse(text)
+
+    def test_they_cost_nothing_while_off(self) -> None:
+        assert failpoints.durable("log.append") is failpoints.durable("term.append")
+        with failpoints.watched(lambda _: None):
+            assert failpoints.durable("log.append") is not failpoints.durable("term.append")
+
+    async def test_what_a_hook_raises_ends_the_write(self) -> None:
+        def refuse(point: str) -> None:
+            raise Unreachable(point)
+
+        done = asyncio.Event()
+        with failpoints.watched(refuse), pytest.raises(Unreachable, match="before"), failpoints.durable("log.append"):
+            done.set()
+        assert not done.is_set()
