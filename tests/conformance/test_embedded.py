@@ -137,7 +137,7 @@ async def test_a_port_taken_behind_our_back_gives_way_too(data: Path, monkeypatc
         other.listen()
         taken = other.getsockname()[1]
         server = await EmbeddedServer.start(data, network="main", port=taken)
-        assert server.port == taken + 1
+        assert server.port > taken
         await server.stop()
 
 

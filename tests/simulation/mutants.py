@@ -54,6 +54,8 @@ def _live(planted: Planted) -> tuple[str, str, int]:
         try:
             World(seed, **planted.world).run()
         except SimulationError as found:
+            if isinstance(found.__cause__, AttributeError | NameError | TypeError):
+                return "", f"the planted bug does not fit the programs any more: {found.__cause__}", seed + 1
             return type(found).__name__, str(found).splitlines()[0], seed + 1
         finally:
             gc.collect()

@@ -26,6 +26,7 @@ from comity.controller.snapshot import Writing
 from comity.controller.term import Term
 from comity.core import reconcile as reconciling
 from comity.core.archive import holding
+from comity.core.expiry import START
 from comity.core.ledger import Effective, Ledger
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
@@ -252,8 +253,9 @@ def an_assignment_is_lost(patch: pytest.MonkeyPatch) -> None:
 def the_time_to_start_counts_from_the_submit(patch: pytest.MonkeyPatch) -> None:
     def assigned(self: Reconcile, task: Task, change: Any) -> None:
         self.reserved.pop(task.spec.id, None)
+        self.rotation.settled(task.spec.id)
         due = task.created_at + int(task.spec.start_timeout_s * 1000)
-        self._timer(due, reconciling._START, task.spec.id, task.epoch)
+        self._timer(due, START, task.spec.id, task.epoch)
 
     patch.setitem(reconciling._OBSERVERS, "task.assigned", assigned)
 
@@ -324,7 +326,7 @@ def nobody_waits_for_an_attempt_to_start(patch: pytest.MonkeyPatch) -> None:
     expired = Reconcile._expired
 
     def patient(self: Reconcile, kind: int, *rest: Any) -> None:
-        if kind != reconciling._START:
+        if kind != START:
             expired(self, kind, *rest)
 
     patch.setattr(Reconcile, "_expired", patient)

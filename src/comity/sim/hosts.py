@@ -155,7 +155,9 @@ async def controller(host: Host, doors: Doors) -> None:
     await made.start()
     host.running = made
     await made.failed.wait()
-    host.loop.abort(Violation(f"controller {host.name} stopped: {made.failure}"))
+    stopped = Violation(f"controller {host.name} stopped: {made.failure}")
+    stopped.__cause__ = made.failure
+    host.loop.abort(stopped)
 
 
 def node(agents: Callable[[], Iterable[Agent]], truth: Truth) -> Program:
