@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from load import Job
@@ -15,7 +15,7 @@ GOAL = 0.9995
 
 class Window(NamedTuple):
     """A fault and the time until the next one. ``lost_s``: the time in it, in which a submit was not answered in time;
-    ``stop_s``: the longest time without the end of any task that began in it."""
+    ``stop_s``: the longest time without the end of any task whose middle lies in it."""
 
     kind: str
     began: float
@@ -95,7 +95,7 @@ def _windows(jobs: list[Job], ends: list[float], faults: Sequence[tuple[str, flo
 
 
 def _stop(ends: list[float], began: float, until: float) -> float:
-    """The longest time between the ends of two tasks that overlaps the time from ``began`` to ``until``."""
+    """The longest time between the ends of two tasks whose middle lies between ``began`` and ``until``."""
     marks = [0.0, *ends, max(until, ends[-1] if ends else until)]
-    gaps = [(later - earlier) for earlier, later in itertools.pairwise(marks) if later > began and earlier < until]
+    gaps = [later - earlier for earlier, later in pairwise(marks) if began <= (earlier + later) / 2 <= until]
     return max(gaps, default=0.0)

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 from disks import Disk
 from links import EDGE, HUB, Links
-from proxy import Proxy
 
+from comity.cli.bench_proxy import Proxy
 from comity.cli.cluster import survey
 from comity.contexts import Context
 

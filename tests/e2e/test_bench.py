@@ -83,6 +83,29 @@ def test_overload(user: Terminal) -> None:
     assert 0 < hasty["retry_after_s"][0] <= hasty["retry_after_s"][1] <= 30
 
 
+def test_recovery_of_a_node_that_is_cut_off(user: Terminal) -> None:
+    figures = run(user, "recovery", "--fault", "partition", "--count", "1", "--nodes", "3", "--attempts", "6")
+    assert figures["moved"] > 0
+    assert figures["p50_ms"] < 5000, "its lease is 3 s"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["leader", "server"])
+def test_recovery_of_a_cluster(user: Terminal, fault: str) -> None:
+    figures = run(user, "recovery", "--fault", fault, "--count", "1", "--nodes", "3", "--attempts", "6")
+    assert figures.keys() >= LATENCY | {"count", "tasks"}
+    assert (figures["settings"]["servers"], figures["tasks"]) == (3, 7)
+
+
+@pytest.mark.slow
+def test_tasks_on_three_servers(user: Terminal) -> None:
+    figures = run(user, "tasks", "--count", "600", "--servers", "3")
+    assert figures.keys() >= TASKS | LATENCY
+    assert (figures["settings"]["servers"], figures["settings"]["durability"]) == (3, "verified")
+    refused = user.comity("bench", "tasks", "--servers", "2", "-o", "json")
+    assert (refused.code, refused.error["code"]) == (2, "bad-settings")
+
+
 def test_figures_for_a_person(user: Terminal) -> None:
     said = user.ok("bench", "tasks", "--count", "300", "-o", "table").out
     assert "durable tasks" in said

@@ -22,6 +22,9 @@ app = commands("Measure this machine: a network of its own is started, and gone 
 class Fault(enum.StrEnum):
     KILL = "kill"
     PAUSE = "pause"
+    PARTITION = "partition"
+    LEADER = "leader"
+    SERVER = "server"
 
 
 Count = Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="How many; fewer unless told if one by one.")]
@@ -46,6 +49,7 @@ async def tasks(
     in_flight: Annotated[int, typer.Option("--in-flight", metavar="N", min=256, help="Tasks in flight, in batches.")] = 16_384,
     waiting: Annotated[bool, typer.Option("--waiting", help="Submit all before any agent is there.")] = False,
     fsync: Annotated[bool, typer.Option("--fsync/--no-fsync", help="Each write is on disk before it is acknowledged.")] = True,
+    servers: Annotated[int, typer.Option("--servers", metavar="1|3|5", help="Servers, each with a copy of the log.")] = 1,
     profile: Profile = None,
 ) -> None:
     """Durable tasks, from submit to result, each on disk before it is acknowledged."""
@@ -57,7 +61,9 @@ async def tasks(
     count = count or (100_000 if waiting else 1000 if sequential else 20_000)
     settings: dict[str, Any] = {"max_waiting": count + 1, "max_waiting_per_submitter": count + 1} if waiting else {}
     settings |= {} if fsync else {"fsync": False}
-    async with network(0 if waiting else nodes, agents, slots=slots, **settings) as bench, profiled(bench, profile):
+    _check_size(servers)
+    hired = 0 if waiting else nodes
+    async with network(hired, agents, slots=slots, servers=servers, **settings) as bench, profiled(bench, profile):
         if waiting:
             mode, figures = "waiting", await work.waiting(bench, count, payload, nodes, agents)
         elif sequential:
@@ -118,17 +124,30 @@ async def scale(
 @command(app, connects=False)
 async def recovery(
     cli: Cli,
-    fault: Annotated[Fault, typer.Option("--fault", help="SIGKILL a node, or SIGSTOP it.")] = Fault.KILL,
+    fault: Annotated[
+        Fault,
+        typer.Option(
+            "--fault",
+            help="A node is killed, paused or cut off; or of three servers, each with a controller, the one whose controller "
+            "leads is killed (leader), or the one that leads the log (server).",
+        ),
+    ] = Fault.KILL,
     count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="How many rounds.")] = 20,
     nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=3, help="Node processes.")] = 4,
     attempts: Annotated[int, typer.Option("--attempts", metavar="N", min=3, help="Tasks that run all the time.")] = 32,
 ) -> None:
-    """How long work stands still when its node is killed, or hangs, until all of it runs elsewhere."""
+    """How long work stands still after a fault: until all that its node had runs elsewhere, or until the network again accepts
+    and finishes tasks."""
+    from comity.cli.bench_failover import measure as measure_servers
     from comity.cli.bench_network import network
     from comity.cli.bench_recovery import measure
 
-    async with network(0, 0, slots=0) as bench:
-        figures = await measure(bench, fault, count, nodes, attempts)
+    on_servers = fault in (Fault.LEADER, Fault.SERVER)
+    async with network(0, 0, slots=0, servers=3 if on_servers else 1) as bench:
+        if on_servers:
+            figures = await measure_servers(bench, fault, count, nodes, attempts)
+        else:
+            figures = await measure(bench, fault, count, nodes, attempts)
     _print(cli.output, "recovery", figures)
 
 
@@ -150,6 +169,14 @@ async def overload(
     async with network(0, 0, slots=0, max_waiting=max_waiting) as bench:
         figures = await measure(bench, nodes, agents, Order(burst, patience))
     _print(cli.output, "overload", figures)
+
+
+def _check_size(servers: int) -> None:
+    from comity.cluster.config import SIZES
+    from comity.errors import BadSettings
+
+    if servers not in (1, *SIZES):
+        raise BadSettings(f"a network has 1, {' or '.join(map(str, SIZES))} servers, not {servers}", setting="servers")
 
 
 def _print(output: Output, title: str, figures: dict[str, Any]) -> None:

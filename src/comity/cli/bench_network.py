@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import psutil
@@ -31,22 +31,36 @@ WARM = 512
 Started = tuple[asyncio.subprocess.Process, dict[str, Any]]
 
 
-class Bench:
-    """A network for one measurement. ``parts``: its processes by what they are; ``start_s``: from the start of ``comity up`` to
-    the first accepted task; ``settings`` is printed with every figure."""
+class Up(NamedTuple):
+    """A ``comity up`` that takes part, on its data; ``server`` is its server's name in the cluster, "" for one by itself."""
 
-    def __init__(self, net: Client, folder: Path, stack: contextlib.AsyncExitStack, env: dict[str, str]) -> None:
+    process: psutil.Process
+    data: Path
+    server: str
+    durability: str
+
+
+class Bench:
+    """A network for one measurement. ``ups``: its servers; ``parts``: its processes by what they are; ``start_s``: from the start
+    of ``comity up`` to the first accepted task; ``settings`` is printed with every figure."""
+
+    def __init__(
+        self, net: Client, ups: list[Up], folder: Path, stack: contextlib.AsyncExitStack, env: dict[str, str]
+    ) -> None:
         self.net = net
+        self.ups = ups
+        self.folder = folder
         self.start_s = 0.0
         self.settings: dict[str, Any] = {"nodes": 0, "agents": 0}
         self.parts: dict[str, list[psutil.Process]] = {}
-        self._folder = folder
         self._stack = stack
         self._env = env
 
-    async def hire(self, nodes: int, agents: int, slots: int) -> tuple[list[psutil.Process], list[str]]:
+    async def hire(
+        self, nodes: int, agents: int, slots: int, data: Path | None = None
+    ) -> tuple[list[psutil.Process], list[str]]:
         """Start ``nodes`` node processes that host ``agents`` agents together, each of which takes ``slots`` tasks at a time;
-        the processes, and the agents' ids."""
+        the processes, and the agents' ids. They find the network by the context in ``data`` (default: as everybody)."""
         import psutil
 
         first = self.settings["nodes"]
@@ -55,12 +69,24 @@ class Bench:
         for i in range(nodes):
             name, mine = f"bench-n{first + i}", (agents + i) // nodes
             env = self._env | {"COMITY_BENCH_AGENTS": str(mine), "COMITY_BENCH_SLOTS": str(slots)}
-            starts.append(start(self._stack, env, self._folder / f"{name}.log", *words, name))
+            env |= {"COMITY_DATA_DIR": str(data)} if data is not None else {}
+            starts.append(start(self._stack, env, self.folder / f"{name}.log", *words, name))
             ids += [f"{name}/bench-{number}" for number in range(mine)]
         processes = [psutil.Process(process.pid) for process, _ in await asyncio.gather(*starts)]
         self.parts.setdefault("nodes", []).extend(processes)
         self.settings |= {"nodes": first + nodes, "agents": self.settings["agents"] + agents, "slots": slots}
         return processes, ids
+
+    async def again(self, number: int) -> None:
+        """Start a ``comity up`` that was killed again, and wait until it takes part."""
+        known = self.ups[number]
+        self.ups[number] = await _ready(known.data, await start(self._stack, self._env, _log(known.data), *_up(known.data)))
+        self._part()
+
+    def _part(self) -> None:
+        """Which processes are controllers, and which servers."""
+        self.parts["controller"] = [up.process for up in self.ups]
+        self.parts["server"] = [child for up in self.ups for child in up.process.children()]
 
     async def warm(self) -> None:
         """Run some tasks, so that every process has done everything once."""
@@ -98,9 +124,9 @@ def _peak(process: psutil.Process) -> int:
 
 
 @contextlib.asynccontextmanager
-async def network(nodes: int, agents: int, *, slots: int, **settings: Any) -> AsyncIterator[Bench]:
-    """An embedded network in processes of its own on a fresh directory; gone afterwards. ``nodes`` 0: hire them later.
-    ``settings`` are the network's, where they are not the default."""
+async def network(nodes: int, agents: int, *, slots: int, servers: int = 1, **settings: Any) -> AsyncIterator[Bench]:
+    """An embedded network in processes of its own on fresh directories; gone afterwards. ``nodes`` 0: hire them later. More than
+    one of ``servers`` form a cluster, all on this machine. ``settings`` are the network's, where they are not the default."""
     import psutil
 
     import comity
@@ -108,23 +134,58 @@ async def network(nodes: int, agents: int, *, slots: int, **settings: Any) -> As
 
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comity-bench-")))
-        env = clean_env() | {"COMITY_DATA_DIR": str(folder / "data"), "COMITY_CONFIG": str(folder / "config")}
+        data = folder / "data"
+        env = clean_env() | {"COMITY_DATA_DIR": str(data), "COMITY_CONFIG": str(folder / "config")}
         env |= {f"COMITY_{name.upper()}": str(value) for name, value in settings.items()}
         began = perf_counter()
-        up, facts = await start(stack, env, folder / "up.log", "up", "--port", "0", "--http-port", "0")
-        loaded = Settings.load({"data_dir": folder / "data"}, env={}, cwd=folder)
+        ups = await _form(stack, env, data, servers)
+        loaded = Settings.load({"data_dir": data}, env={}, cwd=folder)
         net = await stack.enter_async_context(comity.connect(settings=loaded))
-        bench = Bench(net, folder, stack, env)
+        bench = Bench(net, ups, folder, stack, env)
         first = await net.submit("bench.echo", {"text": "first"})
         bench.start_s = perf_counter() - began
-        bench.settings["durability"] = facts["durability"]
-        server = psutil.Process(up.pid).children()
-        bench.parts |= {"client": [psutil.Process()], "controller": [psutil.Process(up.pid)], "server": server}
+        bench.settings |= {"servers": servers, "durability": ups[0].durability}
+        bench.parts["client"] = [psutil.Process()]
+        bench._part()
         if nodes:
             await bench.hire(nodes, agents, slots)
             await first.result()
             await bench.warm()
         yield bench
+
+
+async def _form(stack: contextlib.AsyncExitStack, env: dict[str, str], data: Path, servers: int) -> list[Up]:
+    """Start all servers, the first on ``data`` and the others beside it."""
+    first = await start(stack, env, _log(data), *_up(data), *(("--servers", str(servers)) if servers > 1 else ()))
+    begun = [(data, first)]
+    for number, token in enumerate(first[1].get("tokens", ()), 2):
+        folder = data.with_name(f"{data.name}-{number}")
+        begun.append((folder, await start(stack, env, _log(folder), *_up(folder), "--join", token)))
+    return await asyncio.gather(*(_ready(folder, started) for folder, started in begun))
+
+
+def _up(data: Path) -> tuple[str, ...]:
+    return ("up", "--data", str(data), "--port", "0", "--http-port", "0")
+
+
+def _log(data: Path) -> Path:
+    return data.with_suffix(".log")
+
+
+async def _ready(data: Path, started: Started) -> Up:
+    """Once it no longer waits for other servers. Raises ServerFailed."""
+    import psutil
+
+    from comity.errors import ServerFailed
+
+    process, facts = started
+    assert process.stdout is not None
+    try:
+        while "waiting_for" in facts:
+            facts = json.loads(await asyncio.wait_for(process.stdout.readline(), READY_S))
+    except (TimeoutError, ValueError) as error:
+        raise ServerFailed(f"a server of the cluster did not start: {_end_of(_log(data))}") from error
+    return Up(psutil.Process(process.pid), data, facts.get("server", ""), facts["durability"])
 
 
 def clean_env() -> dict[str, str]:

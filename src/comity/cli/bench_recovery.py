@@ -1,22 +1,28 @@
-"""``comity bench recovery``: how long work stands still when its node is killed, or hangs.
+"""``comity bench recovery``: how long work stands still when its node is killed, hangs, or is cut off.
 
-Attempts wait until they are let go, and the other nodes have room for all of them. A round kills (or stops) the node with most
-work and watches the event stream. Its figure is the time from just before the signal until the last of that work was reported
-to have begun elsewhere, with a higher epoch; the report's way to us counts too.
+Attempts wait until they are let go, and the other nodes have room for all of them. A round kills (or stops, or cuts off) the node
+with most work and watches the event stream. Its figure is the time from just before the signal until the last of that work was
+reported to have begun elsewhere, with a higher epoch; the report's way to us counts too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from comity.cli.bench import Fault
 from comity.cli.bench_figures import spread
 from comity.cli.bench_network import Bench
+from comity.cli.bench_proxy import Proxy
+from comity.contexts import Context
 from comity.errors import TimedOut
 
 if TYPE_CHECKING:
@@ -41,11 +47,11 @@ class Round(NamedTuple):
 
 async def measure(bench: Bench, fault: Fault, count: int, nodes: int, tasks: int) -> dict[str, Any]:
     """``count`` rounds with ``tasks`` attempts on ``nodes`` nodes; the figures. Raises ServerFailed, TimedOut."""
-    crew = Crew(bench, slots=-(-tasks // (AGENTS * (nodes - 1))))  # all but one node have room for everything
-    for _ in range(nodes):
-        await crew.hire()
+    crew = Crew(bench, fault, slots=-(-tasks // (AGENTS * (nodes - 1))))  # all but one node have room for everything
     watch = Watch(bench.net)
     try:
+        for _ in range(nodes):
+            await crew.hire()
         given = await bench.net.submit_many("bench.hold", range(tasks), retries=count)
         ids: set[str] = {task.id for task in given}
         await watch.until(lambda: len(ids & watch.where.keys()) == tasks, "that every task began")
@@ -55,6 +61,7 @@ async def measure(bench: Bench, fault: Fault, count: int, nodes: int, tasks: int
         await watch.until(lambda: len(ids & watch.ended.keys()) == tasks, "that every task ended")
     finally:
         await watch.stop()
+        await crew.stop()
     bench.settings |= {"nodes": nodes, "agents": AGENTS * nodes, "attempts": tasks, "fault": str(fault)}
     return {
         **spread([one.moved_s for one in rounds]),
@@ -70,18 +77,14 @@ async def measure(bench: Bench, fault: Fault, count: int, nodes: int, tasks: int
 async def _round(crew: Crew, watch: Watch, fault: Fault, ids: set[str]) -> Round:
     held = watch.held(ids)
     victim = max(held, key=lambda node: len(held[node]))
-    before, process, joined = held[victim], crew.nodes[victim], watch.joined[victim]
+    before, joined = held[victim], watch.joined[victim]
     await asyncio.sleep(random.uniform(0, BEACON_S))  # at any moment between two beacons
     began = perf_counter()
-    if fault is Fault.KILL:
-        process.kill()
-    else:
-        process.suspend()
+    crew.strike(victim)
     try:
         await watch.until(lambda: all(watch.where[task].epoch > epoch for task, epoch in before.items()), "that all was moved")
     finally:
-        if fault is Fault.PAUSE:
-            process.resume()
+        crew.heal(victim)
     figures = Round(watch.evicted[victim] - began, max(watch.where[task].at for task in before) - began, len(before))
     if fault is Fault.KILL:
         await crew.hire()
@@ -91,17 +94,64 @@ async def _round(crew: Crew, watch: Watch, fault: Fault, ids: set[str]) -> Round
 
 
 class Crew:
-    """The node processes, by name."""
+    """The node processes, by name, and what ``fault`` does to one. With PARTITION each reaches the server by a proxy of its
+    own."""
 
-    def __init__(self, bench: Bench, slots: int) -> None:
+    def __init__(self, bench: Bench, fault: Fault, slots: int) -> None:
         self.nodes: dict[str, psutil.Process] = {}
+        self.proxies: dict[str, Proxy] = {}
         self._bench = bench
+        self._fault = fault
         self._slots = slots
 
     async def hire(self) -> None:
         """Start a node, and wait until it may be given work."""
-        (process,), (agent, *_) = await self._bench.hire(1, AGENTS, self._slots)
-        self.nodes[agent.partition("/")[0]] = process
+        proxy = await self._between() if self._fault is Fault.PARTITION else None
+        data = self._way(proxy) if proxy is not None else None
+        (process,), (agent, *_) = await self._bench.hire(1, AGENTS, self._slots, data)
+        name = agent.partition("/")[0]
+        self.nodes[name] = process
+        if proxy is not None:
+            self.proxies[name] = proxy
+
+    async def _between(self) -> Proxy:
+        (up,) = self._bench.ups
+        host, _, port = _context(up.data).urls[0].rpartition("/")[2].rpartition(":")
+        proxy = Proxy(socket.create_server((host, 0)), host, int(port))
+        await proxy.start()
+        return proxy
+
+    def _way(self, proxy: Proxy) -> Path:
+        """A folder that says: the network is behind ``proxy``."""
+        (up,) = self._bench.ups
+        folder = self._bench.folder / f"by-{proxy.port}"
+        folder.mkdir()
+        msgspec.structs.replace(_context(up.data), urls=(f"nats://127.0.0.1:{proxy.port}",)).write_local(folder)
+        return folder
+
+    def strike(self, name: str) -> None:
+        if self._fault is Fault.KILL:
+            self.nodes[name].kill()
+        elif self._fault is Fault.PAUSE:
+            self.nodes[name].suspend()
+        else:
+            self.proxies[name].cut()
+
+    def heal(self, name: str) -> None:
+        if self._fault is Fault.PAUSE:
+            self.nodes[name].resume()
+        elif self._fault is Fault.PARTITION:
+            self.proxies[name].heal()
+
+    async def stop(self) -> None:
+        for proxy in self.proxies.values():
+            await proxy.stop()
+
+
+def _context(data: Path) -> Context:
+    found = Context.read_local(data)
+    assert found is not None
+    return found
 
 
 class Seen(NamedTuple):

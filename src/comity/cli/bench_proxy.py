@@ -19,7 +19,7 @@ class Proxy:
     is_cut    nothing passes, and nobody is told (new connections are taken and left alone)
     """
 
-    def __init__(self, listener: socket.socket, host: str, port: int, chance: random.Random) -> None:
+    def __init__(self, listener: socket.socket, host: str, port: int, chance: random.Random | None = None) -> None:
         self.delay_s = 0.0
         self.drop = 0.0
         self.passed = 0
@@ -27,7 +27,7 @@ class Proxy:
         self._open.set()
         self._listener = listener
         self._target = (host, port)
-        self._chance = chance
+        self._chance = chance or random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
