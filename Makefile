@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test check bench bench-peers bench-plots sim python-venv
+.PHONY: help setup demo up test check bench bench-peers bench-plots sim chaos python-venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,6 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 
 FOLDER ?=
 SEED ?= 1
+MINUTES ?= 60
 TESTS ?= tests
 # In CI too little coverage is a failure; on a laptop the table is enough.
 COVERAGE := $(if $(filter true 1 yes,$(CI)),--cov-fail-under=90)
@@ -52,6 +53,9 @@ bench-peers: $(VENV)/base.stamp $(PEERS:%=$(VENV)/peers/%.stamp) ## measure the 
 
 sim: $(VENV)/base.stamp ## live one simulated life of the network (SEED=7)
 	@$(BIN)/python -m comity.sim $(SEED)
+
+chaos: $(VENV)/dev.stamp ## real processes and servers under faults for an hour (MINUTES=5 SEED=7); then chaos-report/report.md
+	@$(BIN)/python tests/chaos/run.py --minutes $(MINUTES) $(if $(filter command environment,$(firstword $(origin SEED))),--seed $(SEED))
 
 # How .venv is made: with uv if it is there, else with Python's own venv and pip. The lock files carry hashes.
 # `packages`: what a lock file names, into the environment whose programs are in $(2). `install`: into .venv, with Comity itself.
