@@ -61,11 +61,6 @@ class Disk:
         Path(f"{self.image}.cut").replace(self.image)
         run("mount", "-o", "loop", str(self.image), str(self.mount))
 
-    def unmount(self) -> None:
-        """The folder below can be deleted then. Nobody uses the disk any more."""
-        if self.can_fill:
-            run("umount", str(self.mount))
-
     # Room
 
     def fill(self) -> None:

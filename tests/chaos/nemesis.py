@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+import psutil
 from links import HUB
 from players import SERVERS, Company, Player, Server
 
@@ -156,7 +158,8 @@ class Nemesis:
         """Only the server: its ``comity up`` starts it again."""
         server = self._any_server()
         for process in server.processes()[1:]:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         return server.name
 
     async def _paused(self, player: Player) -> str:
@@ -287,8 +290,9 @@ class Nemesis:
         await asyncio.gather(*(server.kill() for server in servers))
         for server in servers:
             server.disk.power_on()
+        on = self._now()
         await asyncio.gather(*(server.start() for server in servers))
-        return " ".join(server.name for server in servers)
+        return f"{' '.join(server.name for server in servers)}, taking part {self._now() - on:.1f} s after their start"
 
     async def cut_power(self) -> str:
         if not await self.whole():

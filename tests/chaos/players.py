@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -95,11 +96,13 @@ class Player:
 
     def pause(self) -> None:
         for process in self.processes():
-            process.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def resume(self) -> None:
         for process in self.processes():
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     async def kill(self) -> None:
         """SIGKILL; returns once it and what it ran are gone."""
@@ -227,10 +230,6 @@ class Company:
 
     def everyone(self) -> list[Player]:
         return [*self.nodes.values(), *self.servers.values()]
-
-    def unmount(self) -> None:
-        for server in self.servers.values():
-            server.disk.unmount()
 
     async def stop(self) -> list[str]:
         """End everything, nodes first; what did not go well."""

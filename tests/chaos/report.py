@@ -39,10 +39,10 @@ def write(run: Run, folder: Path) -> None:
 
 
 def summary(run: Run) -> list[str]:
-    completed = sum(job.state == "completed" for job in run.jobs)
+    completed, canceled = (sum(job.state == state for job in run.jobs) for state in ("completed", "canceled"))
     accepted = sum(bool(job.task) for job in run.jobs)
     lines = [f"seed {run.seed}: {run.seconds:.0f} s of load, {len(run.faults)} faults of {_kinds(run)} kinds"]
-    lines.append(f"{len(run.jobs):,} tasks asked for, {accepted:,} accepted, {completed:,} completed, the others canceled")
+    lines.append(f"{len(run.jobs):,} tasks asked for, {accepted:,} accepted, {completed:,} completed, {canceled:,} canceled")
     if run.figures is not None:
         lines += availability(run.figures)
     lines += [f"left out: {kind} ({why})" for kind, why in run.skipped.items()]
@@ -89,7 +89,7 @@ def _kinds(run: Run) -> int:
 
 def _nines(share: float) -> str:
     found = nines(share)
-    return "all of them" if found == "all" else f"{found} nines"
+    return "all of them" if found == "all" else f"{found} {'nine' if found == '1' else 'nines'}"
 
 
 def _rate(every_s: float) -> str:

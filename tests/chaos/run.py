@@ -84,11 +84,6 @@ async def live(asked: argparse.Namespace, place: Path) -> Run:
         run.problems.append(f"the run broke off: {error!r}")
     run.problems += await company.stop()
     run.problems += [f"left running: {name}" for name in _left()]
-    for server in company.servers.values():
-        log = server.disk.data / "server.log"
-        if run.problems and log.exists():
-            shutil.copy(log, place / f"{server.name}-server.err")
-    company.unmount()
     return run
 
 
@@ -162,6 +157,8 @@ def keep(place: Path, report: Path, run: Run) -> None:
             file.write(json.dumps({name: getattr(job, name) for name in job.__struct_fields__}) + "\n")
     if run.problems:
         shutil.copy(place / "runs.txt", report)
+        for path in place.glob("disk-*/data/server.log"):
+            shutil.copy(path, report / f"{path.parent.parent.name}-server.log")
 
 
 if __name__ == "__main__":

@@ -234,7 +234,6 @@ if disk.image is not None:
     disk.power_on()
     kept, lost = disk.data / "synced", disk.data / "lazy"
     assert kept.read_bytes() == b"kept" and not (lost.exists() and lost.read_bytes() == b"lost"), list(disk.data.iterdir())
-disk.unmount()
 print(seen)
 """
 
