@@ -8,11 +8,16 @@ all but those that need a disk image; and elsewhere the run goes on without, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import psutil
 
 PRIVATE = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
 WAYS = (("unshare", *PRIVATE), ("unshare", "--user", "--map-root-user", *PRIVATE))
@@ -43,6 +48,7 @@ def folder() -> Path | None:
 def enter(words: list[str]) -> int:
     """Run ``words`` (a Python program and its arguments) in a world of its own, if possible, with a folder that is gone
     afterwards; its exit code. It can tell by the end of its stdin that we are gone."""
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: sys.exit(1))  # so that what is below ends in order
     with tempfile.TemporaryDirectory(prefix="comity-chaos-") as name:
         env = os.environ | {FOLDER: name}
         process = subprocess.Popen([*way(), sys.executable, *words], env=env, stdin=subprocess.PIPE)
@@ -54,8 +60,20 @@ def enter(words: list[str]) -> int:
 
 
 def end_with_starter() -> None:
-    """End at once when whoever started the run is gone."""
-    asyncio.get_running_loop().add_reader(0, os._exit, 1)
+    """End at once, and leave nothing, when whoever started the run is gone."""
+    asyncio.get_running_loop().add_reader(0, _abandoned)
+
+
+def _abandoned() -> None:
+    own, place = psutil.Process(), folder()
+    for process in [one for one in psutil.process_iter() if one.pid != own.pid] if is_inside() else own.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    if place is not None:
+        for mount in place.glob("disk-*"):
+            subprocess.run(["umount", "--lazy", str(mount)], check=False, capture_output=True)
+        shutil.rmtree(place, ignore_errors=True)
+    os._exit(1)
 
 
 def run(*words: str) -> None:

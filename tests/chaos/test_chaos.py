@@ -6,8 +6,10 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import need_server
@@ -35,3 +37,29 @@ def test_nothing_accepted_is_lost_whatever_happens(tmp_path: Path) -> None:
     assert done.stdout.count(" s  ") > 5, "faults were told"
     assert (tmp_path / "report" / "timeline.svg").read_text().startswith("<svg")
     assert "| at | fault |" in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.timeout(100)
+def test_a_run_whose_starter_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    need_server()
+    words = [sys.executable, str(RUN), "--minutes", "1", "--report", str(tmp_path / "report")]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | {"TMPDIR": str(tmp_path)}
+    starter = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 40
+    while not list(tmp_path.glob("comity-chaos-*/a.err")):
+        assert time.monotonic() < until and starter.poll() is None, "it does not begin"
+        time.sleep(0.05)
+    assert _running(str(tmp_path))
+    starter.kill()
+    starter.wait()
+    while list(tmp_path.glob("comity-chaos-*")) or _running(str(tmp_path)):
+        assert time.monotonic() < until + 40, (list(tmp_path.iterdir()), _running(str(tmp_path)))
+        time.sleep(0.05)
+
+
+def _running(folder: str) -> list[list[str]]:
+    """The command lines of processes that name ``folder``."""
+    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [words for words in lines if any(folder in word for word in words)]
