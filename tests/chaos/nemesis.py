@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ class Nemesis:
             "disk full": self.fill_disk,
             "bit flipped": self.flip,
             "block truncated": self.truncate,
+            "replica lost": self.lose_replica,
             "power cut": self.cut_power,
             "power cut of all": self.cut_all_power,
         }
@@ -283,6 +285,18 @@ class Nemesis:
 
     async def truncate(self) -> str:
         return await self._damaged(lambda server: server.disk.truncate())
+
+    async def lose_replica(self) -> str:
+        """All that a server had of the streams is gone, as when its disk is replaced. The others bring it up to date."""
+        if not await self.whole():
+            return "left out: the cluster was not whole"
+        server = self._any_server()
+        self._began = self._now()
+        await server.kill()
+        await asyncio.to_thread(shutil.rmtree, server.disk.data / "jetstream")
+        await server.start()
+        whole = await self.whole()
+        return f"{server.name}, {'up to date' if whole else 'not up to date'} {self._now() - self._began:.1f} s later"
 
     async def _without_power(self, servers: list[Server]) -> str:
         """Stopped at one moment, copied as they are then, ended, and started on the copies."""

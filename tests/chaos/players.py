@@ -169,6 +169,7 @@ class Company:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("COMITY_", "COVERAGE_"))}
         env |= {name: os.environ[name] for name in ("COMITY_NATS_SERVER",) if name in os.environ}
         self._env = env | {"COMITY_CONFIG": str(folder / "config"), "RUNS": str(self.ledger)}
+        self._env["COMITY_POISON_NODES"] = "0"  # no task is to blame for what the nemesis does
         self._chance = chance
         disks = {name: Disk(folder, name, disk_mb, mounts=mounts) for name in SERVERS}
         self.servers = {name: Server(name, folder, self._env, disks[name], links) for name in SERVERS}

@@ -68,7 +68,7 @@ def test_scale(user: Terminal) -> None:
 
 
 def test_recovery(user: Terminal) -> None:
-    figures = run(user, "recovery", "--count", "1", "--nodes", "3", "--attempts", "6")
+    figures = run(user, "recovery", "--count", "4", "--nodes", "3", "--attempts", "3")
     assert figures.keys() >= LATENCY | {"evicted_p50_ms", "count"}
 
 
