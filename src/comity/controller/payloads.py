@@ -76,6 +76,8 @@ class Payloads:
                 entry, _ = unseal(item.data)
                 self.note(index, entry)
                 return dict(_large(entry))
+        if not self._log.lag_s and (await self._log.bounds())[1] >= index:
+            raise Corrupt(f"log entry {index} was trimmed away or is missing", index=index)
         raise Unreachable(f"the log does not show entry {index} now", index=index)  # an old view of it: read again
 
 
