@@ -50,6 +50,7 @@ from comity.model.wire import Accepted, Beacon, Began, Done, Ended, Refused, Sub
 from comity.node.attempts import Attempts
 from comity.registry.memory import MemoryRegistryState
 from comity.sim.doors import SimLog
+from comity.sim.workload import Workload
 
 # The log
 
@@ -160,7 +161,10 @@ def a_follower_skips_an_entry(patch: pytest.MonkeyPatch) -> None:
 # The replicated state
 
 
-@plant(nodes=3, controllers=1, torture_s=18.0, faults={"partition": 1, "server cut off": 0.5}, settings={"lease_s": 2.0})
+@plant(
+    nodes=3, controllers=1, torture_s=18.0, faults={"partition": 1, "server cut off": 0.5},
+    settings={"lease_s": 2.0, "retries": 3},
+)  # fmt: skip
 def reports_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
     def current(self: Tasks, task: TaskId, token: int) -> Task | None:
         found = self.tasks.get(task)
@@ -174,6 +178,7 @@ def reports_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Tasks, "current", current)
     patch.setattr(Leader, "_report", unfenced)
+    patch.setattr(Workload, "_task", Workload._careful)  # else it takes many lives
 
 
 @plant()
@@ -296,14 +301,22 @@ def a_result_is_told_before_the_log_has_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leader, "_ending", hasty)
 
 
-@plant(controllers=2, nodes=1, clients=3, torture_s=40.0, faults={"split": 1})
+@plant(controllers=2, clients=2, torture_s=18.0, faults={"split": 1})
 def a_leader_answers_without_asking_the_log(patch: pytest.MonkeyPatch) -> None:
     make = Answers.__init__
 
     def hasty(self: Answers, *args: Any, **options: Any) -> None:
         make(self, *args, **{**options, "barrier": lambda call: call()})
 
+    async def look_often(self: Workload, task: Any) -> None:
+        for _ in range(6):
+            await self.caller.status(task)
+            await asyncio.sleep(self.random.random() / 2)
+
     patch.setattr(Answers, "__init__", hasty)
+    patch.setattr(Workload, "_follow_up", look_often)  # else it takes many lives, as do jobs of other kinds
+    for job in ("_careful", "_dead", "_schedule", "_set_aside"):
+        patch.setattr(Workload, job, Workload._someone_elses)
 
 
 @plant()
