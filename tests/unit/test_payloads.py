@@ -17,9 +17,10 @@ BIG = b"x" * 2000
 
 
 class Lagging(MemoryLog):
-    """Shows nothing the first time."""
+    """Shows nothing the first time; one of several copies."""
 
     is_behind = True
+    lag_s = 10.0
 
     async def read(self, after: int, limit: int = 1000) -> list[Item]:
         shown, self.is_behind = not self.is_behind, False
@@ -37,3 +38,11 @@ async def test_an_old_view_of_the_log_is_no_damage() -> None:
     assert await payloads.load(place) == BIG
     with pytest.raises(Corrupt):
         await payloads.load(Logged(1, 0, 7))
+
+
+async def test_a_hole_in_the_only_copy_is_damage() -> None:
+    log = Lagging(MemoryLogState())
+    log.lag_s = 0.0
+    await log.append(seal(Entry("net", 1, ROOT_DIGEST, 1, [Barrier()]))[0], 0)
+    with pytest.raises(Corrupt, match="entry 1"):
+        await Payloads(log).load(Logged(1, 1, 7))
