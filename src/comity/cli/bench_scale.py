@@ -23,9 +23,11 @@ async def measure(bench: Bench, nodes: int, agents: int) -> dict[str, Any]:
     await bench.net.discover("bench.echo")
     before = {part: rss_bytes(bench.parts[part]) for part in ("controller", "client")}
     meter, began = Meter(bench), perf_counter()
+    seeing = asyncio.create_task(_all_seen(bench, agents))
     full, ids = await bench.hire(nodes, agents, SLOTS)
     ready_s = perf_counter() - began
-    found = await _all_seen(bench, ids)
+    seen = await seeing
+    found = [seen[agent] for agent in ids]
     registered_s = perf_counter() - began
     registered = await meter.stop(agents, "agents")
     grown = {part: rss_bytes(bench.parts[part]) - size for part, size in before.items()}
@@ -46,22 +48,17 @@ async def measure(bench: Bench, nodes: int, agents: int) -> dict[str, Any]:
     }
 
 
-async def _all_seen(bench: Bench, ids: list[str]) -> list[AgentRecord]:
-    """The agents called for, once this client sees every one."""
-    wanted = dict.fromkeys(ids)
+async def _all_seen(bench: Bench, count: int) -> dict[str, AgentRecord]:
+    """The next ``count`` agents that join, once this client has seen every one."""
     seen: dict[str, AgentRecord] = {}
-
-    def note(records: list[AgentRecord]) -> bool:
-        seen.update({record.id: record for record in records if record.id in wanted})
-        return len(seen) == len(wanted)
-
     watching = bench.net.watch()
     async with asyncio.timeout(READY_S), contextlib.aclosing(watching):
-        if not note(await bench.net.discover("bench.echo")):
-            async for what, record in watching:
-                if what == "joined" and isinstance(record, AgentRecord) and note([record]):
+        async for what, record in watching:
+            if what == "joined" and isinstance(record, AgentRecord):
+                seen[record.id] = record
+                if len(seen) == count:
                     break
-    return [seen[agent] for agent in ids]
+    return seen
 
 
 async def _discovery(bench: Bench, agents: list[AgentRecord]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comity.cli.command import AWAY, BACK, Cli, command, commands
+from comity.cli.garbage import collect
 from comity.cli.looks import bold, dim, paint
 from comity.cli.output import Output, started, tell
 
@@ -142,7 +143,6 @@ async def _hosted(
     cli: Cli, name: str, agents: list[Agent], *, fixed: bool
 ) -> AsyncIterator[tuple[Node, NatsBus, Context]]:
     """A node with ``agents``, known to the leader. Raises what keeps it from that. It leaves at the end."""
-    import gc
     import random
 
     import msgspec
@@ -158,7 +158,7 @@ async def _hosted(
             bus, registry, store, settings, agents=agents, wall=time.time, rng=random.SystemRandom(), about=_about(process)
         )
         stack.push_async_callback(node.stop)
-        gc.collect()  # now, when nobody waits yet
+        collect()  # now, when nobody waits yet
         await node.start()
         await node.ready()
         started()

@@ -4,12 +4,12 @@ servers that are there."""
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from comity.cli.garbage import collect, without_stops
 from comity.cli.logs import configure
 from comity.cli.looks import bold, dim, paint
 from comity.cli.output import Output, started
@@ -63,21 +63,22 @@ async def up(settings: Settings, output: Output, plan: Plan) -> None:
     assert starting is not None
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, starting.cancel)
-    gc.collect()  # now, when nobody waits yet: it takes some 30 ms
+    collect()  # now, when nobody waits yet: it takes some 30 ms
     network = await _start(settings, output, plan)
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, asked.set)
     try:
-        started()
-        _greet(network, settings, output, loop.time() - began)
-        ended, stopped = asyncio.create_task(network.wait()), asyncio.create_task(asked.wait())
-        done, pending = await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        if ended in done:
-            ended.result()
-        output.note(output.over_ctrl_c + "stopping" if stopped in done else "shut down by comity down; stopping")
+        async with without_stops():
+            started()
+            _greet(network, settings, output, loop.time() - began)
+            ended, stopped = asyncio.create_task(network.wait()), asyncio.create_task(asked.wait())
+            done, pending = await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            if ended in done:
+                ended.result()
+            output.note(output.over_ctrl_c + "stopping" if stopped in done else "shut down by comity down; stopping")
     finally:
         await network.stop()
 

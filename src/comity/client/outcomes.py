@@ -7,6 +7,7 @@ from functools import partial
 
 from comity.client.contact import Contact
 from comity.client.timers import Alarm, Timers
+from comity.client.turns import Turns
 from comity.errors import ComityError, TimedOut
 from comity.model.ids import TaskId
 from comity.model.task import TERMINAL
@@ -38,9 +39,10 @@ class Outcomes:
     waiters; both with the one first of which there has been no word for longest. Nobody asks for those still being
     submitted: the leader may not know them yet, and would say so."""
 
-    def __init__(self, contact: Contact, timers: Timers) -> None:
+    def __init__(self, contact: Contact, timers: Timers, turns: Turns) -> None:
         self._contact = contact
         self._timers = timers
+        self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._submitted: dict[TaskId, Outcome] = {}
         self._open: dict[TaskId, Outcome] = {}
@@ -82,8 +84,7 @@ class Outcomes:
         self._awaited.pop(item.task, None)
         outcome.ended = item
         for waiter in outcome.waiters:
-            if not waiter.done():
-                waiter.set_result(item)
+            self._turns.wake(waiter, item)
 
     async def end(self, outcome: Outcome, timeout_s: float | None) -> Ended:
         """Wait until the task has ended. Raises TimedOut, or what closed the connection."""

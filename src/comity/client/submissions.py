@@ -13,6 +13,7 @@ from comity.client.calls import SILENCE_S
 from comity.client.contact import Contact
 from comity.client.outcomes import NEVER, Outcome, Outcomes
 from comity.client.timers import Alarm, Timers
+from comity.client.turns import Turns
 from comity.errors import ComityError, Indefinite, Overloaded, TimedOut, Unreachable, from_wire
 from comity.model.ids import TaskId
 from comity.model.task import TaskSpec
@@ -27,11 +28,12 @@ SLICE = 1024
 class Batch:
     """Submits that one caller waits for together: it is told when all are answered, or at the first of unknown fate."""
 
-    __slots__ = ("future", "left", "refusal")
+    __slots__ = ("_turns", "future", "left", "refusal")
 
-    def __init__(self, future: asyncio.Future[None], left: int) -> None:
+    def __init__(self, future: asyncio.Future[None], left: int, turns: Turns) -> None:
         self.future = future
         self.left = left
+        self._turns = turns
         self.refusal: ComityError | None = None
 
     def settle(self, error: ComityError | None = None) -> None:
@@ -41,7 +43,7 @@ class Batch:
         if self.future.done() or (self.left and (error is None or error.definite)):
             return
         if self.refusal is None:
-            self.future.set_result(None)
+            self._turns.wake(self.future, None)
         else:
             self.future.set_exception(self.refusal)
 
@@ -68,10 +70,13 @@ class Submissions:
     """Invariant: ``_open`` is in the order of posting, so that the first is the one unanswered for longest; what was refused
     and shall be sent again is in ``_parked`` instead. ``random`` gives floats in [0, 1)."""
 
-    def __init__(self, contact: Contact, outcomes: Outcomes, timers: Timers, random: Callable[[], float]) -> None:
+    def __init__(
+        self, contact: Contact, outcomes: Outcomes, timers: Timers, turns: Turns, random: Callable[[], float]
+    ) -> None:
         self._contact = contact
         self._outcomes = outcomes
         self._timers = timers
+        self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._random = random
         self._open: dict[TaskId, Submission] = {}
@@ -93,7 +98,7 @@ class Submissions:
         """
         if not specs:
             return []
-        batch = Batch(self._loop.create_future(), len(specs))
+        batch = Batch(self._loop.create_future(), len(specs), self._turns)
         alarms: list[Alarm] = []
         mine: list[Submission] = []
         patient_until = self._loop.time() + patience_s if patience_s else NEVER

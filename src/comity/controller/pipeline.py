@@ -24,7 +24,7 @@ from comity.model.task import Command, Entry
 
 DEPTH = 4
 ENTRY_BYTES = 512 * 1024
-COMMANDS_MAX = 1024
+COMMANDS_MAX = 768
 """Commands in one entry: bounds the time that building, applying and replaying one takes, a few milliseconds each. No more than
 one entry is built, and one applied, in a turn of the loop: others have their turn in between."""
 ASSIGN_BYTES = 320

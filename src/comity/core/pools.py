@@ -29,23 +29,28 @@ Match = Callable[[AgentRecord], bool]
 
 
 class Host:
-    """A node as scheduling sees it. ``free`` is log2 of its free CPU and memory (0.0: one core and one GiB)."""
+    """A node as scheduling sees it. ``free`` is log2 of its free CPU and memory (0.0: one core and one GiB). ``behind`` are those
+    of its agents that have yet to learn what it is now."""
 
-    __slots__ = ("candidates", "eligible", "free", "id")
+    __slots__ = ("behind", "candidates", "eligible", "free", "id")
 
     def __init__(self, node: ProcessId) -> None:
         self.id = node
         self.eligible = False
         self.free = 0.0
         self.candidates: dict[Candidate, None] = {}
+        self.behind: list[Candidate] = []
 
 
 class Candidate:
     """An agent as scheduling sees it. Invariants: ``load = held + calls``; ``live`` while the agent is active on an eligible
     node; ``ready`` while it is live and ``load < limit``. ``record`` is None between a ``take`` and the agent's announcement.
-    ``names`` are the capabilities it offers; ``weight`` is what ``weighted_random`` draws by, between LIGHTEST and HEAVIEST."""
+    ``names`` are the capabilities it offers; ``weight`` is what ``weighted_random`` draws by, between LIGHTEST and HEAVIEST;
+    ``free`` is its node's, as it last learned."""
 
-    __slots__ = ("calls", "held", "host", "id", "limit", "live", "load", "names", "pools", "ready", "record", "weight")
+    __slots__ = (
+        "calls", "free", "held", "host", "id", "limit", "live", "load", "names", "pools", "ready", "record", "weight",
+    )  # fmt: skip
 
     def __init__(self, agent: AgentId) -> None:
         self.id = agent
@@ -53,6 +58,7 @@ class Candidate:
         self.host: Host | None = None
         self.names: tuple[str, ...] = ()
         self.limit = 0
+        self.free = 0.0
         self.weight = 1.0
         self.held = 0
         self.calls = 0

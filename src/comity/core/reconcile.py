@@ -307,6 +307,9 @@ class Reconcile:
         """Up to ``room`` assignments of waiting tasks, and whatever else the observed changes call for. Looks at a few demands
         only; see ``is_behind``."""
         commands: list[Command] = []
+        if self.scheduling.is_behind:
+            self.scheduling.catch_up()
+            self.wake()
         while self._proposals and len(commands) < room:
             commands.append(self._proposals.popleft())
         looks = LOOKS
@@ -326,7 +329,7 @@ class Reconcile:
     @property
     def is_behind(self) -> bool:
         """``plan`` has more to do, now."""
-        return bool(self._proposals) or (bool(self._dirty) and not self.paused)
+        return bool(self._proposals) or (bool(self._dirty) and not self.paused) or self.scheduling.is_behind
 
     def _plan_demands(self, waiting: Waiting, demands: list[Demand], commands: list[Command], room: int) -> None:
         heads: list[tuple[Entry, int]] = []

@@ -19,8 +19,9 @@ from heapq import nsmallest
 from typing import Any
 
 from comity.core.explaining import Question, explain, serves
+from comity.core.hosts import AT_ONCE, Hosts
 from comity.core.matching import Feature, Matcher, Signature, asked, features, same_place, signature
-from comity.core.pools import Candidate, Host, Pool, first_of
+from comity.core.pools import Candidate, Pool, first_of
 from comity.core.strategies import Offering, PoolKey, free_of, make_pool, weight_of
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
@@ -34,7 +35,6 @@ POOLS = 256
 _MATCHERS = 1024
 
 
-
 class Scheduling:
     """The leader's view of who can take an attempt. ``random`` gives numbers in [0, 1)."""
 
@@ -42,7 +42,7 @@ class Scheduling:
         self._random = random
         self._default = default
         self._candidates: dict[AgentId, Candidate] = {}
-        self._hosts: dict[ProcessId, Host] = {}
+        self._hosts = Hosts()
         self._offerings: dict[str, Offering] = {}
         self._chosen_strategies: dict[str, Strategy] = {}
         self._by_feature: dict[Feature, dict[Candidate, None]] = {}
@@ -86,22 +86,21 @@ class Scheduling:
         self._forget(candidate)
 
     def set_node(self, node: ProcessId, *, eligible: bool, cpu_free: float = 0.0, memory_free_mb: float = 0.0) -> None:
-        """Whether a node's agents may be given work, and its free CPU (cores) and memory (MiB); both 0: as before. The cost
-        grows with the node's agents, and is nothing if nothing changed."""
-        host = self._hosts.get(node)
-        if host is None:
-            if not eligible:
-                return
-            host = self._hosts[node] = Host(node)
-        free = free_of(cpu_free, memory_free_mb) if cpu_free > 0.0 or memory_free_mb > 0.0 else host.free
-        if (free, eligible) == (host.free, host.eligible):
-            return
-        host.free = free
-        host.eligible = eligible
-        for candidate in host.candidates:
+        """Whether a node's agents may be given work, and its free CPU (cores) and memory (MiB); both 0: as before. A node's
+        first thousand agents learn of it at once, the others by ``catch_up``."""
+        known = cpu_free > 0.0 or memory_free_mb > 0.0
+        for candidate in self._hosts.now(node, eligible, free_of(cpu_free, memory_free_mb) if known else None):
             self._review(candidate)
-        if not eligible and not host.candidates:
-            del self._hosts[node]
+
+    def catch_up(self) -> None:
+        """Let further agents of nodes that changed learn of it. Before that none is chosen that may not be."""
+        for candidate in self._hosts.more():
+            self._review(candidate)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is more to ``catch_up`` with."""
+        return self._hosts.is_behind
 
     def set_strategy(self, capability: str, strategy: Strategy) -> None:
         """How the capability's agents are chosen from now on, unless a call says otherwise. BadInput for an unknown one."""
@@ -210,8 +209,12 @@ class Scheduling:
         if pool is None:
             pool = self._base_pool(offering, how)
         plain = needs is None and not avoid
-        candidate = pool.pick() if plain else self._choose_among(offering, pool, how, needs, avoid)
-        return candidate.id if candidate is not None else None
+        while True:
+            candidate = pool.pick() if plain else self._choose_among(offering, pool, how, needs, avoid)
+            if candidate is None or candidate.host is None or candidate.host.eligible:
+                return candidate.id if candidate is not None else None
+            self._review(candidate)
+            self._settle()
 
     def _choose_among(
         self, offering: Offering, pool: Pool, how: Strategy, needs: Requirements | None, avoid: tuple[AgentId, ...]
@@ -385,7 +388,7 @@ class Scheduling:
         return candidate.record if candidate is not None else None
 
     def eligible_nodes(self) -> list[ProcessId]:
-        return [host.id for host in self._hosts.values() if host.eligible]
+        return [host.id for host in self._hosts if host.eligible]
 
     def capabilities(self) -> list[str]:
         return sorted(self._offerings)
@@ -399,11 +402,7 @@ class Scheduling:
     # Keeping the index
 
     def _list(self, candidate: Candidate, agent: AgentRecord) -> None:
-        host = self._hosts.get(agent.node)
-        if host is None:
-            host = self._hosts[agent.node] = Host(agent.node)
-        host.candidates[candidate] = None
-        candidate.host = host
+        self._hosts.enter(candidate, agent.node)
         for feature in features(agent):
             self._by_feature.setdefault(feature, {})[candidate] = None
         candidate.names = tuple(dict.fromkeys(offer.name for offer in agent.offers))
@@ -440,10 +439,7 @@ class Scheduling:
             del have[candidate]
             if not have:
                 del self._by_feature[feature]
-        host = self._hosts[agent.node]
-        del host.candidates[candidate]
-        if not host.candidates and not host.eligible:
-            del self._hosts[agent.node]
+        self._hosts.leave(candidate, agent.node)
         self._offers -= len(candidate.names)
 
     def _drop_unoffered(self, candidate: Candidate, names: Collection[str]) -> None:
@@ -467,8 +463,11 @@ class Scheduling:
             for name in candidate.names:
                 self._offerings[name].live += 1 if live else -1
         candidate.limit = max(record.concurrency, 0)
+        candidate.free = host.free
         candidate.weight = weight_of(candidate)
         self._loaded(candidate)
+        if len(self._stale) >= AT_ONCE:
+            self._settle()
 
     def _forget(self, candidate: Candidate) -> None:
         if candidate.record is None and not candidate.held:
@@ -477,6 +476,7 @@ class Scheduling:
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
         self._settle()
+        self._hosts.check()
         for candidate in self._candidates.values():
             record = candidate.record
             assert (candidate in self._busy) == (candidate.load > 0)
@@ -487,7 +487,7 @@ class Scheduling:
             else:
                 host = self._hosts[record.node]
                 assert candidate.host is host and candidate in host.candidates
-                assert candidate.live == (host.eligible and record.status is AgentStatus.ACTIVE)
+                assert host.behind or candidate.live == (host.eligible and record.status is AgentStatus.ACTIVE)
                 assert candidate.names == tuple(dict.fromkeys(offer.name for offer in record.offers))
                 assert all(candidate in self._offerings[name].candidates for name in candidate.names)
         members = 0

@@ -43,10 +43,8 @@ def free_of(cpu: float, memory_mb: float) -> float:
 
 def weight_of(candidate: Candidate) -> float:
     """The agent's set weight, else its node's free CPU and memory: one core and one GiB weigh 1."""
-    record, host = candidate.record, candidate.host
-    stated = record.weight if record is not None else 0.0
-    free = 2.0**host.free if host is not None else 1.0
-    return min(max(stated if stated > 0.0 else free, LIGHTEST), HEAVIEST)
+    stated = candidate.record.weight if candidate.record is not None else 0.0
+    return min(max(stated if stated > 0.0 else 2.0**candidate.free, LIGHTEST), HEAVIEST)
 
 
 def _bounded(value: float, otherwise: float) -> float:
@@ -189,9 +187,8 @@ class Fits:
 
     def octaves(self, candidate: Candidate) -> float:
         """log2 of the candidate's score, but for the speed of one that nobody has measured. Only while it is ready."""
-        limit, host = candidate.limit, candidate.host
-        free = 0.5 * host.free if host is not None else 0.0
-        return self.by_agent.get(candidate, _UNKNOWN).weigh() + free + log2((limit - candidate.load) / limit)
+        idle = log2((candidate.limit - candidate.load) / candidate.limit)
+        return self.by_agent.get(candidate, _UNKNOWN).weigh() + 0.5 * candidate.free + idle
 
     def score(self, candidate: Candidate) -> float:
         """The score itself; 0 for an agent that is busy or out."""
