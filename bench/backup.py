@@ -30,7 +30,7 @@ async def comity(bench: Bench, *words: str) -> dict[str, Any]:
     began = time.perf_counter()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "comity", "backup", *words, "-o", "json",
-        env=bench._env, cwd=bench._folder, stdout=asyncio.subprocess.PIPE,
+        env=bench._env, cwd=bench.folder, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, _ = await process.communicate()
     if process.returncode:
@@ -105,7 +105,7 @@ async def main(finished: int, left: int, rate: int) -> None:
             figures[name] |= {"pieces_written": made["wrote_pieces"], "seconds": made["seconds"], "cpu_s": made["cpu_s"]}
         figures["verify_seconds"] = (await comity(bench, "verify", "--from", "backups"))["seconds"]
         figures["restore_seconds"] = (await comity(bench, "restore", "--from", "backups", "--data", "restored"))["seconds"]
-        figures["streams_mb"] = size_mb(bench._folder / "data" / "jetstream")
+        figures["streams_mb"] = size_mb(bench.folder / "data" / "jetstream")
     print(json.dumps(figures, indent=2))
 
 

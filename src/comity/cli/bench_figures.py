@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from heapq import heappop
 from statistics import median
-from time import perf_counter, process_time
+from time import perf_counter, process_time, thread_time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -64,25 +64,28 @@ class Meter:
         self._bench = bench
         self._pace = [pace_us(), pace_us()]
         self._late: list[float] = []
+        self._worked: list[float] = []
         self._watch = asyncio.get_running_loop().create_task(self._look())
         self._cpu = bench.cpu_s()
         self._began = perf_counter()
 
     async def _look(self) -> None:
         while True:
-            due = perf_counter() + LOOK_S
+            due, worked = perf_counter() + LOOK_S, thread_time()
             await asyncio.sleep(LOOK_S)
             self._late.append(max(0.0, perf_counter() - due))
+            self._worked.append(min(self._late[-1], thread_time() - worked))
 
     async def stop(self, count: int, what: str) -> dict[str, Any]:
-        """Figures of ``count`` things called ``what``. Lag of the leader is that of the last ten seconds at most."""
+        """Figures of ``count`` things called ``what``. Lag of the leader is that of the last ten seconds at most. ``loop_work``:
+        for how long a loop worked without a turn, at most; the rest of the lag is the machine's, which ran other processes."""
         took, cpu = perf_counter() - self._began, self._bench.cpu_s()
         self._watch.cancel()
         self._pace += [pace_us(), pace_us()]
         used = {part: round((seconds - self._cpu[part]) / count * 1e6, 1) for part, seconds in cpu.items()}
         ours = spread(self._late)
         leaders = (await self._bench.net.stats())["loop_lag"]
-        leaders_max = max(leaders["max_ms_by_second"][: int(took) + 1])
+        leaders_max, leaders_work = (max(leaders[f"{one}_ms_by_second"][: int(took) + 1]) for one in ("max", "work"))
         return {
             f"{what}_per_s": round(count / took),
             "cpu_us_per_task": round(sum(used.values()), 1),
@@ -90,6 +93,7 @@ class Meter:
             **{f"cpu_us_{part}": value for part, value in used.items()},
             "loop_lag_p99_ms": max(ours["p99_ms"], min(leaders["p99_ms"], leaders_max)),
             "loop_lag_max_ms": max(ours["max_ms"], leaders_max),
+            "loop_work_max_ms": max(spread(self._worked)["max_ms"], leaders_work),
             "leader_lag_max_ms": leaders_max,
         }
 

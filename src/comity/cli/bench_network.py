@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 READY_S = 60.0
 STOP_S = 15.0
-LINE_BYTES = 2**26
-"""A node says who its agents are in one line."""
+LINE_BYTES, FACT_BYTES = 2**26, 2**16
+"""A node says who its agents are in one line; if they are many it is not read."""
 WARM = 512
 """Tasks that are run before anything is measured."""
 
@@ -70,7 +70,8 @@ class Bench:
             name, mine = f"bench-n{first + i}", (agents + i) // nodes
             env = self._env | {"COMITY_BENCH_AGENTS": str(mine), "COMITY_BENCH_SLOTS": str(slots)}
             env |= {"COMITY_DATA_DIR": str(data)} if data is not None else {}
-            starts.append(start(self._stack, env, self.folder / f"{name}.log", *words, name))
+            starts.append(asyncio.create_task(start(self._stack, env, self.folder / f"{name}.log", *words, name)))
+            await asyncio.sleep(0)  # one is started in a turn of the loop
             ids += [f"{name}/bench-{number}" for number in range(mine)]
         processes = [psutil.Process(process.pid) for process, _ in await asyncio.gather(*starts)]
         self.parts.setdefault("nodes", []).extend(processes)
@@ -196,6 +197,9 @@ def clean_env() -> dict[str, str]:
 
 async def start(stack: contextlib.AsyncExitStack, env: dict[str, str], log: Path, *words: str) -> Started:
     """A ``comity`` process that is ready, and what it said then. It is ended with ``stack``. Raises ServerFailed."""
+    from msgspec import MsgspecError, Raw
+    from msgspec.json import decode
+
     from comity.errors import ServerFailed
 
     with log.open("wb") as errors:
@@ -208,10 +212,10 @@ async def start(stack: contextlib.AsyncExitStack, env: dict[str, str], log: Path
     assert process.stdout is not None
     try:
         line = await asyncio.wait_for(process.stdout.readline(), READY_S)
-        facts: dict[str, Any] = json.loads(line)
-    except (TimeoutError, ValueError) as error:
+        facts = decode(line, type=dict[str, Raw])
+    except (TimeoutError, ValueError, MsgspecError) as error:
         raise ServerFailed(f"comity {words[0]} did not start: {_end_of(log)}") from error
-    return process, facts
+    return process, {name: decode(value) for name, value in facts.items() if len(bytes(value)) < FACT_BYTES}
 
 
 def _end_of(log: Path) -> str:
