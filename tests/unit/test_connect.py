@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -114,9 +115,11 @@ async def test_leaving_ends_every_wait(led: RealNetwork, tmp_path: Path) -> None
         waiting = asyncio.ensure_future(net.request("nobody/here"))
         stats = asyncio.ensure_future(anext(net.events()))
         await asyncio.sleep(0)
+    left = time.monotonic()
     for wait in (waiting, stats):
         with pytest.raises(comity.ComityError):
             await wait
+    assert time.monotonic() - left < 5, "no wait goes on until its own time is over"
 
 
 def test_importing_the_package_is_cheap_and_its_names_are_there() -> None:

@@ -42,6 +42,7 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Call] = {}
         self._watch: Alarm | None = None
+        self._closed: ComityError | None = None
         contact.on_renewed(self._renew)
 
     def number(self) -> int:
@@ -51,6 +52,8 @@ class Calls:
     async def ask(self, address: Address, item: Item, number: int, timeout_s: float, what: str) -> Any:
         """The answer to ``item``, which carries ``number``: decoded JSON, or a ``Routed``. Raises what the answer says,
         PeerLost (nobody listens at a node's address), Unreachable (no leader), TimedOut, NotSerializable, TooLarge."""
+        if self._closed is not None:
+            raise self._closed
         call = Call(address, item, what, self._loop.create_future())
         alarm = self._timers.after(timeout_s, lambda: self._late(number, timeout_s))
         self._open[number] = call
@@ -135,6 +138,8 @@ class Calls:
         self._keep_watch()
 
     def close(self, error: ComityError) -> None:
+        """Every question, now and later, ends in ``error``."""
+        self._closed = error
         for call in self._open.values():
             if not call.future.done():
                 call.future.set_exception(error)

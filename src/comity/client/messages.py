@@ -64,6 +64,7 @@ class Messages:
         self._loop = asyncio.get_running_loop()
         self._by_node: dict[ProcessId, dict[str, Talk]] = {}
         self._alarm: Alarm | None = None
+        self._closed: ComityError | None = None
         directory.watch(self._on_seen)
 
     def envelope(
@@ -86,6 +87,8 @@ class Messages:
     async def request(self, agent: AgentId, envelope: Envelope, timeout_s: float) -> Any:
         """The body of the reply. Raises UnknownAgent, PeerLost, TimedOut, NoAgent (it refuses) or what the peer
         says."""
+        if self._closed is not None:
+            raise self._closed
         self._directory.start()
         node = node_of(agent)
         known = self._directory.nodes.get(node)
@@ -165,6 +168,8 @@ class Messages:
             self._alarm = self._timers.after(PING_S, self._probe)
 
     def close(self, error: ComityError) -> None:
+        """Every request, now and later, ends in ``error``."""
+        self._closed = error
         for talks in self._by_node.values():
             for talk in talks.values():
                 talk.fail(error)

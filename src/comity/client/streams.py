@@ -56,10 +56,13 @@ class Streams:
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Stream] = {}
         self._alarm: Alarm | None = None
+        self._ended: ComityError | None = None
         contact.on_renewed(self._renew)
 
     def open(self, after: int, task: TaskId | None = None) -> Stream:
         """Begin to follow. ``after`` -1: from now on; else what follows that log index first, as far as it is kept."""
+        if self._ended is not None:
+            raise self._ended
         stream = Stream(self._rng.getrandbits(53), after, task)
         self._open[stream.number] = stream
         self._follow(stream, after)
@@ -147,7 +150,8 @@ class Streams:
         return True
 
     def end(self, error: ComityError) -> None:
-        """Every reader's stream ends in ``error``."""
+        """Every reader's stream, now and later, ends in ``error``."""
+        self._ended = error
         for stream in self._open.values():
             stream.error = error
             stream.wake()

@@ -83,6 +83,7 @@ class Submissions:
         self._parked: dict[TaskId, Submission] = {}
         self._room: list[asyncio.Future[None]] = []
         self._alarm: Alarm | None = None
+        self._closed: ComityError | None = None
         contact.on_renewed(self._renew)
 
     async def send(
@@ -96,6 +97,8 @@ class Submissions:
         TimedOut; or Indefinite for a refusal of a repetition. Of several, ``details["accepted"]`` lists the ids known
         to be accepted.
         """
+        if self._closed is not None:
+            raise self._closed
         if not specs:
             return []
         batch = Batch(self._loop.create_future(), len(specs), self._turns)
@@ -262,6 +265,8 @@ class Submissions:
         self._keep_watch()
 
     def close(self, error: ComityError) -> None:
+        """Every submit, now and later, ends in ``error``."""
+        self._closed = error
         for submission in [*self._open.values(), *self._parked.values()]:
             self._forget(submission)
             if not submission.batch.future.done():
