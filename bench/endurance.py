@@ -108,12 +108,16 @@ class Endurance:
     async def _taken(self, count: int) -> list[float]:
         """When the next ``count`` snapshots were complete. One follows the other, a second later at the earliest."""
         taken: list[float] = []
-        async for event in self.bench.net.events():
-            if event["type"] == "snapshot.taken":
+        known = None
+        while True:
+            newest = (await self.bench.net.stats())["snapshot"]
+            if known not in (None, newest):
                 taken.append(perf_counter())
-                if len(taken) == count:
-                    break
-        return taken
+                say(f"a snapshot at entry {newest:,}")
+            known = newest
+            if len(taken) == count:
+                return taken
+            await asyncio.sleep(0.2)
 
     async def restart(self) -> None:
         """Stop server and controller, start them on what they left, and see how long until a submit is accepted."""
@@ -147,7 +151,7 @@ class Endurance:
         self.figures["evicted"] = before + (await self.bench.net.stats())["events"].get("node.evicted", 0)
 
     async def _waiting(self) -> int:
-        return int((await self.bench.net.stats())["tasks"].get("waiting", 0))
+        return int((await self.bench.net.stats())["waiting"]["tasks"])
 
     def _controller_mb(self) -> int:
         return round(rss_bytes(self.bench.parts["controller"]) / 1e6)

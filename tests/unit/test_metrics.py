@@ -86,7 +86,7 @@ async def test_alerts_name_metrics_that_exist_and_leave_none_unwatched() -> None
     known = await exposed()
     assert named <= known
     unwatched = {
-        "comity_term", "comity_log_head", "comity_tasks", "comity_node_attempts", "comity_agent_load", "comity_replayed_total",
+        "comity_term", "comity_tasks", "comity_node_attempts", "comity_agent_load", "comity_replayed_total",
     }  # fmt: skip
     assert known - named == unwatched, "these only show what goes on; any other metric needs an alert"
     parts = re.split(r"^ +- alert: ", rules, flags=re.MULTILINE)[1:]

@@ -65,6 +65,7 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         "leader": state.leader,
         "term": state.term,
         "log_head": leader.pipeline.ledger.index,
+        "snapshot": state.snapshots[-1].index if state.snapshots else 0,
         "log_durability": durability[0],
         "log_durability_reason": durability[1],
         "tasks": {

@@ -63,6 +63,7 @@ def _of_machine(controller: dict[str, Any]) -> Iterator[Metric]:
 
 
 def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
+    yield _gauge("comity_snapshot", "Index of the log entry that the newest snapshot holds", [((), stats["snapshot"])])
     yield _gauge("comity_tasks", "Tasks by state", _by_key(stats["tasks"]), ["state"])
     for name, help_ in _TOTALS.items():
         counter = CounterMetricFamily(f"comity_{name}", help_)
