@@ -201,7 +201,7 @@ def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, l
         return {"pub": {"allow": pub}, "sub": {"allow": [f"{net}.>", elected, inbox]}}
     if role == "system":
         asks = [f"$SYS.REQ.SERVER.PING.{what}" for what in ("VARZ", "JSZ", "CONNZ", "HEALTHZ", "STATSZ")]
-        asks.append("$JS.API.META.LEADER.STEPDOWN")
+        asks += ["$JS.API.META.LEADER.STEPDOWN", "$JS.API.SERVER.REMOVE"]
         return {"pub": {"allow": asks}, "sub": {"allow": ["$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", inbox]}}
     pub = [f"{net}.{kind}.*.{process}" for kind in ("to", "any", "topic")]
     pub += [f"{net}.re.*.*.{process}", f"{net}.reg.{process}.>", f"{net}.store.{process}.>"]
