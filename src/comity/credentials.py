@@ -145,15 +145,20 @@ class Credentials(NamedTuple):
     def load(cls, path: Path) -> Credentials:
         """Read a credentials file. Raises NotFound, BadInput."""
         try:
-            lines = path.read_text().splitlines()
+            text = path.read_text()
         except OSError as error:
             raise NotFound(f"cannot read the credentials file {path}: {error.strerror}", path=str(path)) from error
         except UnicodeDecodeError as error:
             raise BadInput(f"{path} is not a credentials file", path=str(path)) from error
-        after = {above.strip("-"): line.strip() for above, line in pairwise(lines)}
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Credentials:
+        """The credentials in ``text``, which is ``source``'s. Raises BadInput."""
+        after = {above.strip("-"): line.strip() for above, line in pairwise(text.splitlines())}
         jwt, seed = after.get("BEGIN NATS USER JWT", ""), after.get("BEGIN USER NKEY SEED", "")
         if not jwt or not seed:
-            raise BadInput(f"{path} is not a credentials file: it lacks a token or a seed", path=str(path))
+            raise BadInput(f"{source} is not a credentials file: it lacks a token or a seed", path=source)
         claims(jwt)
         Key.from_seed(seed)
         return cls(jwt, seed)
