@@ -77,6 +77,9 @@ def identity(context: Context, role: Role = "client", process: str = "") -> tupl
         )
     if not credentials.role:  # not made by us: they name an account's user, who may run many processes
         return name, credentials
+    if credentials.role == "node" and role != "node":
+        message = f"{context.credentials} is a node's, and two processes of one name would get one another's messages"
+        raise BadSettings(f"{message}: for this, comity context invite NAME --role client", setting="credentials")
     if process not in ("", credentials.process):
         raise BadSettings(f"{context.credentials} is for process {credentials.process!r}, not {process!r}", setting="name")
     return credentials.process, credentials

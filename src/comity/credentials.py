@@ -145,15 +145,20 @@ class Credentials(NamedTuple):
     def load(cls, path: Path) -> Credentials:
         """Read a credentials file. Raises NotFound, BadInput."""
         try:
-            lines = path.read_text().splitlines()
+            text = path.read_text()
         except OSError as error:
             raise NotFound(f"cannot read the credentials file {path}: {error.strerror}", path=str(path)) from error
         except UnicodeDecodeError as error:
             raise BadInput(f"{path} is not a credentials file", path=str(path)) from error
-        after = {above.strip("-"): line.strip() for above, line in pairwise(lines)}
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Credentials:
+        """The credentials in ``text``, which is ``source``'s. Raises BadInput."""
+        after = {above.strip("-"): line.strip() for above, line in pairwise(text.splitlines())}
         jwt, seed = after.get("BEGIN NATS USER JWT", ""), after.get("BEGIN USER NKEY SEED", "")
         if not jwt or not seed:
-            raise BadInput(f"{path} is not a credentials file: it lacks a token or a seed", path=str(path))
+            raise BadInput(f"{source} is not a credentials file: it lacks a token or a seed", path=source)
         claims(jwt)
         Key.from_seed(seed)
         return cls(jwt, seed)
@@ -201,7 +206,7 @@ def permissions(role: Role, network: str, process: str) -> dict[str, dict[str, l
         return {"pub": {"allow": pub}, "sub": {"allow": [f"{net}.>", elected, inbox]}}
     if role == "system":
         asks = [f"$SYS.REQ.SERVER.PING.{what}" for what in ("VARZ", "JSZ", "CONNZ", "HEALTHZ", "STATSZ")]
-        asks.append("$JS.API.META.LEADER.STEPDOWN")
+        asks += ["$JS.API.META.LEADER.STEPDOWN", "$JS.API.SERVER.REMOVE"]
         return {"pub": {"allow": asks}, "sub": {"allow": ["$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", inbox]}}
     pub = [f"{net}.{kind}.*.{process}" for kind in ("to", "any", "topic")]
     pub += [f"{net}.re.*.*.{process}", f"{net}.reg.{process}.>", f"{net}.store.{process}.>"]

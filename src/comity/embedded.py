@@ -132,7 +132,7 @@ class EmbeddedServer:
         check_listening(host, tls=tls is not None)
         found = find_binary(binary)
         try:
-            _prepare(data)
+            prepare(data)
             lock = await _hold(data / "lock")
         except OSError as error:
             message = f"cannot keep data in {data} ({error.strerror}): name a folder that can be written to, with --data"
@@ -346,7 +346,7 @@ def find_binary(binary: Path | None = None) -> Path:
     return Path(found).absolute()
 
 
-def _prepare(data: Path) -> None:
+def prepare(data: Path) -> None:
     """Make the directory ours, or raise ForeignData before anything in it is touched."""
     if data.exists() and not data.is_dir():
         raise ForeignData(f"{data} is not a directory", path=str(data))

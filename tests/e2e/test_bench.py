@@ -89,6 +89,14 @@ def test_recovery_of_a_node_that_is_cut_off(user: Terminal) -> None:
     assert figures["p50_ms"] < 5000, "its lease is 3 s"
 
 
+def test_recovery_of_attempts_that_are_stuck(user: Terminal) -> None:
+    figures = run(user, "recovery", "--fault", "stuck", "--count", "2", "--nodes", "3", "--attempts", "6")
+    assert figures["moved"] > 0
+    timeout_ms = 1000 * figures["settings"]["progress_timeout_s"]
+    assert figures["max_ms"] == pytest.approx(timeout_ms + figures["excess_max_ms"], abs=0.01)
+    assert 0 < figures["excess_max_ms"] < 1000, "within its timeout and a second"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["leader", "server"])
 def test_recovery_of_a_cluster(user: Terminal, fault: str) -> None:

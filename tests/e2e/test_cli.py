@@ -218,6 +218,35 @@ def test_contexts_name_connections(town: Terminal, user: Terminal) -> None:
     assert user.ok("stats").json["nodes"]["alive"] == 1
 
 
+def test_another_machine_is_invited(user: Terminal) -> None:
+    """With TLS. The other machine is another home: it has none of the network's files but what was copied there."""
+    user.up("--listen", "127.0.0.1")
+    for name, role in (("gpu-1", "node"), ("desk", "client")):
+        said = user.ok("context", "invite", name, "--role", role, "--ttl", "1h").json
+        assert (said["file"], said["role"]) == (f"{name}.invite", role)
+        assert stat.S_IMODE((user.folder / f"{name}.invite").stat().st_mode) == 0o600
+    assert user.comity("context", "invite", "desk", "--role", "client").error["code"] == "conflict"
+    there_folder = user.folder / "there"
+    there_folder.mkdir()
+    with terminal(there_folder) as there:
+        (there_folder / "worker.py").write_text(WORKER)
+        for name in ("gpu-1", "desk"):
+            (user.folder / f"{name}.invite").rename(there_folder / f"{name}.invite")
+            assert there.ok("context", "import", f"{name}.invite").json["process"] == name
+        there.ok("context", "use", "desk")
+        there.node("worker.py", "--context", "gpu-1")
+        assert there.ok("submit", "slow", '{"seconds": 0}').json == "gpu-1/worker"
+        assert [node["id"] for node in user.ok("nodes", "list").json] == ["gpu-1"]
+        done = there.comity("stats", "--context", "gpu-1")
+        assert (done.error["code"], done.code) == ("bad-settings", 2)
+        done = there.comity("run", "worker.py", "--context", "gpu-1", "--name", "gpu-2")
+        assert (done.error["code"], done.code) == ("bad-settings", 2)
+        done = there.comity("run", "worker.py", "--context", "gpu-1")
+        assert done.error["code"] == "conflict", "that node runs"
+        done = there.comity("context", "invite", "more", "--role", "node")
+        assert (done.error["code"], done.code) == ("access-denied", 4)
+
+
 def test_doctor_finds_what_is_wrong(town: Terminal) -> None:
     healthy = town.ok("doctor").json
     checks = {check["check"]: check["verdict"] for check in healthy["checks"]}

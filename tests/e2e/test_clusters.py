@@ -133,6 +133,51 @@ async def test_servers_restart_in_turn_and_clients_see_a_delay_only(trio: Trio) 
     assert [await up.process.wait() for up in trio.ups.values()] == [0, 0, 0], "all its servers stop"
 
 
+async def test_a_server_that_is_gone_for_good_gives_its_place_to_another(trio: Trio) -> None:
+    await trio.form()
+    await trio.until_whole()
+    await trio.hire("n1", "n2")
+    gone = trio.ups["c"].said["server"]
+    known = Member.load(trio.folder / "c")
+    assert known is not None
+    route = f"{known.host}:{known.route_port}"
+    net = await trio.client()
+    async with story(net) as told:
+        stream = Stream(net, 0.05)
+        await stream.reaches(2 * BATCH)
+        code, _, err = await trio.comity("cluster", "forget", gone, "-o", "json")
+        assert (code, json.loads(err)["error"]["code"]) == (6, "conflict")
+        assert "runs: stop it first" in err
+        await kill(trio.ups["c"].process)
+        at = len(stream.accepted)
+        async with asyncio.timeout(LIMIT_S):
+            while (said := await trio.comity("cluster", "forget", gone[:-1], "-o", "json"))[0]:
+                assert json.loads(said[2])["error"]["code"] in ("conflict", "unreachable", "timed-out"), said[2]
+                print(said[2])
+        assert json.loads(said[1]) == {"forgotten": gone}
+        status = await trio.status()
+        assert {replica["server"] for group in status["groups"] for replica in group["replicas"]} == {
+            trio.ups[name].said["server"] for name in "ab"
+        }
+        await stream.reaches(at + 2 * BATCH)
+        code, _, err = await trio.comity("cluster", "forget", gone, "-o", "json")
+        assert (code, json.loads(err)["error"]["code"]) == (5, "not-found"), "it is forgotten"
+        code, out, err = await trio.comity("cluster", "invite", "-o", "json")
+        assert code == 0, err
+        await trio.launch("d", "--join", json.loads(out)["token"])
+        status = await trio.until_whole()
+        places = {trio.ups[name].said["server"] for name in "abd"}
+        current = {group["name"]: {r["server"] for r in group["replicas"] if r["current"]} for group in status["groups"]}
+        assert current == dict.fromkeys(("log", "registry", "store", "servers"), places)
+        await stream.reaches(len(stream.accepted) + 2 * BATCH)
+        await check(net, told, await stream.end())
+    code, _, err = await trio.comity(*trio.typed("c")[2:])
+    assert (code, json.loads(err.splitlines()[-1])["error"]["code"]) == (1, "foreign-data"), "it was forgotten"
+    async with asyncio.timeout(LIMIT_S):
+        while any(route in (trio.folder / name / "cluster.json").read_text() for name in "abd"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # a file tells nobody
+
+
 FOREIGN = """
 listen: "127.0.0.1:{port}"
 jetstream {{ store_dir: {store} }}

@@ -1,4 +1,4 @@
-"""Bugs to plant in what stands on tasks: schedules, dead letters, records, nodes set aside."""
+"""Bugs to plant in what stands on tasks: schedules, dead letters, records, nodes set aside; and in who leads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from planting import CLOSE_LIMITS, plant
 
 from comity.bus.base import to
-from comity.controller import keeping, snapshot
+from comity.controller import hearing, keeping, snapshot
 from comity.controller import resuming as leading
 from comity.controller.answers import Answers
 from comity.controller.schedules import Schedules
@@ -202,3 +202,9 @@ def a_broken_agent_is_never_tried_again(patch: pytest.MonkeyPatch) -> None:
 @plant(nodes=1, faults={"stall": 1}, settings={"breaker_failures": 1})
 def a_probe_that_asks_is_waited_for_for_ever(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(breaker, "_ENDED", breaker._ENDED - {"task.input_required"})
+
+
+@plant(test="tests/simulation/test_deaf_leaders.py::test_a_leader_that_hears_nothing_gives_way")
+def a_leader_that_hears_nothing_stays(patch: pytest.MonkeyPatch) -> None:
+    """No check-quorum."""
+    patch.setattr(hearing, "SILENT_AFTER", 10**9)

@@ -16,7 +16,7 @@ from comity.core.changes import Change
 from comity.core.reconcile import Policy, Reconcile
 from comity.core.scheduling import Scheduling
 from comity.model import wire
-from comity.model.capability import AgentRecord, Offer, Requirements, Strategy
+from comity.model.capability import AgentRecord, Offer, Requirements, Retry, Strategy
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.task import (
     Assign,
@@ -46,16 +46,18 @@ class Machine:
         self.count = 0
         self.is_checked = True
 
-    def task(self, name: str = "") -> Task:
+    def task(self, name: str = "", retry: Retry | None = None) -> Task:
         self.count += 1
-        return Task(TaskSpec(TaskId(name or f"t{self.count}"), "echo", b"", ProcessId("c1")), TaskState.WORKING, 0)
+        spec = TaskSpec(TaskId(name or f"t{self.count}"), "echo", b"", ProcessId("c1"), retry=retry)
+        return Task(spec, TaskState.WORKING, 0)
 
     def end(
-        self, ending: Ending, failure: TaskFailure | None = None, *, name: str = "", epoch: int = 0, agent: AgentId = A
-    ) -> list[Turn]:
+        self, ending: Ending, failure: TaskFailure | None = None, *, name: str = "", epoch: int = 0, agent: AgentId = A,
+        no_retry: tuple[str, ...] = (),
+    ) -> list[Turn]:  # fmt: skip
         kind = {Ending.COMPLETED: "task.completed", Ending.INPUT_REQUIRED: "task.input_required"}.get(ending, "task.retrying")
         attempt = Attempt(epoch or 10_000 + self.count, agent, ProcessId("n1"), 1, 0, 0, self.now, ending, failure)
-        return self.step(Change(kind, self.task(name), attempt))
+        return self.step(Change(kind, self.task(name, Retry(no_retry=no_retry)), attempt))
 
     def fail(self, *, name: str = "", epoch: int = 0) -> list[Turn]:
         return self.end(Ending.FAILED, OOPS, name=name, epoch=epoch)
@@ -139,6 +141,8 @@ def test_what_is_past_the_window_is_forgotten() -> None:
     ("ending", "failure"),
     [
         (Ending.FAILED, TaskFailure("invalid-input", "no", retryable=False)),
+        (Ending.FAILED, TaskFailure("invalid-input", "its input is not in the store")),
+        (Ending.FAILED, TaskFailure("bad-input", "no")),
         (Ending.REFUSED, TaskFailure("refused")),
         (Ending.NOT_STARTED, TaskFailure("not-started")),
         (Ending.EVICTED, TaskFailure("node-lost")),
@@ -152,6 +156,25 @@ def test_what_is_not_the_agents_fault_does_not_count(ending: Ending, failure: Ta
     m = Machine(failures=2)
     assert [m.end(ending, failure) for _ in range(10)] == [[]] * 10
     assert list(m.breakers) == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [(Ending.FAILED, "AuthError"), (Ending.TIMED_OUT, "attempt-timeout"), (Ending.STUCK, "stuck")]
+)
+def test_what_a_task_says_is_final_does_not_count(ending: Ending, code: str) -> None:
+    m = Machine(failures=2)
+    assert [m.end(ending, TaskFailure(code), no_retry=("KeyError", code)) for _ in range(10)] == [[]] * 10
+    assert list(m.breakers) == []
+    assert m.end(ending, TaskFailure(code), no_retry=("KeyError",)) == []
+    assert states(m.end(ending, TaskFailure(code))) == [OPEN], "others do"
+
+
+def test_a_probe_that_ends_by_the_callers_fault_tells_nothing() -> None:
+    m = Machine(failures=1, open_ms=1000)
+    m.fail()
+    m.wait(1000)
+    m.assign(7)
+    assert states(m.end(Ending.FAILED, TaskFailure("AuthError"), epoch=7, no_retry=("AuthError",))) == [HALF_OPEN]
 
 
 def test_one_task_that_fails_again_and_again_counts_once() -> None:

@@ -15,6 +15,7 @@ import pytest
 from comity.cli.place import Place, take_place
 from comity.cluster import join
 from comity.cluster.config import Cluster, check_listening
+from comity.cluster.forget import Seen, check, find, peer_id, peers
 from comity.cluster.invites import KEPT_S, TTL_S, Token, invite, redeem
 from comity.cluster.join import Identity, JoinEndpoint, ask_to_join
 from comity.cluster.membership import Member, must_be_new
@@ -27,8 +28,10 @@ from comity.errors import (
     BadInput,
     BadSettings,
     ComityError,
+    Conflict,
     Corrupt,
     ForeignData,
+    NotFound,
     Overloaded,
     Unreachable,
 )
@@ -79,6 +82,60 @@ def test_servers_that_do_not_answer_are_down() -> None:
     assert (down.name, down.up) == ("s-2", False)
     assert meta_group([ping]) == Group("servers", "s-1", (Replica("s-1", True), Replica("s-2", False, 7, False)))
     assert meta_group([{**ping, "server_name": "s-9"}]) is None
+
+
+# Who may be forgotten
+
+
+def seen(*up: str, active_s: float = 60.0, groups: tuple[Group, ...] = ()) -> Seen:
+    """Three servers are expected; their JetStream has forgotten the name of s-2, and heard of it so long ago."""
+    replicas = [
+        {"name": "s-1", "peer": peer_id("s-1"), "active": 5e8},
+        {"name": "Server name unknown", "peer": peer_id("s-2"), "active": active_s * 1e9},
+    ]
+    return Seen(frozenset(up), ("s-0", "s-1", "s-2"), {"leader": "s-0", "replicas": replicas}, groups)
+
+
+def replicas(*current: bool) -> Group:
+    return Group("log", "s-0", tuple(Replica(f"s-{n}", is_current) for n, is_current in enumerate(current)))
+
+
+def test_a_peers_id_follows_from_its_servers_name() -> None:
+    assert (peer_id("nats-0"), peer_id("nats-1")) == ("S1Nunr6R", "yrzKKRBu"), "as nats-server's own tests have it"
+
+
+def test_a_server_is_named_as_the_status_shows_it() -> None:
+    assert find(seen(), "s-2") == find(seen(), peer_id("s-2")) == "s-2"
+    assert peers(seen())["s-2"]["name"] == "Server name unknown"
+    assert find(Seen(frozenset(), ("s-ab", "s-cd"), {}, ()), "s-a") == "s-ab"
+    with pytest.raises(NotFound, match="knows s-0, s-1, s-2"):
+        find(seen(), "s-3")
+    with pytest.raises(BadInput, match="s-0 or s-1 or s-2"):
+        find(seen(), "s-")
+    with pytest.raises(NotFound):
+        find(seen(), "")
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (seen("s-0", "s-1", "s-2"), "s-2 runs: stop it first"),
+        (seen("s-0", "s-1", active_s=1.0), "heard of s-2 1.0 s ago"),
+        (seen("s-0", "s-1", groups=(replicas(True, False, False),)), r"no majority in order \(s-1 is down or behind\)"),
+        (seen("s-0", "s-1", groups=(replicas(True, True, False), Group("store", "", ()))), "the store has no leader"),
+    ],
+)
+def test_who_must_not_be_forgotten(found: Seen, words: str) -> None:
+    with pytest.raises(Conflict, match=words):
+        check(found, "s-2")
+
+
+def test_who_is_gone_for_good_may_be_forgotten() -> None:
+    check(seen("s-0", "s-1", groups=(replicas(True, True, False),)), "s-2")
+    check(seen("s-0", "s-1", groups=(replicas(True, True),)), "s-9")  # JetStream forgot it already
+    unnamed = Group("log", "s-0", (Replica("s-0", True), Replica("s-1", True), Replica("Server name unknown", False)))
+    check(seen("s-0", "s-1", groups=(unnamed,)), "s-2")
+    check(seen("s-0", groups=(replicas(True, True, False, True, False),)), "s-2")
 
 
 # Invitations

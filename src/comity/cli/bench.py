@@ -23,6 +23,7 @@ class Fault(enum.StrEnum):
     KILL = "kill"
     PAUSE = "pause"
     PARTITION = "partition"
+    STUCK = "stuck"
     LEADER = "leader"
     SERVER = "server"
 
@@ -128,23 +129,27 @@ async def recovery(
         Fault,
         typer.Option(
             "--fault",
-            help="A node is killed, paused or cut off; or of three servers, each with a controller, the one whose controller "
-            "leads is killed (leader), or the one that leads the log (server).",
+            help="A node is killed, paused or cut off, or its attempts show no progress any more (stuck); or of three servers, "
+            "each with a controller, the one whose controller leads is killed (leader), or the one that leads the log (server).",
         ),
     ] = Fault.KILL,
     count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="How many rounds.")] = 20,
     nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=3, help="Node processes.")] = 4,
     attempts: Annotated[int, typer.Option("--attempts", metavar="N", min=3, help="Tasks that run all the time.")] = 32,
 ) -> None:
-    """How long work stands still after a fault: until all that its node had runs elsewhere, or until the network again accepts
-    and finishes tasks."""
+    """How long work stands still after a fault: until all that its node had runs elsewhere (stuck: was moved), or until the
+    network again accepts and finishes tasks."""
     from comity.cli.bench_failover import measure as measure_servers
     from comity.cli.bench_network import network
     from comity.cli.bench_recovery import measure
+    from comity.cli.bench_stuck import measure as measure_stuck
 
     on_servers = fault in (Fault.LEADER, Fault.SERVER)
-    async with network(0, 0, slots=0, servers=3 if on_servers else 1, poison_nodes=0) as bench:  # no task is to blame
-        if on_servers:
+    blameless = {"poison_nodes": 0, "breaker_failures": 1_000_000}  # no task, and no agent
+    async with network(0, 0, slots=0, servers=3 if on_servers else 1, **blameless) as bench:
+        if fault is Fault.STUCK:
+            figures = await measure_stuck(bench, count, nodes, attempts)
+        elif on_servers:
             figures = await measure_servers(bench, fault, count, nodes, attempts)
         else:
             figures = await measure(bench, fault, count, nodes, attempts)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 
-from comity import Agent, Message
+from comity import Agent, Attempt, Message
 from comity.cli.bench_overload import Order, Told
 from comity.cli.bench_overload import burst as burst_of
 
+SHOW_S = 0.1
 enough = asyncio.Event()
+showing: set[Attempt] = set()
+"""Those that still show progress."""
 heard = 0
 """One-way messages that this process's agents received."""
 
@@ -27,6 +31,29 @@ async def hold(number: int) -> int:
     """Wait until it is enough."""
     await enough.wait()
     return number
+
+
+@first.capability(name="bench.show")
+async def show(attempt: Attempt, number: int) -> int:
+    """Show progress until told to stand still, and wait until it is enough."""
+    showing.add(attempt)
+    try:
+        while not enough.is_set():
+            if attempt in showing:
+                attempt.progress()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), SHOW_S)
+    finally:
+        showing.discard(attempt)
+    return number
+
+
+@first.on("bench.stand-still")
+async def stand_still() -> None:
+    """What runs in this process now shows progress once more, and then no longer."""
+    for attempt in showing:
+        attempt.progress()
+    showing.clear()
 
 
 @first.on("bench.enough")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from comity.cluster.status import Group, Server
     from comity.contexts import Context
 
-app = commands("The servers of a network that has more than one: status, invite.")
+app = commands("The servers of a network that has more than one: status, invite, forget.")
 TTL_S = 3600.0
 ANSWER_S = 0.5
 ANSWERS_MAX = 16
@@ -71,6 +71,25 @@ def new_token(data: Path, member: Member, ttl_s: float = TTL_S) -> str:
     number, secret = make(data, time.time(), ttl_s)
     address = f"{bracketed(member.host)}:{member.join_port}"
     return Token((address,), network, identify(data, network), ca.fingerprint, number, secret).text()
+
+
+@command(app)
+async def forget(
+    cli: Cli, server: Annotated[str, typer.Argument(metavar="SERVER", help="Its name or id; may be cut short.")]
+) -> None:
+    """Forget a server that is gone for good, so that another may join in its place.
+
+    It must not run, and the others must hold everything without it. On the machine of a server that runs.
+    """
+    from comity.cli.forgetting import forget as work
+    from comity.contexts import resolve
+
+    name = await work(resolve(cli.loaded()), server)
+    if cli.output.as_json:
+        cli.output.show({"forgotten": name})
+        return
+    cli.output.say(f"forgot {bold(name)}. Empty its data directory before it is used again. In its place, another:")
+    cli.output.say("  comity cluster invite")
 
 
 @command(app)

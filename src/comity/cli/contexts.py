@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from comity.contexts import Context, Contexts
 
 app = commands("Named connections: which servers, which network, whose credentials.")
+
+
+class Role(enum.StrEnum):
+    NODE = "node"
+    CLIENT = "client"
+
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The context's name.")]
 
 
@@ -116,6 +124,56 @@ async def add(
     saved.put(name, Context(urls=urls, network=check_token(network, "network"), credentials=path, ca=trusted))
     used = "; commands now use it" if saved.current == name else ""
     _done(cli, f"saved {bold(name)}{used}", _row(name, saved.get(name), saved.current))
+
+
+@command(app)
+async def invite(
+    cli: Cli,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the process there is called: agents are NAME/agent.")],
+    role: Annotated[Role, typer.Option("--role", help="A node hosts agents; a client submits, looks, asks. To be given.")],
+    ttl: Annotated[str | None, typer.Option("--ttl", metavar="TIME", help="How long it is good (30d), else always.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="The file to write, else NAME.invite.")] = None,
+) -> None:
+    """Write a file with which a node or a client on another machine comes into the network, with credentials of its own.
+
+    Whoever has the file is that process: give it to nobody but that machine, and delete it once it is imported.
+    """
+    from urllib.parse import urlsplit
+
+    from comity.cli.inviting import invite as make
+    from comity.cli.inviting import write
+    from comity.cli.terms import length
+    from comity.cluster.config import is_loopback
+    from comity.contexts import resolve
+
+    invitation = make(resolve(cli.loaded()), name, role.value, length(ttl) if ttl is not None else None)
+    path = to or Path(f"{name}.invite")
+    write(invitation, path)
+    if all(is_loopback(urlsplit(url).hostname or "") for url in invitation.urls):
+        cli.output.note("this network can be reached from this machine only: begin it with comity up --listen ADDRESS")
+    row = {"file": str(path), "process": name, "role": role.value, "network": invitation.network, "urls": list(invitation.urls)}
+    _done(cli, f"wrote {bold(str(path))}; on the other machine: comity context import {path.name}", row)
+
+
+@command(app, "import", connects=False)
+async def import_(
+    cli: Cli,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What comity context invite wrote.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call the context, else as it was invited.")] = "",
+) -> None:
+    """Save the connection that comity context invite wrote, or replace the one of that name. Its credentials are kept."""
+    import time
+
+    from comity.cli.inviting import read, settle
+    from comity.contexts import config_home
+    from comity.model.ids import shown_urls
+
+    invitation, known = read(file, time.time())
+    saved, name = _saved(), name or known.process
+    saved.put(name, settle(invitation, known, config_home(os.environ) / "credentials", name))
+    row = {**_row(name, saved.get(name), saved.current), "process": known.process, "role": known.role}
+    used = "; commands now use it" if saved.current == name else f"; use it with --context {name}"
+    _done(cli, f"saved {bold(name)}, a {known.role} of {known.network} at {shown_urls(invitation.urls)}{used}", row)
 
 
 @command(app, connects=False)

@@ -77,6 +77,7 @@ class Marking:
         self._mark = found or Mark(network_id=network_id)
         self._keeping: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
+        self._failing = ""
 
     async def look(self, nc: Client, *names: str) -> None:
         """Raises Corrupt if one of these streams was made before and is missing."""
@@ -138,11 +139,23 @@ class Marking:
         if ledger.effective_index <= self._mark.index:
             return
         mark = msgspec.structs.replace(self._mark, index=ledger.effective_index, digest=ledger.digest.hex())
+        failing = ""
         try:
             await self._save(mark)
             self._mark = mark
         except OSError as error:  # such as a full disk: an older mark is true as well
-            _log.warning("cannot mark how far the log reaches", path=str(self._data / FILE), error=error.strerror)
+            failing = error.strerror or str(error)
+        if failing != self._failing:
+            self._failing = failing
+            self._tell(failing)
+
+    def _tell(self, failing: str) -> None:
+        """Once when it begins, and once when it is over: it is tried again each second."""
+        path = str(self._data / FILE)
+        if failing:
+            _log.warning("cannot mark how far the log reaches", path=path, error=failing)
+        else:
+            _log.warning("how far the log reaches is marked again", path=path)
 
     async def _save(self, mark: Mark) -> None:
         await asyncio.to_thread(msgspec.structs.replace(mark, fault="").save, self._data)

@@ -130,7 +130,7 @@ class EmbeddedNetwork:
         streams = server.data / "jetstream" / server.authority.account.public / "streams"
         marking = Marking(server.data, server.network_id, streams / log_name(server.network))
         with marking.noting():
-            doors = await _open(bus, server, VERIFIED if settings.fsync else OFF, marking)
+            doors = await _open(bus, server, VERIFIED if settings.fsync else OFF, marking, seat)
             return await cls._begin(server, bus, doors, settings, marking, seat)
 
     @classmethod
@@ -255,7 +255,9 @@ async def _connect(server: EmbeddedServer, process: ProcessId) -> NatsBus:
     )  # fmt: skip
 
 
-async def _open(bus: NatsBus, server: EmbeddedServer, durability: Durability, marking: Marking) -> Doors:
+async def _open(
+    bus: NatsBus, server: EmbeddedServer, durability: Durability, marking: Marking, seat: Seat | None
+) -> Doors:
     """The doors, whose streams are made if they are missing and may be. In a cluster their groups may need a moment to have
     leaders."""
     nc, token, copies = bus.connection, server.network, server.replicas
@@ -278,6 +280,8 @@ async def _open(bus: NatsBus, server: EmbeddedServer, durability: Durability, ma
         )))  # fmt: skip
         await patiently(lambda: marking.check(opened[0]))
         opened.append(await patiently(lambda: JetStreamRegistry.open(nc, token, create=True, replicas=copies)))
+        if seat is not None:
+            await patiently(lambda: seat.must_be_known(opened[1]))
         opened.append(await patiently(lambda: JetStreamStore.open(nc, token, create=True, replicas=copies)))
         await marking.begin()
     except BaseException:

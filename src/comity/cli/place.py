@@ -11,7 +11,7 @@ from comity.cluster.invites import Token
 from comity.cluster.join import ask_to_join, settle
 from comity.cluster.membership import Member, must_be_new, new_name
 from comity.cluster.tls import CertificateAuthority, server_files
-from comity.embedded import free_port, identify, is_free
+from comity.embedded import free_port, identify, is_free, prepare
 from comity.errors import BadSettings, ForeignData
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ async def take_place(settings: Settings, *, servers: int | None, token: str) -> 
         return _placed(data, _found(settings, servers))
     if not host:
         return Place()
+    check_listening(host, tls=True)
+    prepare(data)
+    identify(data, settings.network)  # first: a directory with certificates only would not be a network's
     ca = CertificateAuthority.load(data) or _made(data, settings.network)
     return Place(host, server_files(data, ca, host), ca)
 

@@ -20,11 +20,13 @@ from comity.cluster.membership import Member
 from comity.cluster.status import SystemView
 from comity.cluster.tls import server_context
 from comity.embedded import EmbeddedServer, free_port
-from comity.errors import Conflict, Disconnected, Indefinite, NotFound, Unreachable
+from comity.errors import Conflict, Disconnected, ForeignData, Indefinite, NotFound, Unreachable
 from comity.jetstream import JetStream
 from comity.model.ids import check_token
 from comity.registry.base import Registry
 
+SERVERS, FORGOTTEN = "servers/", "forgotten/"
+"""Where the registry keeps what each says of itself, and who was forgotten (``comity cluster forget``)."""
 LOOK_S = 0.1
 ASK_S = 0.5
 RETRY_S = 0.2
@@ -60,6 +62,8 @@ class Seat:
         self._version = version
         self.data = server.data
         self._known: dict[str, Known] = {}
+        self._forgotten: set[str] = set()
+        """Routes of servers that were forgotten."""
         self._endpoint: JoinEndpoint | None = None
         self._view: SystemView | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,6 +92,7 @@ class Seat:
         return self.member
 
     def _joined(self, name: str, route: str) -> None:
+        self._forgotten.discard(route)
         self._learn({*self.member.others, route}, self.member.urls)
 
     async def until_placed(self, nc: Any, tell: Callable[[Waiting], None]) -> None:
@@ -121,6 +126,12 @@ class Seat:
         except Unreachable:
             return 0
 
+    async def must_be_known(self, registry: Registry) -> None:
+        """Raises ForeignData if this server was forgotten."""
+        if await registry.get(f"{FORGOTTEN}{self.member.member}") is not None:
+            message = f"server {self.member.member} was forgotten: empty {self.data}, and join anew (comity cluster invite)"
+            raise ForeignData(message, path=str(self.data))
+
     def announce(self, registry: Registry) -> None:
         """From now on others know this server, and it knows them."""
         self._tasks.append(asyncio.create_task(self._announce(registry)))
@@ -129,13 +140,13 @@ class Seat:
         mine = Known(f"{bracketed(self.member.host)}:{self.member.route_port}", self._server.url, self._version)
         while True:
             try:
-                await registry.put(f"servers/{check_token(self.member.member, 'server')}", msgspec.json.encode(mine))
-                async for changes in registry.watch("servers/"):
+                await registry.put(f"{SERVERS}{check_token(self.member.member, 'server')}", msgspec.json.encode(mine))
+                async for changes in registry.watch(SERVERS):
                     for change in changes:
                         self._take(change.key.partition("/")[2], change.value)
                     routes = {known.route for known in self._known.values()}
                     if len(self._known) < self.member.size:
-                        routes |= {*self.member.others}  # these may yet say where they are
+                        routes |= {*self.member.others} - self._forgotten  # these may yet say where they are
                     self._learn(routes, self._urls())
                 return
             except Indefinite as error:
@@ -145,11 +156,14 @@ class Seat:
     def _take(self, name: str, value: bytes | None) -> None:
         try:
             if value is not None:
-                self._known[name] = msgspec.json.decode(value, type=Known)
+                known = self._known[name] = msgspec.json.decode(value, type=Known)
+                self._forgotten.discard(known.route)
                 return
         except msgspec.DecodeError:
             log.warning("the registry's record of server %s cannot be read", name)
-        self._known.pop(name, None)
+        gone = self._known.pop(name, None)
+        if gone is not None:
+            self._forgotten.add(gone.route)
 
     def _urls(self) -> tuple[str, ...]:
         others = sorted(known.url for name, known in self._known.items() if name != self.member.member)

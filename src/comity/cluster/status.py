@@ -25,6 +25,7 @@ STREAMS = {"log": "LOG", "registry": "REG", "store": "STORE"}
 ALONE = "the only server"
 PING_S = 0.5
 """How long answers to a ping are waited for, unless all have come."""
+REMOVE_S = 5.0
 
 
 class Server(NamedTuple):
@@ -104,6 +105,17 @@ class SystemView:
         except nats_errors.Error as error:
             raise Unreachable(f"JetStream's own group has no leader that answers: {error}") from error
 
+    async def remove(self, server: str, peer: str) -> None:
+        """Have JetStream's groups no longer count ``server``, which they call ``peer``. Raises Unreachable."""
+        asked = msgspec.json.encode({"peer": server, "peer_id": peer})
+        try:
+            answer = await self._nc.request("$JS.API.SERVER.REMOVE", asked, timeout=REMOVE_S)
+        except nats_errors.Error as error:
+            raise Unreachable(f"JetStream's own group has no leader that answers: {error}") from error
+        fault = msgspec.json.decode(answer.data).get("error")
+        if fault:
+            raise Unreachable(f"JetStream did not remove {server}: {fault.get('description', fault)}", server=server)
+
 
 async def _ignore(_: Exception) -> None:
     """Trouble of the connection mends itself; a question that fails says so."""
@@ -120,13 +132,19 @@ def servers(pings: Sequence[dict[str, Any]], known: Sequence[str] = ()) -> list[
     return sorted([*found.values(), *absent], key=lambda server: server.name)
 
 
+def meta_info(pings: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What its leader says of JetStream's own group."""
+    for said in pings:
+        meta: dict[str, Any] = said.get("jetstream", {}).get("meta")
+        if meta and meta.get("leader") == said.get("server_name"):
+            return meta
+    return None
+
+
 def meta_group(pings: Sequence[dict[str, Any]]) -> Group | None:
     """JetStream's own group, as its leader sees it."""
-    for said in pings:
-        meta = said.get("jetstream", {}).get("meta")
-        if meta and meta.get("leader") == said.get("server_name"):
-            return _group("servers", meta)
-    return None
+    meta = meta_info(pings)
+    return _group("servers", meta) if meta is not None else None
 
 
 def _group(name: str, info: dict[str, Any], head: int = 0) -> Group:

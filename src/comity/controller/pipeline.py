@@ -92,6 +92,8 @@ class Pipeline:
         self.term = ledger.term
         self.bytes = 0
         self.commands = 0
+        self.landed = 0
+        """Entries that the log has acknowledged."""
         self._log = log
         self._clock = clock
         self._fill = fill
@@ -166,6 +168,7 @@ class Pipeline:
             self._break(refused if isinstance(refused, Exception) else Disconnected(str(refused)))
             return
         self._flights.popleft()
+        self.landed += 1
         loop = asyncio.get_running_loop()
         self._stalled_since = loop.time() if self._flights else None
         if self._flights:

@@ -13,6 +13,7 @@ from comity.controller.admission import Admission, check_capability
 from comity.controller.answers import Answers, Args, Slow
 from comity.controller.choices import Choices
 from comity.controller.events import Events
+from comity.controller.hearing import Hearing
 from comity.controller.inspection import Inspection
 from comity.controller.keeping import Keeping
 from comity.controller.leader import Leader
@@ -33,7 +34,7 @@ from comity.core.ledger import Ledger
 from comity.core.membership import Leadership, Membership, Timing
 from comity.core.policy import Policy
 from comity.core.reconcile import Reconcile
-from comity.errors import ComityError, TooLarge
+from comity.errors import ComityError, TooLarge, Unreachable
 from comity.failpoints import durable
 from comity.model.capability import AgentRecord, AgentStatus, strategy
 from comity.model.codec import to_json
@@ -89,6 +90,7 @@ class Term:
         telling = Telling(c.state, c.outbox, c.payloads, clock, grace_ms=policy.cancel_grace_ms)
         self.leader = Leader(c.bus, c.outbox, c.state, self.reconcile, self.admission, telling, self.events, clock)
         self.pipeline = Pipeline(c.log, c.ledger, clock, self.leader.fill, self.leader.effective, self._broken)
+        self.hearing = Hearing(c.log, self.pipeline)
         timing = Timing(lease_s=settings.lease_s, beacon_s=settings.beacon_s, departures=c.sees_departures)
         self.routing = Routing(self.reconcile, c.outbox)
         machine = Membership(timing, c.state.ended)
@@ -193,6 +195,7 @@ class Term:
 
     def end(self) -> None:
         self.leader.end()
+        self.hearing.end()
         self.routing.end()
         self.witnesses.end()
         self.keeping.end()
@@ -236,6 +239,9 @@ class Term:
         self.liveness.lag(lag_s)
         since = self.pipeline.stalled_since()
         self.liveness.stalled(since is not None and self._time() - since > STALL_S)
+        if not self.hearing.pulse():
+            self._broken(Unreachable("the log has not answered for too long"))
+            return
         self.rates.sample(self._time(), self._controller.state.totals)
         self.keeping.look(self.pipeline.commands, self.pipeline.bytes)
         self.vanished.look(self._time())

@@ -6,8 +6,9 @@
       └───────────────────────────────────────────── it completed ──────────────────────────────┘
 
 Too many: ``failures`` tasks in a row, or ``share`` of those that ended within ``window_ms``, if they are twice ``failures`` at
-least. A task counts once, however often it failed here: it may be the task. What is the input's fault, or was only handed back,
-does not count. A node that starts anew starts with closed ones.
+least. A task counts once, however often it failed here: it may be the task. What is the caller's fault, what the task or the
+capability says is not worth a retry, and what was only handed back, do not count: they do not tell of the agent. A node that
+starts anew starts with closed ones.
 
 Driven by what effective entries changed, and not replicated: every controller that reads the log keeps its own, so that the next
 leader knows what this one knew. Only breakers of agents that failed lately are kept, and at most ``KEPT``. Times are entry times.
@@ -23,8 +24,9 @@ from itertools import takewhile
 import msgspec
 
 from comity.core.changes import Change
+from comity.errors import BadInput, InvalidInput
 from comity.model.ids import AgentId, TaskId, node_of
-from comity.model.task import Attempt, Ending
+from comity.model.task import Attempt, Ending, Task, TaskFailure
 
 CLOSED, OPEN, HALF_OPEN, PROBING = "closed", "open", "half-open", "probing"
 KEPT = 10_000
@@ -38,6 +40,7 @@ _NODE = frozenset({"node.joined", "node.evicted", "node.left"})
 _HANDED_BACK = frozenset({
     Ending.REFUSED, Ending.NOT_STARTED, Ending.EVICTED, Ending.CANCELED, Ending.MOVED, Ending.INPUT_REQUIRED,
 })  # fmt: skip
+_CALLERS = frozenset({BadInput.code, InvalidInput.code})
 
 Key = tuple[AgentId, str]
 """An agent and a capability."""
@@ -110,7 +113,7 @@ class Breakers:
                 if self._known:
                     self._assigned(attempt, task.spec.capability)
             elif change.kind in _ENDED and (self._known or attempt.ending is not Ending.COMPLETED):
-                self._ended(attempt, task.spec.capability, task.spec.id, now_ms)
+                self._ended(attempt, task, now_ms)
         return self._take_turns()
 
     def due(self, now_ms: int) -> list[Turn]:
@@ -141,11 +144,11 @@ class Breakers:
             breaker.probe = attempt.epoch
             self._turn(key, breaker, PROBING, f"attempt {attempt.epoch} tries it")
 
-    def _ended(self, attempt: Attempt, capability: str, task: TaskId, now_ms: int) -> None:
-        key = attempt.agent, capability
-        breaker, failure = self._known.get(key), attempt.failure
+    def _ended(self, attempt: Attempt, task: Task, now_ms: int) -> None:
+        key = attempt.agent, task.spec.capability
+        breaker = self._known.get(key)
         failed = attempt.ending is not Ending.COMPLETED and attempt.ending not in _HANDED_BACK
-        counts = not failed or (failure is not None and failure.retryable)
+        counts = attempt.failure is not None and _tells_of_the_agent(attempt.failure, task)
         if breaker is not None and breaker.state != CLOSED:
             if attempt.epoch != breaker.probe:
                 return  # it began before, and tells nothing new
@@ -158,7 +161,7 @@ class Breakers:
             else:
                 self._turn(key, breaker, HALF_OPEN, "the attempt that tried it told nothing")
         elif failed and counts:
-            self._failed(key, breaker or self._new(key), attempt, task, now_ms)
+            self._failed(key, breaker or self._new(key), attempt, task.spec.id, now_ms)
         elif breaker is not None and attempt.ending is Ending.COMPLETED:
             breaker.results.append((now_ms, None))
             self._slide(breaker, now_ms)
@@ -217,6 +220,12 @@ class Breakers:
             assert (breaker.trips > 0) == (breaker.state != CLOSED), f"{key} has tripped exactly while not closed"
             assert breaker.state != OPEN or (breaker.until_ms, key) in opened, f"{key} is open and nothing will look at it"
         assert len(self._known) <= KEPT
+
+
+def _tells_of_the_agent(failure: TaskFailure, task: Task) -> bool:
+    """Whether it is the agent that failed. (A node says of what its agents name in ``no_retry`` that it is not retryable.)"""
+    retry = task.spec.retry
+    return failure.retryable and failure.code not in _CALLERS and (retry is None or failure.code not in retry.no_retry)
 
 
 def _said(attempt: Attempt) -> str:

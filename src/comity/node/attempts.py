@@ -21,7 +21,7 @@ import structlog
 
 from comity.agent import Agent, Offered
 from comity.client.client import Client
-from comity.errors import BadInput, Indefinite, Refuse, TooLarge
+from comity.errors import BadInput, Indefinite, InvalidInput, NotFound, Refuse, TooLarge
 from comity.failpoints import durable
 from comity.handles import Attempt
 from comity.model.codec import to_json
@@ -42,7 +42,7 @@ from comity.model.wire import (
     Slot,
     Stop,
 )
-from comity.node.failing import MESSAGE_LIMIT, failure_of, place, said_by
+from comity.node.failing import MESSAGE_LIMIT, Failure, failure_of, place, said_by
 from comity.node.performing import Performer, is_closing
 from comity.node.resuming import Doors, Memory, suspension
 from comity.store.base import Store
@@ -413,7 +413,10 @@ class Attempts:
     async def _fetch(self, payload: Payload) -> bytes:
         if not isinstance(payload, Stored):
             raise BadInput("the input is in the log, where a node cannot read")
-        return await self._patiently(lambda: self._store.read(payload.key))
+        try:
+            return await self._patiently(lambda: self._store.read(payload.key))
+        except NotFound as error:  # the caller's fault; though the replica that was asked may only be behind
+            raise Failure(TaskFailure(InvalidInput.code, f"its input is not in the store: {error.message}")) from error
 
     def _ran_ms(self, running: Running) -> int:
         return max(1, round((self.now() - running.began_at) * 1000))
