@@ -115,7 +115,7 @@ class Attempt(msgspec.Struct, array_like=True, gc=False):
 class Task(msgspec.Struct, array_like=True, gc=False):
     """A task's replicated record. Invariants: ``epoch`` only grows; a terminal state never changes; ``attempt`` is set
     exactly while assigned or working, and its epoch is ``epoch``; one question is open exactly while input-required.
-    ``felled``: nodes that were lost while it ran there."""
+    ``felled``: nodes that were lost while they had it."""
 
     spec: TaskSpec
     state: TaskState
