@@ -284,10 +284,10 @@ class Tasks:
     def _fail(self, command: Fail, index: int, _ordinal: int) -> None:
         task = self._report(command.task, command.epoch, "failure")
         if task is not None:
-            self._failed(task, command.failure, command.ending, command.not_before)
+            self._failed(task, command.failure, command.ending, command.not_before, command.ran_ms)
 
-    def _failed(self, task: Task, failure: TaskFailure, ending: Ending, not_before: int) -> None:
-        attempt = self._end_attempt(task, ending, failure)
+    def _failed(self, task: Task, failure: TaskFailure, ending: Ending, not_before: int, ran_ms: int = 0) -> None:
+        attempt = self._end_attempt(task, ending, failure, ran_ms)
         retry = task.spec.retry
         if ending is Ending.STUCK:
             self.totals.stuck += 1

@@ -174,13 +174,15 @@ class Complete(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
 
 
 class Fail(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
-    """``not_before``: when the next attempt may start (entry time, ms), with back-off and jitter stamped by the leader."""
+    """``not_before``: when the next attempt may start (entry time, ms), with back-off and jitter stamped by the leader.
+    ``ran_ms``: as in ``Complete``; 0 if it never began, or if its start was logged anyway."""
 
     task: TaskId
     epoch: int
     failure: TaskFailure
     not_before: int = 0
     ending: Ending = Ending.FAILED
+    ran_ms: int = 0
 
 
 class Requeue(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
