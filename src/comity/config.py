@@ -49,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     network's folder under ``data_home``); ``listen`` the address at which others reach it ("": this machine only).
     Liveness: see each name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that. Tasks:
     defaults for those that do not say. ``retry_budget``: how many retries one first attempt pays for while nothing
-    succeeds. ``poison_nodes``: a task that was running on so many nodes when they were lost is not tried again (0: it
+    succeeds. ``poison_nodes``: a task that so many nodes had when they were lost is not tried again (0: it
     is). ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
     """
 

@@ -29,7 +29,7 @@
     │   ├── Unanswered                nobody answered an attempt's question in time
     │   └── TaskError                 the task ended, and not with a result
     │       ├── TaskFailed            its attempts are used up, or the error forbids a retry
-    │       │   ├── Poisoned          it ran on several nodes when they were lost, and is tried no more
+    │       │   ├── Poisoned          several nodes were lost while they had it, and it is tried no more
     │       │   └── Stuck             its last attempt showed no progress for its progress_timeout_s
     │       ├── TaskCanceled          somebody asked for its end, or its parent ended
     │       ├── TaskRejected          the network does not permit what it asks for

@@ -12,7 +12,7 @@ from conftest import need_server
 
 pytestmark = pytest.mark.server
 FLAKY = '''
-import asyncio
+import asyncio, os
 from comity import Agent, Attempt, Retry
 
 flaky = Agent("flaky")
@@ -28,6 +28,10 @@ async def silent(attempt: Attempt) -> int:
     if attempt.number == 1:
         await asyncio.sleep(600)
     return attempt.number
+
+@flaky.capability(retries=0)
+async def fatal() -> None:
+    os._exit(1)
 '''
 
 
@@ -83,6 +87,18 @@ def test_trust_over_a_restart(user: Terminal) -> None:
     assert len(user.ok("dead", "drop", "--all", "--capability", "divide").json) >= 1
     assert user.comity("submit", "divide", "--at", "soon").error["code"] == "bad-input"
     assert user.ok("stats").json["totals"]["stuck"] == 1
+
+
+def test_a_task_that_kills_its_node_at_once_does_not_kill_them_all(user: Terminal) -> None:
+    user.up()
+    for name in ("a", "b", "c", "d"):
+        user.node("flaky.py", "--name", name, timely=True)
+    id_ = user.ok("submit", "fatal", "--no-wait").json["id"]
+    user.ok("tasks", "watch", id_)
+    found = user.ok("tasks", "show", id_).json
+    assert (found["state"], found["error"]["code"]) == ("failed", "poison")
+    assert len({attempt["node"] for attempt in found["attempts"]}) == len(found["attempts"]) == 3
+    assert len(user.ok("nodes", "list").json) == 1
 
 
 def test_tables_tell_of_them(user: Terminal) -> None:

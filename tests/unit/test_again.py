@@ -18,6 +18,7 @@ from comity.model.task import (
     Fail,
     Fire,
     Lead,
+    NodeLeft,
     NodeUp,
     PutSchedule,
     Replay,
@@ -66,10 +67,12 @@ def test_a_task_may_be_delayed(story: Story) -> None:
 # Poison
 
 
-def lose(story: Story, token: int, node: str, poison_nodes: int = 3) -> list[str]:
-    """The task runs on ``node``, which is lost."""
+def lose(story: Story, token: int, node: str, poison_nodes: int = 3, *, starts: bool = True) -> list[str]:
+    """The task runs on ``node``, or was given to it, which is lost."""
     name = ProcessId(node)
-    story.do(NodeUp(name, token), Assign(T1, token, AgentId(f"{node}/a"), name, token), Start(T1, token))
+    story.do(NodeUp(name, token), Assign(T1, token, AgentId(f"{node}/a"), name, token))
+    if starts:
+        story.do(Start(T1, token))
     return story.kinds(Evict(name, token, "lease over", poison_nodes))
 
 
@@ -84,6 +87,31 @@ def test_a_task_that_takes_nodes_down_is_quarantined() -> None:
     assert task.failure is not None
     assert (task.failure.code, task.felled) == ("poison", ("n1", "n2", "n3"))
     assert (story.state.dead.letters[T1].code, story.state.totals.poisoned) == ("poison", 1)
+
+
+def test_so_is_one_that_kills_its_node_before_its_start_is_known() -> None:
+    story = Story()
+    story.do(Submit(spec(retries=0)))
+    assert lose(story, 1, "n1", starts=False) == ["node.evicted", "task.requeued"]
+    assert lose(story, 2, "n2", starts=False) == ["node.evicted", "task.requeued"]
+    assert story.state.tasks[T1].retries_used == 0
+    assert lose(story, 3, "n3", starts=False) == ["node.evicted", "task.poisoned", "task.dead", "task.failed"]
+
+
+def test_one_that_kills_the_same_node_again_and_again_uses_its_retries() -> None:
+    story = Story()
+    story.do(Submit(spec(retries=1)))
+    assert lose(story, 1, "n1", starts=False) == ["node.evicted", "task.requeued"]
+    assert lose(story, 2, "n1", starts=False) == ["node.evicted", "task.retrying"]
+    assert lose(story, 3, "n1", starts=False) == ["node.evicted", "task.dead", "task.failed"]
+
+
+def test_a_node_that_leaves_was_not_taken_down(story: Story) -> None:
+    story.do(Submit(spec(retries=0)))
+    assert lose(story, 2, "n3", starts=False) == ["node.evicted", "task.requeued"]
+    story.do(NodeUp(ProcessId("n3"), 3), Assign(T1, 3, AgentId("n3/a"), ProcessId("n3"), 3))
+    assert story.kinds(NodeLeft(ProcessId("n3"), 3)) == ["node.left", "task.requeued"]
+    assert story.state.tasks[T1].felled == ("n3",)
 
 
 def test_any_number_of_nodes_if_so_set() -> None:

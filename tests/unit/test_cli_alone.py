@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from comity import Agent, Requirements, errors
@@ -70,6 +71,18 @@ def test_every_command_explains_itself(name: str) -> None:
             assert "--output table|json" in help_
     else:
         assert "--output table|json" in shown.output
+
+
+@pytest.mark.parametrize("name", [name for rows in SECTIONS.values() for name in rows])
+def test_help_tells_of_every_option_and_every_command(name: str) -> None:
+    made: Any = get_command(app)
+    found = made.commands[name]
+    (summary,) = (rows[name][1] for rows in SECTIONS.values() if name in rows)
+    for words, kind in [((name, sub), kind) for sub, kind in getattr(found, "commands", {}).items()] or [((name,), found)]:
+        shown = typed(*words, "--help").output
+        missing = [option for param in kind.params for option in param.opts if option[:2] == "--" and option not in shown]
+        assert not missing, f"comity {' '.join(words)} --help says nothing of {missing}"
+        assert len(words) == 1 or words[1] in summary, f"comity --help: {name} can {words[1]}, too"
 
 
 def test_a_slip_is_told_with_what_was_meant() -> None:

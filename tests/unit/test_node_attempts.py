@@ -39,6 +39,21 @@ async def test_a_batch_of_quick_attempts_is_answered_in_one_batch_without_began(
 
 
 @staged
+async def test_one_that_fails_at_once_says_how_long_it_ran(stage: Stage) -> None:
+    agent = Agent("a")
+
+    @agent.capability
+    async def broken() -> None:
+        raise KeyError("x")
+
+    _, leader = await stage.started(agent)
+    leader.assign("broken")
+    failed = await leader.next(wire.Failed)
+    assert (failed.failure.code, failed.ran_ms) == ("KeyError", 1)
+    assert not leader.all(wire.Began)
+
+
+@staged
 async def test_an_attempt_that_takes_longer_says_that_it_began(stage: Stage) -> None:
     agent = Agent("a")
 

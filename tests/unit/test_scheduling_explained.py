@@ -32,6 +32,7 @@ def test_explain_names_everybody_and_why_not() -> None:
         row["agent"]: (row["eligible"], row["why_not"], row["load"], row["limit"], row["score"])
         for row in told["candidates"]
     }
+    assert "-0.0" not in str(rows)
     assert rows == {
         "n1/free": (True, "", 1, 8, -1.0),
         "n1/busy": (False, "busy: 1 of 1", 1, 1, -1.0),

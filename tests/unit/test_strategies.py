@@ -10,12 +10,14 @@ import pytest
 from crowd import C, agent, choose, scheduling, several
 from hypothesis import given
 from hypothesis import strategies as st
+from test_reconcile import Leading, submit
 
 from comity.core.pools import HEAVIEST, LIGHTEST, OUT, Candidate, Pool, Queues, Urn
 from comity.core.scheduling import Scheduling
 from comity.core.strategies import PRIOR, WINDOW, Fit, Fits, Reference, free_of, make_pool, weight_of
 from comity.model.capability import AgentRecord, Offer, Performance, Requirements, Strategy
-from comity.model.ids import AgentId, ProcessId
+from comity.model.ids import AgentId, ProcessId, TaskId
+from comity.model.task import Fail, TaskFailure
 
 RANDOM, BEST = Strategy.WEIGHTED_RANDOM, Strategy.BEST_FIT
 
@@ -248,6 +250,16 @@ def test_measured_figures_overrule_declared_ones() -> None:
         made.measured(AgentId("n1/boaster"), C, 500.0, True)
     assert best(made) == "honest"
     made.check()
+
+
+def test_an_attempt_that_fails_at_once_is_measured_too() -> None:
+    net = Leading(("n1/a", 1))
+    net.commit(submit("t"))
+    assert net.assigned() == ["t"]
+    net.commit(Fail(TaskId("t"), 1, TaskFailure("x", retryable=False), ran_ms=1))
+    (row,) = net.scheduling.explain("echo", strategy=BEST)["candidates"]
+    assert row["figures"]["samples"] == 1
+    assert row["figures"]["success"] < 1
 
 
 def test_a_prior_is_worth_a_few_samples() -> None:

@@ -101,6 +101,13 @@ def test_a_completion_without_a_logged_start_knows_how_long_it_ran(story: Story)
     assert story.state.tasks[T1].past[0].started_at == 1010
 
 
+def test_so_does_a_failure(story: Story) -> None:
+    story.do(Submit(spec()))
+    story.do(assign(), at=1000)
+    story.do(Fail(T1, 1, TaskFailure("boom"), ran_ms=30), at=1040)
+    assert story.state.tasks[T1].past[0].started_at == 1010
+
+
 @pytest.mark.parametrize("late", [Complete(T1, 1, b"x"), Fail(T1, 1, TaskFailure("e")), Start(T1, 1)])
 def test_a_report_with_an_old_epoch_changes_nothing(story: Story, late: Command) -> None:
     story.do(Submit(spec()), assign())

@@ -120,7 +120,9 @@ class Command(TyperCommand):
             row = param.get_help_record(ctx)
             if row is not None:
                 sections.setdefault(_section(param), []).append((row[0], row[1].removesuffix("  [required]")))
-        for name in ("Arguments", "Options", "Which network", "Output"):
+        first, last = ("Arguments", "Options"), ("Which network", "Output")
+        own = (name for name in sections if name not in (*first, *last))
+        for name in (*first, *own, *last):
             if name in sections:
                 with formatter.section(bold(name)):
                     formatter.write_dl(sections[name])

@@ -328,7 +328,7 @@ class Leader:
             ending = Ending.CANCELED if item.canceled and task.cancel_at else Ending.FAILED
             code, message = item.failure.code[:CODE_MAX], item.failure.message[:REASON_MAX]
             failure = TaskFailure(code, message, item.failure.retryable)
-            return Fail(item.task, item.epoch, failure, not_before, ending)
+            return Fail(item.task, item.epoch, failure, not_before, ending, max(0, item.ran_ms))
         if type(item) is InputAsked:
             return self.resuming.asked(item, sender)
         reason = item.reason if type(item) is Declined else ""

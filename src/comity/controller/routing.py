@@ -48,7 +48,7 @@ class Routing:
         if agent is not None:
             return agent
         if not scheduling.offered(item.capability):
-            raise UnknownCapability(f"no agent offers {item.capability!r}")
+            raise UnknownCapability(f"no agent offers {item.capability!r}, and none has that name")
         if not scheduling.live(item.capability):
             raise NoAgent(f"no live agent offers {item.capability!r} now")
         raise NoAgent(f"every live agent that offers {item.capability!r} is busy, or does not meet the requirements")

@@ -114,7 +114,7 @@ def _row(question: Question, candidate: Candidate, why_not: str, fits: Fits) -> 
 
 def _score(how: Strategy, candidate: Candidate, fits: Fits) -> float:
     if how is Strategy.LEAST_LOADED:
-        return -float(candidate.load)
+        return 0.0 - candidate.load  # an idle one has 0, not -0
     if how is Strategy.WEIGHTED_RANDOM:
         return candidate.weight
     if how is Strategy.BEST_FIT:

@@ -284,10 +284,10 @@ class Tasks:
     def _fail(self, command: Fail, index: int, _ordinal: int) -> None:
         task = self._report(command.task, command.epoch, "failure")
         if task is not None:
-            self._failed(task, command.failure, command.ending, command.not_before)
+            self._failed(task, command.failure, command.ending, command.not_before, command.ran_ms)
 
-    def _failed(self, task: Task, failure: TaskFailure, ending: Ending, not_before: int) -> None:
-        attempt = self._end_attempt(task, ending, failure)
+    def _failed(self, task: Task, failure: TaskFailure, ending: Ending, not_before: int, ran_ms: int = 0) -> None:
+        attempt = self._end_attempt(task, ending, failure, ran_ms)
         retry = task.spec.retry
         if ending is Ending.STUCK:
             self.totals.stuck += 1
@@ -399,21 +399,24 @@ class Tasks:
         for task_id in list(lease.attempts):
             task = self.tasks[task_id]
             self._touch(task)
-            if task.state is TaskState.ASSIGNED:
-                self._put_back(task, Ending.EVICTED, f"node {node}: {reason}")
+            failure = TaskFailure("node-lost", f"node {node}: {reason}")
+            poison, again = None, False
+            if poison_nodes is not None:
+                again = node in task.felled
+                poison = self._suspect(task, node, poison_nodes)
+            if task.state is TaskState.ASSIGNED and poison is None and not again:
+                self._put_back(task, Ending.EVICTED, failure.message)
             else:
-                failure = TaskFailure("node-lost", f"node {node}: {reason}")
-                if poison_nodes is not None:
-                    failure = self._suspect(task, node, poison_nodes) or failure
-                self._failed(task, failure, Ending.EVICTED, 0)
+                self._failed(task, poison or failure, Ending.EVICTED, 0)
 
     def _suspect(self, task: Task, node: ProcessId, poison_nodes: int) -> TaskFailure | None:
-        """``node`` was lost while ``task`` ran there. Its end, if it happened on too many."""
+        """``node`` was lost while it had ``task``, started or not: of one that kills its node at once no start is ever known. Its
+        end, if it happened on too many."""
         if node not in task.felled:
             task.felled = (*task.felled[-PAST_KEPT + 1 :], node)
         if not 0 < poison_nodes <= len(task.felled) or task.cancel_at:
             return None
-        failure = TaskFailure("poison", f"it ran on {', '.join(task.felled)} when they were lost", retryable=False)
+        failure = TaskFailure("poison", f"it was on {', '.join(task.felled)} when they were lost", retryable=False)
         self.totals.poisoned += 1
         self.changes.append(Change("task.poisoned", task, task.attempt, reason=failure.message))
         return failure

@@ -115,7 +115,7 @@ class Attempt(msgspec.Struct, array_like=True, gc=False):
 class Task(msgspec.Struct, array_like=True, gc=False):
     """A task's replicated record. Invariants: ``epoch`` only grows; a terminal state never changes; ``attempt`` is set
     exactly while assigned or working, and its epoch is ``epoch``; one question is open exactly while input-required.
-    ``felled``: nodes that were lost while it ran there."""
+    ``felled``: nodes that were lost while they had it."""
 
     spec: TaskSpec
     state: TaskState
@@ -174,13 +174,15 @@ class Complete(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
 
 
 class Fail(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
-    """``not_before``: when the next attempt may start (entry time, ms), with back-off and jitter stamped by the leader."""
+    """``not_before``: when the next attempt may start (entry time, ms), with back-off and jitter stamped by the leader.
+    ``ran_ms``: as in ``Complete``; 0 if it never began, or if its start was logged anyway."""
 
     task: TaskId
     epoch: int
     failure: TaskFailure
     not_before: int = 0
     ending: Ending = Ending.FAILED
+    ran_ms: int = 0
 
 
 class Requeue(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):

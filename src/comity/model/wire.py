@@ -306,6 +306,7 @@ class Failed(Item, tag=63):
     epoch: int
     failure: TaskFailure
     canceled: bool = False
+    ran_ms: int = 0
 
 
 class Declined(Item, tag=64):

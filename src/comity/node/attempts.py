@@ -377,7 +377,7 @@ class Attempts:
             report = await self._outcome(running)
         except asyncio.CancelledError:
             failure = TaskFailure("CancelledError", "the function was canceled, not by the network")
-            report = Failed(running.task, running.epoch, failure)
+            report = Failed(running.task, running.epoch, failure, ran_ms=self._ran_ms(running))
         self._finish(running, running.ending if running.is_canceled else report)
 
     async def _outcome(self, running: Running) -> Item:
@@ -408,7 +408,7 @@ class Attempts:
             failure = failure_of(error, (*running.offered.no_retry, *run.no_retry))
             about = {"task": run.task, "agent": run.agent, "code": failure.code, "error": failure.message}
             _log.info("an attempt failed", **about, at=place(error))
-            return Failed(run.task, run.epoch, failure)
+            return Failed(run.task, run.epoch, failure, ran_ms=self._ran_ms(running))
 
     async def _fetch(self, payload: Payload) -> bytes:
         if not isinstance(payload, Stored):
@@ -419,7 +419,7 @@ class Attempts:
             raise Failure(TaskFailure(InvalidInput.code, f"its input is not in the store: {error.message}")) from error
 
     def _ran_ms(self, running: Running) -> int:
-        return max(1, round((self.now() - running.began_at) * 1000))
+        return max(1, round((self.now() - running.began_at) * 1000)) if running.began_at else 0
 
     async def _keep(self, key: str, output: bytes) -> Stored:
         with durable("result.put"):
