@@ -26,6 +26,8 @@ class Fault(enum.StrEnum):
     STUCK = "stuck"
     LEADER = "leader"
     SERVER = "server"
+    RESTART = "restart"
+    BROKER = "broker"
 
 
 Count = Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="How many; fewer unless told if one by one.")]
@@ -130,7 +132,8 @@ async def recovery(
         typer.Option(
             "--fault",
             help="A node is killed, paused or cut off, or its attempts show no progress any more (stuck); or of three servers, "
-            "each with a controller, the one whose controller leads is killed (leader), or the one that leads the log (server).",
+            "each with a controller, the one whose controller leads is killed (leader), or the one that leads the log (server), "
+            "or that one is stopped in order and started again (restart); or the only nats-server is killed (broker).",
         ),
     ] = Fault.KILL,
     count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="How many rounds.")] = 20,
@@ -140,19 +143,23 @@ async def recovery(
     """How long work stands still after a fault: until all that its node had runs elsewhere (stuck: was moved), or until the
     network again accepts and finishes tasks."""
     from comity.cli.bench_failover import measure as measure_servers
+    from comity.cli.bench_figures import Lateness
     from comity.cli.bench_network import network
     from comity.cli.bench_recovery import measure
     from comity.cli.bench_stuck import measure as measure_stuck
 
-    on_servers = fault in (Fault.LEADER, Fault.SERVER)
+    on_servers = fault in (Fault.LEADER, Fault.SERVER, Fault.RESTART, Fault.BROKER)
     blameless = {"poison_nodes": 0, "breaker_failures": 1_000_000}  # no task, and no agent
-    async with network(0, 0, slots=0, servers=3 if on_servers else 1, **blameless) as bench:
+    async with network(0, 0, slots=0, servers=3 if on_servers and fault is not Fault.BROKER else 1, **blameless) as bench:
+        lateness = Lateness(bench)
         if fault is Fault.STUCK:
             figures = await measure_stuck(bench, count, nodes, attempts)
         elif on_servers:
             figures = await measure_servers(bench, fault, count, nodes, attempts)
         else:
             figures = await measure(bench, fault, count, nodes, attempts)
+        settings = figures.pop("settings")
+        figures |= {**await lateness.figures(lateness.stop()), "settings": settings}
     _print(cli.output, "recovery", figures)
 
 

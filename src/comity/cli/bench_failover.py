@@ -1,10 +1,11 @@
-"""``comity bench recovery --fault leader|server``: how long the network finishes nothing when one of its three servers is killed,
-with the controller beside it.
+"""``comity bench recovery --fault leader|server|restart|broker``: how long the network finishes nothing when one of its three
+servers is killed, with the controller beside it, or stopped in order and started again; or when its only server is killed alone.
 
 A round is made with a cluster that is whole. ``leader``: the victim's controller leads, and its server leads no stream, so that
 the figure is that of the controllers. ``server``: the victim's server leads the log, and the figure holds the servers' own
 election too. Tasks were accepted just before; they must end, and once. The figure is the time from just before the signal until a
-task that was submitted after it has ended.
+task that was submitted after it has ended. ``restart``: tasks are submitted one after the other until the server, which led the
+log, is back; the figure is the longest time that one took.
 """
 
 from __future__ import annotations
@@ -71,18 +72,49 @@ class Trial:
         self.ids |= {task.id for task in given}
         await asyncio.sleep(random.uniform(0, PAUSE_S))  # at any moment
         victim = self._bench.ups[number].process
-        dying = [victim, *victim.children()]
-        began = perf_counter()
-        victim.kill()
-        task = await net.submit("bench.echo", {"text": "next"})
-        self.ids.add(task.id)
-        self.wrong += await task.result(LIMIT_S) != len("next")
-        took = perf_counter() - began
+        took = await self._restart(number) if self._fault is Fault.RESTART else await self._kill(victim)
         results = await asyncio.gather(*(task.result(LIMIT_S) for task in given), return_exceptions=True)
         self.wrong += sum(result != length for length, result in enumerate(results))
-        await asyncio.to_thread(psutil.wait_procs, dying, GONE_S)
-        await self._bench.again(number)
+        if self._fault in (Fault.LEADER, Fault.SERVER):
+            await asyncio.to_thread(victim.wait, GONE_S)
+            await self._bench.again(number)
         return took
+
+    async def _kill(self, victim: psutil.Process) -> float:
+        """Seconds from the signal until a task submitted after it has ended."""
+        dying = victim.children()
+        began = perf_counter()
+        if self._fault is Fault.BROKER:
+            (server,) = dying
+            server.kill()
+        else:
+            victim.kill()
+        await self._next()
+        took = perf_counter() - began
+        await asyncio.to_thread(psutil.wait_procs, dying, GONE_S)
+        return took
+
+    async def _restart(self, number: int) -> float:
+        """The longest time that a task took while the server went and came back."""
+        victim, took = self._bench.ups[number].process, 0.0
+
+        async def restart() -> None:
+            victim.terminate()
+            await asyncio.to_thread(victim.wait, LIMIT_S)
+            await self._bench.again(number)
+
+        restarting = asyncio.create_task(restart())
+        while not restarting.done():
+            began = perf_counter()
+            await self._next()
+            took = max(took, perf_counter() - began)
+        await restarting
+        return took
+
+    async def _next(self) -> None:
+        task = await self._bench.net.submit("bench.echo", {"text": "next"})
+        self.ids.add(task.id)
+        self.wrong += await task.result(LIMIT_S) != len("next")
 
     async def _victim(self) -> int:
         """Which server to kill. The cluster is whole then, and led as the fault wants it."""
@@ -90,6 +122,8 @@ class Trial:
             async with asyncio.timeout(LIMIT_S):
                 while True:
                     status = await self._status()
+                    if self._fault is Fault.BROKER and status["leader"]:
+                        return 0
                     if status["survives"]["more"] >= 1 and status["leader"]:
                         victim = await self._led(status)
                         if victim is not None:
@@ -105,7 +139,7 @@ class Trial:
         """The victim, or None if leaders have to move first: then they have been told to."""
         names = [up.server for up in self._bench.ups]
         leads = {group["name"]: group["leader"] for group in status["groups"]}
-        if self._fault is Fault.SERVER:
+        if self._fault is not Fault.LEADER:
             return names.index(leads["log"]) if leads.get("log") in names else None
         place = next((row["place"] for row in status["controllers"] if row["role"] == "leader"), "")
         if place not in names:

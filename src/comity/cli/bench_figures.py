@@ -56,18 +56,16 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(TaskSpec).decode
 
 
-class Meter:
-    """Measures from when it is made until ``stop``: time, CPU of every process, and how late the event loops were, ours and the
-    leader's. ``perf_counter`` throughout: uvloop's own clock counts milliseconds."""
+class Lateness:
+    """How late the event loops were, ours and the leader's, from when it is made until ``figures``. ``perf_counter`` throughout:
+    uvloop's own clock counts milliseconds."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._pace = [pace_us(), pace_us()]
         self._late: list[float] = []
         self._worked: list[float] = []
         self._watch = asyncio.get_running_loop().create_task(self._look())
-        self._cpu = bench.cpu_s()
-        self._began = perf_counter()
+        self.began = perf_counter()
 
     async def _look(self) -> None:
         while True:
@@ -76,25 +74,45 @@ class Meter:
             self._late.append(max(0.0, perf_counter() - due))
             self._worked.append(min(self._late[-1], thread_time() - worked))
 
-    async def stop(self, count: int, what: str) -> dict[str, Any]:
-        """Figures of ``count`` things called ``what``. Lag of the leader is that of the last ten seconds at most. ``loop_work``:
-        for how long a loop worked without a turn, at most; the rest of the lag is the machine's, which ran other processes."""
-        took, cpu = perf_counter() - self._began, self._bench.cpu_s()
+    def stop(self) -> float:
+        """Look no longer; for how many seconds it did."""
         self._watch.cancel()
-        self._pace += [pace_us(), pace_us()]
-        used = {part: round((seconds - self._cpu[part]) / count * 1e6, 1) for part, seconds in cpu.items()}
+        return perf_counter() - self.began
+
+    async def figures(self, took: float) -> dict[str, float]:
+        """Of ``took`` seconds; of the leader, of the last ten at most. ``loop_work``: for how long a loop worked without a turn,
+        at most; the rest of the lag is the machine's, which ran other processes."""
         ours = spread(self._late)
         leaders = (await self._bench.net.stats())["loop_lag"]
         leaders_max, leaders_work = (max(leaders[f"{one}_ms_by_second"][: int(took) + 1]) for one in ("max", "work"))
+        return {
+            "loop_lag_p99_ms": max(ours["p99_ms"], min(leaders["p99_ms"], leaders_max)),
+            "loop_lag_max_ms": max(ours["max_ms"], leaders_max),
+            "loop_work_max_ms": max(spread(self._worked)["max_ms"], leaders_work),
+            "leader_lag_max_ms": leaders_max,
+        }
+
+
+class Meter:
+    """Measures from when it is made until ``stop``: time, CPU of every process, and how late the event loops were."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._pace = [pace_us(), pace_us()]
+        self._cpu = bench.cpu_s()
+        self._lateness = Lateness(bench)
+
+    async def stop(self, count: int, what: str) -> dict[str, Any]:
+        """Figures of ``count`` things called ``what``."""
+        took, cpu = self._lateness.stop(), self._bench.cpu_s()
+        self._pace += [pace_us(), pace_us()]
+        used = {part: round((seconds - self._cpu[part]) / count * 1e6, 1) for part, seconds in cpu.items()}
         return {
             f"{what}_per_s": round(count / took),
             "cpu_us_per_task": round(sum(used.values()), 1),
             "pace_us": round(median(self._pace), 3),
             **{f"cpu_us_{part}": value for part, value in used.items()},
-            "loop_lag_p99_ms": max(ours["p99_ms"], min(leaders["p99_ms"], leaders_max)),
-            "loop_lag_max_ms": max(ours["max_ms"], leaders_max),
-            "loop_work_max_ms": max(spread(self._worked)["max_ms"], leaders_work),
-            "leader_lag_max_ms": leaders_max,
+            **await self._lateness.figures(took),
         }
 
 
