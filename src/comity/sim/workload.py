@@ -205,15 +205,16 @@ class Workload:
             _, kind = self.random.choices(self._kinds, weights)[0]
             jobs.append(loop.create_task(self._job(kind)))
         await asyncio.gather(*jobs)
-        tidying.cancel()
         for task in self.random.sample(self.caller.known, min(LOOKED_AT_AGAIN, len(self.caller.known))):
             await self.caller.result(self.client.task(task))
+        tidying.cancel()
         await self._tidy()
 
     async def _tidy(self) -> None:
-        """Else schedules would never end."""
+        """Else schedules would never end, and nodes would stay aside."""
         while True:
             try:
+                await self._resume_all()
                 for schedule in await self.client.schedules.list():
                     await self.client.schedules.remove(schedule["name"])
                 return
@@ -390,8 +391,11 @@ class Workload:
         while True:
             await asyncio.sleep(max(TIDY_S, self.until - asyncio.get_running_loop().time()))
             try:
-                for row in await self.client.nodes():
-                    if row["aside"] is not None:
-                        await self.client.node(row["id"]).resume()
+                await self._resume_all()
             except ComityError:
                 continue  # the next round will
+
+    async def _resume_all(self) -> None:
+        for row in await self.client.nodes():
+            if row["aside"] is not None:
+                await self.client.node(row["id"]).resume()
