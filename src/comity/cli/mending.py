@@ -25,7 +25,7 @@ from comity.cli.marking import Mark
 from comity.cli.seat import Seat
 from comity.cluster.membership import Member
 from comity.cluster.rebuilding import Copies, View, quarantine, set_aside, stream_of
-from comity.cluster.replica import Copy, Flaw, Pace, look
+from comity.cluster.replica import Flaw, Pace, look
 from comity.cluster.status import SystemView
 from comity.config import Settings
 from comity.connect import secured
@@ -36,14 +36,17 @@ from comity.jetstream import JetStream
 from comity.model.server import Damage
 
 OTHERS_S = 15.0
-"""So long a server that finds its copy damaged waits for the others before it starts all the same: they may be starting too."""
+"""So long a server that finds its copy damaged waits for the others before it starts all the same: they may be starting too.
+Without wait if the copy only lost its end: a power cut may do that to all, and JetStream has the end elsewhere too."""
+LOOK_S = 5.0
 ASK_S = 1.0
 RETRY_S = 0.2
 CONFIRM_S, END_S = 0.5, 20.0
 """Damage is what is still there after so long: files change while they are read, and a server that lacks the last entries may
 wait 5 s before it asks for them."""
 SETTLE_S = 5.0
-"""A new leader needs a moment to know which copies are up to date."""
+"""A new leader needs a moment to know which copies are up to date; and who leads the controllers, after a restart of its server,
+to lead again and be followed: what it is told before that it tells nobody."""
 REST_S = 1.0
 """Between two looks while the copy is rebuilt."""
 AGAIN_S = 5.0
@@ -59,13 +62,14 @@ async def mend_before(member: Member, server: EmbeddedServer) -> Damage | None:
     found then. Raises Corrupt, ForeignData (the mark cannot be used), ServerFailed (nor can the copy be moved)."""
     mark, folder = Mark.load(server.data), _folder(server)
     known = mark.index if mark is not None else 0
-    if not folder.is_dir() or await _flaw(folder, 0, known) is None:
+    flaw = await _flaw(folder, 0, known) if folder.is_dir() else None
+    if flaw is None:
         return None
     loop = asyncio.get_running_loop()
-    until = loop.time() + OTHERS_S
+    until = loop.time() + (0.0 if flaw.reason == _end(flaw.entry - 1, known) else OTHERS_S)
     while True:
         try:
-            async with asyncio.timeout_at(until), _from_others(member, server) as copies:
+            async with asyncio.timeout(LOOK_S), _from_others(member, server) as copies:
                 flaw = await _flaw(folder, (await copies.view()).first, known)
                 why = await copies.obstacle(flaw, known) if flaw is not None else ""
         except (ComityError, TimeoutError) as error:
@@ -86,7 +90,7 @@ async def mend_before(member: Member, server: EmbeddedServer) -> Damage | None:
 async def _flaw(folder: Path, first: int, known: int) -> Flaw | None:
     """A copy that only ends early may lack what it never had; if it is torn there too, it was cut."""
     copy = await look(folder, first, _at_once)
-    return Flaw(copy.last + 1, copy.torn, _end(copy, known)) if copy.torn and copy.last < known else copy.flaw
+    return Flaw(copy.last + 1, copy.torn, _end(copy.last, known)) if copy.torn and copy.last < known else copy.flaw
 
 
 @contextlib.asynccontextmanager
@@ -183,7 +187,7 @@ class Mending:
     async def _find(self, copies: Copies, view: View, known: int, doubted: int, pace: Pace) -> Flaw | None:
         copy, own = await look(self._folder, view.first, pace), self.seat.member.member
         if copy.flaw is None and copy.last < known and own in view.current:
-            return Flaw(copy.last + 1, END, _end(copy, known))
+            return Flaw(copy.last + 1, END, _end(copy.last, known))
         if copy.flaw is None and own == view.leader and view.first <= doubted <= view.last and not await copies.holds(doubted):
             return Flaw(doubted, "as its server reads it", "it cannot be read")
         return copy.flaw
@@ -215,6 +219,7 @@ class Mending:
         await asyncio.to_thread(quarantine, self._server.data)
         await self._server.restart(partial(_set_aside, self._server))
         self._is_rebuilding = True
+        await asyncio.sleep(SETTLE_S)
 
 
 def _folder(server: EmbeddedServer) -> Path:
@@ -229,8 +234,8 @@ def _set_aside(server: EmbeddedServer) -> None:
         raise ServerFailed(f"the damaged copy of the log cannot be put aside: {error}", path=str(server.data)) from error
 
 
-def _end(copy: Copy, known: int) -> str:
-    return f"the copy ends at entry {copy.last}, and the log had reached entry {known}"
+def _end(last: int, known: int) -> str:
+    return f"the copy ends at entry {last}, and the log had reached entry {known}"
 
 
 def _noted(server: EmbeddedServer, flaw: Flaw) -> Damage:
