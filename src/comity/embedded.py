@@ -7,6 +7,7 @@
     data/server.log     what the server says, rotated
     data/jetstream/     the server's files
     data/log.mark       how far the log is known to reach (cli.marking)
+    data/quarantine/    a damaged copy of the log that was rebuilt from other servers' (cluster.rebuilding)
 
 Everything is for the owner's eyes only, and the server listens on 127.0.0.1; beyond loopback with TLS only. One of a cluster is
 ready once it takes connections: the others may not be there yet. ``sync_interval: always`` makes it fsync before it
@@ -27,7 +28,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ class EmbeddedServer:
         self._name = f"comity-{network_id}" if cluster is None else cluster.member
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._between: tuple[Callable[[], None], asyncio.Future[None]] | None = None
 
     @property
     def url(self) -> str:
@@ -120,13 +122,14 @@ class EmbeddedServer:
         host: str = HOST,
         cluster: Cluster | None = None,
         tls: TlsFiles | None = None,
+        before: Callable[[EmbeddedServer], Awaitable[None]] | None = None,
     ) -> EmbeddedServer:
         """Start a server on ``data`` (made if missing) and return once it takes connections.
 
         ``port`` 0 takes any free one; a taken port gives way to the next. ``fsync`` False: the server acknowledges what is not
-        yet on disk. ``cluster``: it is one of several; ``tls``: clients (and servers) use it. Raises AlreadyRunning (another
-        process holds the directory), BadSettings (it cannot be written to, or is not to be listened on there), ForeignData,
-        Corrupt, ServerFailed.
+        yet on disk. ``cluster``: it is one of several; ``tls``: clients (and servers) use it; ``before``: done when the data
+        is ours and the process does not run yet. Raises AlreadyRunning (another process holds the directory), BadSettings (it
+        cannot be written to, or is not to be listened on there), ForeignData, Corrupt, ServerFailed.
         """
         check_token(network, "network")
         check_listening(host, tls=tls is not None)
@@ -145,6 +148,8 @@ class EmbeddedServer:
             os.close(lock)
             raise
         try:
+            if before is not None:
+                await before(server)
             await server._start_near(port)
         except BaseException:
             await server.stop()
@@ -158,6 +163,14 @@ class EmbeddedServer:
         await asyncio.wait([self._watch])
         if not self._watch.cancelled():
             self._watch.result()
+
+    async def restart(self, between: Callable[[], None]) -> None:
+        """Have the process end, do ``between``, and have it start again; returns when it was done. Raises ServerFailed, and what
+        ``between`` raises: it starts again all the same."""
+        self._between = between, asyncio.get_running_loop().create_future()
+        _, done = self._between
+        await self._end()
+        await done
 
     async def stop(self) -> None:
         """Stop the server and let go of the data directory. Idempotent."""
@@ -215,16 +228,10 @@ class EmbeddedServer:
         mark = os.fstat(output).st_size
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *tie,
-                str(self._binary),
-                "-c",
-                str(self.data / "server.conf"),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                *tie, str(self._binary), "-c", str(self.data / "server.conf"),
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(self._lock,),
                 start_new_session=True,  # a Ctrl-C is for us: we stop the server when its users are done
-                pass_fds=(self._lock,),
-            )
+            )  # fmt: skip
         except OSError as error:
             raise ServerFailed(f"cannot run {self._binary}: {error.strerror}", path=str(self._binary)) from error
         finally:
@@ -292,6 +299,7 @@ class EmbeddedServer:
             status = await self._process.wait()
             failures = failures + 1 if loop.time() - born < _QUICK_DEATH_S else 0
             log.warning("nats-server ended with status %s; starting it again", status)
+            await self._do_between()
             failed = ServerFailed(f"nats-server ended {failures} times in a row, last with status {status}")
             while True:
                 if failures >= _FAILURES:
@@ -308,6 +316,16 @@ class EmbeddedServer:
                 failures += 1
             if self.on_restart is not None:
                 self.on_restart()
+
+    async def _do_between(self) -> None:
+        if self._between is None:
+            return
+        (work, done), self._between = self._between, None
+        try:
+            await asyncio.to_thread(work)
+            done.set_result(None)
+        except Exception as error:  # for whoever asked for it
+            done.set_exception(error)
 
     async def _end(self) -> None:
         process = self._process

@@ -16,9 +16,6 @@ from players import SERVERS, Company, Player, Server
 WHOLE_S = 45.0
 ASK_S = 10.0
 LOOK_S = 0.2
-DAMAGE = ("bit flipped", "block truncated")
-"""Only if named: a damaged replica may come to lead the log, and then controllers end with ``corrupt`` rather than serve what it
-has. Nothing rebuilds it."""
 
 
 class Fault(NamedTuple):
@@ -80,9 +77,8 @@ class Nemesis:
         return [kind for kind in self._kinds if kind not in self.skipped]
 
     def order(self) -> list[str]:
-        """Every kind once, in an order of its own, but for DAMAGE."""
-        kinds = [kind for kind in self.kinds if kind not in DAMAGE]
-        return self._chance.sample(kinds, len(kinds))
+        """Every kind once, in an order of its own."""
+        return self._chance.sample(self.kinds, len(self.kinds))
 
     async def run(self, every_s: float, until: float, only: list[str] | None = None) -> None:
         """A fault every ``every_s`` seconds, or as soon as the last one is healed, until the run is so old."""
@@ -140,7 +136,7 @@ class Nemesis:
         until = self._now() + WHOLE_S
         while self._now() < until:
             status = await self._status()
-            if status.get("survives", {}).get("more", -1) >= 1:
+            if status.get("survives", {}).get("more", -1) >= 1 and not status["damaged"]:
                 return True
             await self._hold(LOOK_S)
         return False
@@ -277,8 +273,11 @@ class Nemesis:
         self._began = self._now()
         await (server.stop() if kindly else server.kill())  # after a kill a server reads more of its files, and mends more
         where = harm(server)
+        at = self._now()
         await server.start()
-        return f"{server.name} {where}, {'stopped' if kindly else 'killed'} before"
+        whole = await self.whole()
+        after = f"{'whole' if whole else 'not whole'} {self._now() - at:.1f} s later"
+        return f"{server.name} {where}, {'stopped' if kindly else 'killed'} before, {after}"
 
     async def flip(self) -> str:
         return await self._damaged(lambda server: server.disk.flip(self._chance))

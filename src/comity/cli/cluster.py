@@ -151,8 +151,14 @@ async def survey(context: Context) -> dict[str, Any]:
         "servers": [_server(server, known=bool(pings)) for server in servers(pings, sorted(members))],
         "groups": [_group(group) for group in known_groups],
         "controllers": [{**found, "lag": max(0, head - found["log_head"])} for found in controllers],
+        "damaged": _damaged(controllers),
         "notes": notes,
     }
+
+
+def _damaged(controllers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Servers whose copy of the log is damaged and not rebuilt yet, as any controller knows."""
+    return list({found["server"]: found for said in controllers for found in said.get("damaged_copies", ())}.values())
 
 
 def _server(server: Server, *, known: bool) -> dict[str, Any]:
@@ -208,6 +214,9 @@ def _show(cli: Cli, found: dict[str, Any]) -> None:
     print()
     controllers = [(row["process"], row["place"], row["role"], row["term"], f"{row['lag']:,}") for row in found["controllers"]]
     output.table(("CONTROLLER", "AT", "ROLE", "TERM", "BEHIND"), controllers, "no controller answers")
+    for known in found["damaged"]:
+        where = f"log entry {known['index']}: {known['reason']}"
+        output.say(f"\n{paint('red', '✗')} the copy of {known['stream']} on {known['server']} is damaged at {where}")
     for note in found["notes"]:
         output.note(note)
 

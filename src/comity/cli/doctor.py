@@ -227,6 +227,7 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
     advice = "" if is_safe else "have every server run with sync_interval: always"
     findings.append(Finding("log", "ok" if is_safe else "note", found, advice))
     findings.append(_storage(numbers["storage"]))
+    findings += _copies(numbers["damaged_copies"])
     if abs(ahead_ms) > OFF_MS:
         said = f"{abs(ahead_ms) / 1000:.1f} s {'behind' if ahead_ms > 0 else 'ahead of'} the leader's"
         findings.append(Finding("clock", "note", f"this machine's is {said}", "let both machines take the time from NTP"))
@@ -245,6 +246,12 @@ def _storage(storage: dict[str, Any]) -> Finding:
         return Finding("storage", "ok", "not read through yet since this controller leads")
     seen = f"{storage['entries']:,} log entries and {storage['objects']:,} values read through, all intact"
     return Finding("storage", "ok", seen)
+
+
+def _copies(damaged: list[dict[str, Any]]) -> Iterator[Finding]:
+    for known in damaged:
+        said = f"that of {known['stream']} on {known['server']} is damaged at log entry {known['index']}: {known['reason']}"
+        yield Finding("copy", "wrong", said, "it is rebuilt from the others once they are all up; see to that server's disk")
 
 
 def _credentials(context: Context) -> Iterator[Finding]:

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from comity.bus.nats import NatsBus
+from comity.bus.outbox import Outbox
 from comity.cli.marking import Marking
+from comity.cli.mending import Mending, mend_before
 from comity.cli.place import Place
 from comity.cli.seat import Seat, Waiting
 from comity.config import Settings
 from comity.connect import secured
 from comity.contexts import Context
-from comity.controller.controller import Controller
+from comity.controller.controller import CONTROLLERS, Controller
+from comity.controller.doubt import Doubt, question
 from comity.credentials import Role
 from comity.embedded import EmbeddedServer
 from comity.errors import Indefinite, ServerFailed
@@ -30,6 +33,7 @@ from comity.log.base import Durability
 from comity.log.jetstream import JetStreamLog
 from comity.log.jetstream import stream_name as log_name
 from comity.model.ids import ProcessId
+from comity.model.server import Damage
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.jetstream import JetStreamStore
 from comity.store.jetstream import stream_name as store_name
@@ -56,10 +60,11 @@ class EmbeddedNetwork:
     """A server, a controller and ``/metrics`` in this process: what ``comity up`` runs."""
 
     def __init__(
-        self, server: EmbeddedServer, bus: NatsBus, doors: list[Any], controller: Controller, marking: Marking, seat: Seat | None
-    ) -> None:
+        self, server: EmbeddedServer, bus: NatsBus, doors: list[Any], controller: Controller, marking: Marking,
+        mending: Mending | None,
+    ) -> None:  # fmt: skip
         self.server = server
-        self.seat = seat
+        self.seat = mending.seat if mending is not None else None
         self.bus = bus
         self.controller = controller
         self.metrics: MetricsServer | None = None
@@ -67,6 +72,7 @@ class EmbeddedNetwork:
         self.notes: list[str] = list(server.notes)
         self._doors = doors
         self._marking = marking
+        self._mending = mending
 
     @property
     def url(self) -> str:
@@ -98,22 +104,30 @@ class EmbeddedNetwork:
         there; ``tell`` says who is awaited. Raises AlreadyRunning, ForeignData, Corrupt, BadSettings, ServerFailed."""
         place = place or Place()
         cluster = place.member.config() if place.member is not None else None
+        damage: Damage | None = None
+
+        async def before(server: EmbeddedServer) -> None:
+            nonlocal damage
+            damage = await mend_before(place.member, server) if place.member is not None else None
+
         async with AsyncExitStack() as stack:
             server = await EmbeddedServer.start(
                 settings.data_dir, network=settings.network, port=settings.port, binary=settings.nats_server,
-                fsync=settings.fsync, host=place.host, tls=place.tls, cluster=cluster,
+                fsync=settings.fsync, host=place.host, tls=place.tls, cluster=cluster, before=before,
             )  # fmt: skip
             stack.push_async_callback(server.stop)
             process = ProcessId(f"k-{secrets.token_hex(4)}")
             bus = await _connect(server, process)
             stack.push_async_callback(bus.close)
-            seat = None
+            seat = mending = None
             if place.member is not None:
                 seat = Seat(server, place, version("comity"))
                 stack.push_async_callback(seat.close)
                 await seat.open(_options(server, "system", f"{process}-view"), f"{process}-view")
                 await seat.until_placed(bus.connection, partial(_tell, tell, seat))
-            network = await cls._with_controller(server, bus, settings, seat)
+                mending = Mending(server, seat, bus, settings, damage)
+                stack.push_async_callback(mending.close)
+            network = await cls._with_controller(server, bus, settings, mending)
             stack.pop_all()
         if metrics:
             network.metrics = serve_metrics(network.controller, settings.http_port, network.notes)
@@ -125,26 +139,31 @@ class EmbeddedNetwork:
 
     @classmethod
     async def _with_controller(
-        cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, seat: Seat | None
+        cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, mending: Mending | None
     ) -> EmbeddedNetwork:
         streams = server.data / "jetstream" / server.authority.account.public / "streams"
         marking = Marking(server.data, server.network_id, streams / log_name(server.network))
         with marking.noting():
-            doors = await _open(bus, server, VERIFIED if settings.fsync else OFF, marking, seat)
-            return await cls._begin(server, bus, doors, settings, marking, seat)
+            doors = await _open(bus, server, VERIFIED if settings.fsync else OFF, marking, mending)
+            return await cls._begin(server, bus, doors, settings, marking, mending)
 
     @classmethod
     async def _begin(
-        cls, server: EmbeddedServer, bus: NatsBus, doors: Doors, settings: Settings, marking: Marking, seat: Seat | None
-    ) -> EmbeddedNetwork:
+        cls, server: EmbeddedServer, bus: NatsBus, doors: Doors, settings: Settings, marking: Marking,
+        mending: Mending | None,
+    ) -> EmbeddedNetwork:  # fmt: skip
+        seat = mending.seat if mending is not None else None
         controller = Controller(
             bus, *doors, settings,
             network_id=server.network_id, wall=time.time, random=random.random, eager=seat is None, confirm_jump=True,
             place=seat.member.member if seat is not None else "",
         )  # fmt: skip
-        network = cls(server, bus, list(doors), controller, marking, seat)
+        network = cls(server, bus, list(doors), controller, marking, mending)
         network.durability = await doors.log.durability()
         controller.measure = partial(machine, settings.data_dir)
+        if mending is not None:
+            mending.known = lambda: controller.ledger.index
+            controller.doubted = mending.hurry
         try:
             await controller.start()
             await until_led(controller)
@@ -189,6 +208,8 @@ class EmbeddedNetwork:
         if self.metrics is not None:
             await self.metrics.stop()
             self.metrics = None
+        if self._mending is not None:
+            await self._mending.close()
         if self.seat is not None and self._doors and not self.controller.shut_down.is_set():
             await self.seat.leave(self.bus)
         with contextlib.suppress(asyncio.CancelledError):
@@ -256,12 +277,20 @@ async def _connect(server: EmbeddedServer, process: ProcessId) -> NatsBus:
 
 
 async def _open(
-    bus: NatsBus, server: EmbeddedServer, durability: Durability, marking: Marking, seat: Seat | None
+    bus: NatsBus, server: EmbeddedServer, durability: Durability, marking: Marking, mending: Mending | None
 ) -> Doors:
     """The doors, whose streams are made if they are missing and may be. In a cluster their groups may need a moment to have
-    leaders."""
+    leaders, and a damaged copy of the log one to be rebuilt."""
     nc, token, copies = bus.connection, server.network, server.replicas
     opened: list[Any] = []
+    outbox = Outbox(bus)
+
+    def ask(index: int) -> None:
+        assert mending is not None
+        mending.hurry(index)
+        outbox.post(CONTROLLERS, question(index))
+
+    doubt = Doubt(ask, copies)
 
     async def patiently(work: Callable[[], Awaitable[T]]) -> T:
         while True:
@@ -275,13 +304,13 @@ async def _open(
 
     try:
         await patiently(lambda: marking.look(nc, log_name(token), store_name(token)))  # nodes fill the registry again
-        opened.append(await patiently(lambda: JetStreamLog.open(
+        opened.append(await doubt.patiently(lambda: patiently(lambda: JetStreamLog.open(
             nc, token, create=True, replicas=copies, durability=durability
-        )))  # fmt: skip
-        await patiently(lambda: marking.check(opened[0]))
+        ))))  # fmt: skip
+        await doubt.patiently(lambda: patiently(lambda: marking.check(opened[0])))
         opened.append(await patiently(lambda: JetStreamRegistry.open(nc, token, create=True, replicas=copies)))
-        if seat is not None:
-            await patiently(lambda: seat.must_be_known(opened[1]))
+        if mending is not None:
+            await patiently(lambda: mending.seat.must_be_known(opened[1]))
         opened.append(await patiently(lambda: JetStreamStore.open(nc, token, create=True, replicas=copies)))
         await marking.begin()
     except BaseException:

@@ -20,9 +20,10 @@ from comity.cluster.membership import Member
 from comity.cluster.status import SystemView
 from comity.cluster.tls import server_context
 from comity.embedded import EmbeddedServer, free_port
-from comity.errors import Conflict, Disconnected, ForeignData, Indefinite, NotFound, Unreachable
+from comity.errors import Conflict, Disconnected, ForeignData, Indefinite, InvalidInput, NotFound, Unreachable
 from comity.jetstream import JetStream
 from comity.model.ids import check_token
+from comity.model.server import Damage, ServerRecord, decode_server
 from comity.registry.base import Registry
 
 SERVERS, FORGOTTEN = "servers/", "forgotten/"
@@ -32,14 +33,6 @@ ASK_S = 0.5
 RETRY_S = 0.2
 
 log = logging.getLogger(__name__)
-
-
-class Known(msgspec.Struct, frozen=True):
-    """What a server says of itself in the registry, for the others' next start and for clients."""
-
-    route: str
-    url: str
-    version: str
 
 
 class Waiting(NamedTuple):
@@ -57,16 +50,26 @@ class Seat:
         assert place.member is not None
         self.member: Member = place.member
         self.changed: Callable[[], None] = lambda: None
+        self.damage: Damage | None = None
+        self.is_known = False
+        """Whether the registry has this server, with ``damage``."""
         self._server = server
         self._place = place
         self._version = version
         self.data = server.data
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, ServerRecord] = {}
         self._forgotten: set[str] = set()
         """Routes of servers that were forgotten."""
         self._endpoint: JoinEndpoint | None = None
         self._view: SystemView | None = None
+        self._registry: Registry | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def view(self) -> SystemView:
+        """Of the servers, once it is open."""
+        assert self._view is not None
+        return self._view
 
     async def open(self, options: dict[str, Any], process: str) -> None:
         """Let others in, and look at the servers with ``options`` of a system user. Raises Unreachable."""
@@ -120,9 +123,8 @@ class Seat:
             await js.close()
 
     async def _count(self) -> int:
-        assert self._view is not None
         try:
-            return len(await self._view.ping(self.member.size))
+            return len(await self.view.ping(self.member.size))
         except Unreachable:
             return 0
 
@@ -134,13 +136,14 @@ class Seat:
 
     def announce(self, registry: Registry) -> None:
         """From now on others know this server, and it knows them."""
+        self._registry = registry
         self._tasks.append(asyncio.create_task(self._announce(registry)))
 
     async def _announce(self, registry: Registry) -> None:
-        mine = Known(f"{bracketed(self.member.host)}:{self.member.route_port}", self._server.url, self._version)
         while True:
             try:
-                await registry.put(f"{SERVERS}{check_token(self.member.member, 'server')}", msgspec.json.encode(mine))
+                await self._put(registry)
+                self.is_known = True
                 async for changes in registry.watch(SERVERS):
                     for change in changes:
                         self._take(change.key.partition("/")[2], change.value)
@@ -153,13 +156,25 @@ class Seat:
                 log.debug("the registry does not say which servers there are: %s", error)
                 await asyncio.sleep(RETRY_S)
 
+    async def _put(self, registry: Registry) -> None:
+        mine = ServerRecord(
+            f"{bracketed(self.member.host)}:{self.member.route_port}", self._server.url, self._version, self.damage
+        )
+        await registry.put(f"{SERVERS}{check_token(self.member.member, 'server')}", msgspec.json.encode(mine))
+
+    async def report(self, damage: Damage) -> None:
+        """Tell everybody what is wrong with this server's copy of the log, or no longer. Raises Indefinite errors."""
+        self.damage = damage
+        if self._registry is not None and self.is_known:
+            await self._put(self._registry)
+
     def _take(self, name: str, value: bytes | None) -> None:
         try:
             if value is not None:
-                known = self._known[name] = msgspec.json.decode(value, type=Known)
+                known = self._known[name] = decode_server(value)
                 self._forgotten.discard(known.route)
                 return
-        except msgspec.DecodeError:
+        except InvalidInput:
             log.warning("the registry's record of server %s cannot be read", name)
         gone = self._known.pop(name, None)
         if gone is not None:

@@ -54,6 +54,13 @@ class Group(NamedTuple):
     head: int = 0
 
 
+class Held(NamedTuple):
+    """A server's own copy of a stream: its last entry, and how many entries before that it lacks."""
+
+    last: int
+    gaps: int
+
+
 class SystemView:
     """What only a user of the system account may ask: which servers there are."""
 
@@ -79,6 +86,21 @@ class SystemView:
 
     async def ping(self, expect: int) -> list[dict[str, Any]]:
         """What each server says of itself; ``expect`` answers are enough. Raises Unreachable."""
+        return [answer["data"] for answer in await self._ask("VARZ", {}, expect)]
+
+    async def held(self, stream: str, expect: int) -> dict[str, Held]:
+        """What each server's own copy of ``stream`` has, by the server's name; ``expect`` answers are enough. Raises
+        Unreachable."""
+        found = {}
+        for answer in await self._ask("JSZ", {"accounts": True, "streams": True}, expect):
+            for account in answer["data"].get("account_details", ()):
+                for copy in account.get("stream_detail", ()):
+                    if copy["name"] == stream:
+                        state = copy["state"]
+                        found[answer["server"]["name"]] = Held(state["last_seq"], state.get("num_deleted", 0))
+        return found
+
+    async def _ask(self, what: str, options: dict[str, Any], expect: int) -> list[dict[str, Any]]:
         answers: list[dict[str, Any]] = []
         enough = asyncio.Event()
 
@@ -90,13 +112,13 @@ class SystemView:
         inbox = self._nc.new_inbox()
         try:
             subscription = await self._nc.subscribe(inbox, cb=take)
-            await self._nc.publish("$SYS.REQ.SERVER.PING.VARZ", b"", reply=inbox)
+            await self._nc.publish(f"$SYS.REQ.SERVER.PING.{what}", msgspec.json.encode(options), reply=inbox)
             await asyncio.wait([asyncio.ensure_future(enough.wait())], timeout=PING_S)
             enough.set()
             await subscription.unsubscribe()
         except nats_errors.Error as error:
             raise Unreachable(f"the servers do not answer their system account: {error}") from error
-        return [answer["data"] for answer in answers if "data" in answer]
+        return [answer for answer in answers if "data" in answer]
 
     async def step_meta_down(self) -> None:
         """Have the server that leads JetStream's own group let another one lead. Raises Unreachable."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import structlog
 
@@ -13,6 +14,7 @@ from comity.errors import ComityError
 from comity.failpoints import durable
 from comity.model.capability import AgentRecord, NodeRecord
 from comity.model.ids import AgentId, NodeId, ProcessId
+from comity.model.server import Damage, decode_server
 from comity.model.wire import decode_agents, decode_node
 from comity.registry.base import Change, Registry
 
@@ -28,6 +30,10 @@ class Census:
         self.put: Callable[[AgentRecord], None] = scheduling.put_agent
         self.remove: Callable[[AgentId], None] = scheduling.remove_agent
         self.changed: Callable[[str, AgentRecord], None] = lambda _kind, _agent: None
+        self.damage: dict[str, Damage] = {}
+        """What was found in servers' copies of the log, by the server's name."""
+        self.damaged: Callable[[str, Damage], None] = lambda _server, _damage: None
+        """Hears of changes of that."""
         self.malformed = 0
         self._registry = registry
         self.counts: dict[NodeId, dict[str, int]] = {}
@@ -55,6 +61,20 @@ class Census:
                 self.nodes[NodeId(ProcessId(rest))] = decode_node(change.value)
         elif kind == "agents":
             self._take_chunk(change.key, decode_agents(change.value) if change.value is not None else [])
+        elif kind == "servers":
+            self._take_server(rest, decode_server(change.value).damage if change.value is not None else None)
+
+    def _take_server(self, name: str, damage: Damage | None) -> None:
+        if damage is None:
+            self.damage.pop(name, None)
+        elif damage != self.damage.get(name):
+            self.damage[name] = damage
+            self.damaged(name, damage)
+
+    def damages(self) -> list[dict[str, Any]]:
+        """The copies that are damaged now."""
+        found = [(name, known) for name, known in sorted(self.damage.items()) if not known.mended]
+        return [{"server": name, "stream": known.stream, "index": known.index, "reason": known.reason} for name, known in found]
 
     def _take_chunk(self, key: str, records: list[AgentRecord]) -> None:
         node = key.split("/")[1]

@@ -22,6 +22,7 @@ from comity.bus.base import LEADER, Bus, Cancel, Delivery, Link, to, topic
 from comity.bus.outbox import Outbox
 from comity.config import Settings
 from comity.controller.census import Census
+from comity.controller.doubt import DOUBT, Doubt, doubted, question
 from comity.controller.origin import beginning, past
 from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
@@ -87,6 +88,9 @@ class Controller:
         self.scheduling = Scheduling(random)
         self.census = Census(registry, self.scheduling)
         self.payloads = Payloads(log)
+        self.doubt = Doubt(self._doubt, 2 if log.lag_s else 1)
+        self.doubted: Callable[[int], None] = lambda _index: None
+        """Told of an entry that somebody cannot read."""
         self.state = Tasks(self.network_id)
         self.breakers = self._breakers()
         self.ledger = Ledger(network_id)
@@ -120,7 +124,8 @@ class Controller:
         self._cancels.append(await self.bus.subscribe(f"to/{self.bus.process}", self._receive))
         self._cancels.append(await self.bus.subscribe(CONTROLLERS, self._hear))
         await self._load()
-        await must_hold(self.log, self.ledger.effective_index, self.ledger.digest, "a snapshot")
+        begins = self.ledger.effective_index, self.ledger.digest
+        await self.doubt.patiently(lambda: must_hold(self.log, *begins, "a snapshot"))
         await self._catch_up()
         self._leader_seen = loop.time()
         self._tasks.append(loop.create_task(self._guarded(self.census.watch())))
@@ -162,6 +167,9 @@ class Controller:
     async def _catch_up(self) -> None:
         """Read and apply to the log's tail, as far as can be seen from here. Raises Corrupt, also if the log has lost entries
         that were applied."""
+        await self.doubt.patiently(self._read_up)
+
+    async def _read_up(self) -> None:
         while True:
             try:
                 items = await read_on(self.log, self.ledger.index)
@@ -331,6 +339,7 @@ class Controller:
             term.end()
             self.census.put, self.census.remove = self.scheduling.put_agent, self.scheduling.remove_agent
             self.census.changed = lambda _kind, _agent: None
+            self.census.damaged = lambda _server, _damage: None
             await term.pipeline.settle()
 
     async def _pulse(self, term: Term) -> None:
@@ -362,12 +371,18 @@ class Controller:
         for item in items:
             if isinstance(item, Ask) and item.what == "position":
                 self.outbox.post(to(delivery.sender), Answer(item.ref, "", to_json(self.position())))
+            elif isinstance(item, Ask) and item.what == DOUBT:
+                self.doubted(doubted(item.args))
             elif not isinstance(item, Leading):
                 continue
             elif self.leading is not None and item.term > self.state.term:
                 self.leading.doubt()
             elif self.leading is None and delivery.sender == self.state.leader:
                 self._hear_leader(item)
+
+    def _doubt(self, index: int) -> None:
+        self.doubted(index)
+        self.outbox.post(CONTROLLERS, question(index))
 
     def _hear_leader(self, item: Leading) -> None:
         self._leader_seen = asyncio.get_running_loop().time()
@@ -404,5 +419,6 @@ class Controller:
             "leader": self.state.leader,
             "term": self.ledger.term,
             "log_head": self.ledger.index,
+            "damaged_copies": self.census.damages(),
             "controller": self.about(),
         }

@@ -24,6 +24,8 @@ from comity.model.task import Stored
 from comity.store.base import Store
 
 MB = 1_000_000
+LOG_ENTRY = "log entry "
+"""A place, when the entry's index follows."""
 READ_BYTES = MB
 """Of log entries read at once, about."""
 READ_MAX = 128
@@ -133,7 +135,7 @@ class Inspection:
                     continue
                 at = int(error.details.get("index", at + 1))
                 chain = None
-                self._miss(f"log entry {at}", error.message, HOLE)
+                self._miss(f"{LOG_ENTRY}{at}", error.message, HOLE)
                 continue
             if not items:
                 break
@@ -144,10 +146,10 @@ class Inspection:
             size = sum(len(item.data) for item in items)
             limit = max(2, min(READ_MAX, READ_BYTES * len(items) // max(1, size)))
             await self._pace("entries", len(items), size)
-        if at < head and not self._is_enough:
+        if at < head and not self._is_enough and (not self._log.lag_s or (await self._log.bounds())[1] < head):
             self._miss("the log's end", f"the log ends at entry {at}, but entry {head} was acknowledged", LAG)
         elif chain is not None and chain.index == self._ledger.index and chain.digest != self._ledger.digest:
-            self._fault(f"log entry {chain.effective_index}", "it is not the entry that was appended there")
+            self._fault(f"{LOG_ENTRY}{chain.effective_index}", "it is not the entry that was appended there")
 
     async def _chain(self, first: int) -> Ledger | None:
         """Where the chain of parents can be taken up: at the log's beginning, or at the older snapshot."""
@@ -170,11 +172,11 @@ class Inspection:
                 if entry.network != self._state.network:
                     raise ForeignData(f"it belongs to network {entry.network!r}")
         except (Corrupt, ForeignData) as error:
-            self._fault(f"log entry {index}", error.message)
+            self._fault(f"{LOG_ENTRY}{index}", error.message)
             return None
         for taken in self._state.snapshots:
             if chain is not None and chain.index == index == taken.index and chain.digest != taken.digest:
-                self._fault(f"log entry {index}", "it is not the entry that a snapshot was taken after")
+                self._fault(f"{LOG_ENTRY}{index}", "it is not the entry that a snapshot was taken after")
         return chain
 
     # The store

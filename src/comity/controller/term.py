@@ -14,7 +14,7 @@ from comity.controller.answers import Answers, Args, Slow
 from comity.controller.choices import Choices
 from comity.controller.events import Events
 from comity.controller.hearing import Hearing
-from comity.controller.inspection import Inspection
+from comity.controller.inspection import LOG_ENTRY, Inspection
 from comity.controller.keeping import Keeping
 from comity.controller.leader import Leader
 from comity.controller.liveness import Liveness
@@ -42,6 +42,7 @@ from comity.model.envelope import Envelope, Performative
 from comity.model.ids import NodeId, ProcessId, TaskId, TaskIds
 from comity.model.limits import FAR_S
 from comity.model.moment import iso
+from comity.model.server import Damage
 from comity.model.task import Configure, Task, TaskState
 from comity.model.wire import Message
 
@@ -178,6 +179,7 @@ class Term:
         census.put = self._put_agent
         census.remove = self.reconcile.remove_agent
         census.changed = self._agent_changed
+        census.damaged = self._copy_damaged
 
     def begin(self) -> None:
         c = self._controller
@@ -192,6 +194,9 @@ class Term:
         self.liveness.step(Leadership(True))
         self._spawn(self._ask_durability())
         self.inspection.begin()
+        for server, damage in c.census.damage.items():
+            if not damage.mended:
+                self._copy_damaged(server, damage)
 
     def end(self) -> None:
         self.leader.end()
@@ -275,6 +280,13 @@ class Term:
         """Tell of it, and save what is in memory: who reads from a newer snapshot needs no entry before it."""
         self.leader.notice("storage.damaged", place=place, reason=reason)
         self.keeping.snapshot_wanted = True
+        index = place.removeprefix(LOG_ENTRY)
+        if self._controller.log.lag_s and index.isdecimal():
+            self._controller.doubt.ask(int(index))
+
+    def _copy_damaged(self, server: str, damage: Damage) -> None:
+        kind = "replica.rebuilt" if damage.mended else "replica.damaged"
+        self.leader.notice(kind, server=server, stream=damage.stream, place=f"log entry {damage.index}", reason=damage.reason)
 
     # Agents and nodes
 
@@ -358,6 +370,7 @@ class Term:
             "settings": {name: getattr(c.settings, name) for name in TOLD},
             "restored_from": f"entry {origin.index} of network {origin.origin}" if origin is not None else "",
             "storage": self.inspection.figures(),
+            "damaged_copies": c.census.damages(),
         }
 
     async def _ask_durability(self) -> None:

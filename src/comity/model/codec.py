@@ -39,7 +39,7 @@ _entry_decoder = msgspec.msgpack.Decoder(Entry)
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 
 
-def digest(data: bytes) -> bytes:
+def digest(data: bytes | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
@@ -93,6 +93,11 @@ def unseal(data: bytes) -> tuple[Entry, bytes]:
         return _entry_decoder.decode(body), mark
     except UNREADABLE as error:
         raise ForeignData(f"a log entry of a newer or foreign format: {error}") from error
+
+
+def is_intact(data: bytes | memoryview) -> bool:
+    """Whether these are a sealed entry's bytes, as they were sealed."""
+    return data[:2] == MAGIC and digest(data[2 + DIGEST_SIZE :]) == data[2 : 2 + DIGEST_SIZE]
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
