@@ -295,6 +295,24 @@ async def test_a_call_ends_with_its_time_and_by_cancel(stage: Stage) -> None:
 
 
 @staged
+async def test_a_message_that_is_called_off_as_it_comes_is_not_at_work_for_ever(stage: Stage) -> None:
+    agent = Agent("a")
+    ran: list[str] = []
+
+    @agent.on("work")
+    async def work(name: str) -> None:
+        ran.append(name)
+
+    node, _ = await stage.started(agent)
+    caller = await Caller.join(stage)
+    asked = caller.envelope("n1/a", "canceled", topic="work")
+    off = caller.envelope("n1/a", performative=Performative.CANCEL, in_reply_to=asked.id)
+    await caller.bus.send(to("n1"), wire.encode([wire.Message(asked), wire.Message(off)]))
+    await caller.ask("n1/a", "done", topic="work")
+    assert (ran, node.messages.calls) == (["done"], {})
+
+
+@staged
 async def test_a_message_that_comes_twice_runs_once(stage: Stage) -> None:
     agent = Agent("a")
     ran: list[int] = []

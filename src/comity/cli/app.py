@@ -35,7 +35,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "nodes": ("nodes", "Nodes: list, show, drain, isolate, resume"),
         "events": ("events", "What happens, as it happens"),
         "stats": ("network_commands", "What the network is doing, in numbers"),
-        "cluster": ("cluster", "Servers: status, invite"),
+        "cluster": ("cluster", "Servers: status, invite, forget"),
     },
     "Talk": {
         "send": ("messages", "Say something to an agent, and print its reply"),
@@ -44,7 +44,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Look after": {
         "down": ("network_commands", "Shut the network down: tell everyone, let running tasks end, stop"),
         "backup": ("backup", "Copies of the network: create, list, verify, restore"),
-        "context": ("contexts", "Named connections: list, show, use, add, remove"),
+        "context": ("contexts", "Named connections: list, show, use, add, remove, invite, import"),
         "doctor": ("doctor", "Is everything as it should be here? What to change if not"),
         "bench": ("bench", "Measure on this machine: tasks, messages, scale, recovery, overload"),
         "explain": ("tools", "What an error code means, and what to do about it"),

@@ -237,13 +237,15 @@ class Messages:
                 call.timer = self._loop.call_at(call.deadline_at, self._stop, call)
 
     def _stop(self, call: Call) -> None:
-        """Nobody waits for it any more."""
+        """Nobody waits for it any more. It is canceled behind its first step: what never began could not clean up."""
         call.is_canceled = True
-        call.work.cancel()
+        self._loop.call_soon(call.work.cancel)
 
     async def _run(self, key: tuple[str, str], call: Call, to_do: Listener | Offered) -> None:
         envelope = call.envelope
         try:
+            if call.is_canceled:
+                return
             data = await (self._offered(call, to_do) if isinstance(to_do, Offered) else self._listener(call, to_do))
             if data is not None and envelope.performative in ANSWERED:
                 self._send(envelope, call.agent, Performative.INFORM, data)
