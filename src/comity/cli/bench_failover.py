@@ -30,6 +30,8 @@ from comity.errors import Indefinite, TimedOut
 LOOK_S = 0.1
 PAUSE_S = 0.5
 GONE_S = 10.0
+APART_S = 5.5
+"""Between two deaths of the only server: one that soon dies again and again is started later and later, and then given up."""
 
 
 async def measure(bench: Bench, fault: Fault, count: int, nodes: int, tasks: int) -> dict[str, Any]:
@@ -68,6 +70,8 @@ class Trial:
         """Seconds until the network had accepted and finished a task again."""
         net = self._bench.net
         number = await self._victim()
+        if self._fault is Fault.BROKER:
+            await asyncio.sleep(APART_S)
         given = await net.submit_many("bench.echo", [{"text": "x" * n} for n in range(self._tasks)])
         self.ids |= {task.id for task in given}
         await asyncio.sleep(random.uniform(0, PAUSE_S))  # at any moment
