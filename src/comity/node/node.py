@@ -30,7 +30,7 @@ from comity.model import wire
 from comity.model.capability import AgentStatus, NodeRecord
 from comity.model.ids import AgentId, ProcessId
 from comity.node.announce import Announcer
-from comity.node.attempts import Attempts, Running
+from comity.node.attempts import Attempts
 from comity.node.control import Control
 from comity.node.lease import Lease
 from comity.node.measure import Measure, measured
@@ -38,6 +38,7 @@ from comity.node.messages import Call, Messages
 from comity.node.performing import Performer, ended
 from comity.node.pools import Pools
 from comity.node.probing import Probing
+from comity.node.running import Running
 from comity.registry.base import Registry
 from comity.store.base import Store
 
