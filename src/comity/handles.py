@@ -16,6 +16,7 @@ from comity.model.typed import returned_by
 
 if TYPE_CHECKING:
     from comity.client.client import Client
+    from comity.client.parts import Parts
     from comity.client.task import Task
     from comity.client.terms import TaskOptions
 
@@ -47,6 +48,18 @@ class Speaker:
     async def submit_many(self, capability: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]) -> list[Task]:
         """One task for each input. See ``Client.submit_many``."""
         return await self._client.submit_many(capability, inputs, **options)
+
+    def stream(
+        self,
+        capability: str,
+        input: Any = None,  # noqa: A002 - as the client calls it
+        *,
+        as_type: Any = Any,
+        key: str | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Parts:
+        """Submit a task, and read what its capability yields. See ``Client.stream``."""
+        return self._client.stream(capability, input, as_type=as_type, key=key, **options)
 
     def task(self, id: str) -> Task:
         """See ``Client.task``."""

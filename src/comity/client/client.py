@@ -13,6 +13,7 @@ import msgspec
 
 from comity.bus.base import LEADER, Bus, Link
 from comity.bus.outbox import Outbox
+from comity.client import parts, standing
 from comity.client.exchange import Exchange
 from comity.client.later import DeadLetters, Schedules
 from comity.client.listing import listed
@@ -156,6 +157,8 @@ class Client:
         """Submit one task for each input; their handles, in order, once all are durable. Nothing is sent if an input is
         bad. Of an error later, ``details["accepted"]`` lists the ids of those accepted. See ``submit``."""
         return await self._submit(capability, "", options, list(inputs))
+
+    stream = parts.stream
 
     async def _submit(self, need: str, key: str, options: TaskOptions, inputs: list[Any]) -> list[Task]:
         exchange = self._exchange
@@ -468,13 +471,7 @@ class Client:
         """How agents are picked for tasks of ``capability`` that do not say. Raises BadInput."""
         await self._ask("strategy", capability=capability, strategy=strategy_named(strategy))
 
-    async def shutdown(self, timeout: float | None = None) -> dict[str, Any]:
-        """Announce the end to every agent, refuse submits, wait up to ``timeout`` seconds (default ``drain_timeout_s``)
-        for what runs, stop. What still ran and what waits: both go on when the network is started again."""
-        drain_s = 0.0 if timeout == 0 else check_timeout(timeout) or self._exchange.settings.drain_timeout_s
-        wait_s = drain_s + self._exchange.settings.request_timeout_s
-        answer: dict[str, Any] = await self._exchange.ask("shutdown", {"timeout_s": drain_s}, wait_s)
-        return answer
+    shutdown = standing.shutdown
 
     async def pause(self, agent: str) -> None:
         """Give an agent no new work. Raises UnknownAgent, BadInput (a name of several), PeerLost, TimedOut."""

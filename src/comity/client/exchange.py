@@ -14,6 +14,7 @@ from comity.client.contact import Contact
 from comity.client.listeners import Listeners
 from comity.client.messages import Messages
 from comity.client.outcomes import Outcomes
+from comity.client.readings import Readings
 from comity.client.sightings import Sightings
 from comity.client.streams import Streams
 from comity.client.submissions import Submissions
@@ -27,6 +28,7 @@ from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import ProcessId, TaskId, TaskIds
 from comity.model.limits import check_text, check_timeout
+from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered
 from comity.model.payload import LOG_LIMIT, Payload
 from comity.registry.base import Registry
 from comity.store.base import Store
@@ -64,6 +66,7 @@ class Exchange:
         self.outcomes = Outcomes(self.contact, self.timers, self.turns)
         self.submissions = Submissions(self.contact, self.outcomes, self.timers, self.turns, rng.random)
         self.streams = Streams(self.contact, self.timers, rng)
+        self.readings = Readings(bus, self.outbox, self.timers, rng, lambda task: self.ask("task", {"id": task}))
         self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall)
         self.listeners = Listeners(self._reply)
         self.sightings = Sightings(bus.process, self.directory, wall)
@@ -84,6 +87,10 @@ class Exchange:
             wire.EventNotice: self._on_notice,
             wire.Leading: self._on_leading,
             wire.Message: self._on_message,
+            PartsOffered: self._to(self.readings.on_offered),
+            Part: self._to(self.readings.on_part),
+            PartsEnd: self._to(self.readings.on_end),
+            NoParts: self._to(self.readings.on_none),
         }
 
     async def open(self) -> None:
@@ -116,6 +123,7 @@ class Exchange:
             self.outcomes.close(error)
             self.submissions.close(error)
             self.streams.end(error)
+            self.readings.end()
             self.messages.close(error)
 
     def check_open(self) -> None:
@@ -142,6 +150,16 @@ class Exchange:
         """Take in ``item``; False if it is not meant for a client (or not only: ``Leading``)."""
         take = self._take.get(type(item))
         return take is not None and take(item, sender)
+
+    @staticmethod
+    def _to(take: Callable[[Any, ProcessId], None]) -> Callable[[Any, ProcessId], bool]:
+        """``take`` as one of those that say whether an item was theirs: it is."""
+
+        def taken(item: Any, sender: ProcessId) -> bool:
+            take(item, sender)
+            return True
+
+        return taken
 
     def _on_accepted(self, item: wire.Accepted, sender: ProcessId) -> bool:
         if self.contact.is_leader(sender):

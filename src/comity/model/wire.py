@@ -16,16 +16,14 @@ from comity.model.capability import AgentRecord, Capability, NodeRecord, Require
 from comity.model.codec import UNREADABLE
 from comity.model.envelope import Envelope
 from comity.model.ids import AgentId, ProcessId, TaskId
+from comity.model.item import Item as Item
+from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered, ReadParts
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
 
 BATCH_LIMIT = 512 * 1024
 """Bytes of one bus message, and of one item."""
 BATCH_BYTES = 128 * 1024
 """A larger batch is cut: bounds the time that taking in one message takes, a few milliseconds."""
-
-
-class Item(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Root of everything that travels on internal subjects."""
 
 
 # A caller (client, node) to the leading controller
@@ -121,7 +119,7 @@ class Refused(Item, tag=21):
     task: TaskId
     code: str
     message: str
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {}  # noqa: RUF012 - each Struct gets one of its own
 
 
 class Ended(Item, tag=22):
@@ -285,7 +283,7 @@ class Beacon(Item, tag=60):
     host_cpu_free: float = 0.0
     host_memory_free_mb: float = 0.0
     draining: bool = False
-    calls: dict[AgentId, int] = {}
+    calls: dict[AgentId, int] = {}  # noqa: RUF012
     wall_ms: int = 0
 
 
@@ -422,6 +420,7 @@ Any_ = (
     | Beacon | Began | Done | Failed | Declined | Slot | Live | Leaving | RateTask | Progress
     | StepDone | Checkpointed | InputAsked | Recall | AnswerTask
     | Message | Control | Ping | Pong
+    | PartsOffered | ReadParts | Part | PartsEnd | NoParts
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

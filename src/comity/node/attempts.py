@@ -42,6 +42,7 @@ from comity.model.wire import (
     Stop,
 )
 from comity.node.failing import MESSAGE_LIMIT, Failure, failure_of, place, said_by
+from comity.node.parts import Streams
 from comity.node.performing import Performer, is_closing
 from comity.node.resuming import Doors, Memory, suspension
 from comity.node.running import Running
@@ -74,6 +75,7 @@ class Attempts:
         speak: Callable[[Running], Client],
         wall: Callable[[], float],
         *,
+        streams: Streams,
         keep_s: float,
         grace_s: float,
     ) -> None:
@@ -92,6 +94,7 @@ class Attempts:
         self._performer = performer
         self._post = post
         self._wall = wall
+        self._streams = streams
         self._keep_s = keep_s
         self._grace_s = grace_s
         self._ended: OrderedDict[TaskId, int] = OrderedDict()
@@ -304,12 +307,16 @@ class Attempts:
             data = run.input if type(run.input) is bytes else await self._fetch(run.input)
             if run.known and running.memory.has_state:
                 await running.memory.load()
+            if running.offered.signature.is_stream:
+                running.out = self._streams.open(run)
             output = await self._performer.perform(
-                running.offered, data, lambda: Attempt(running), lambda: self._starts(running), run.no_retry
+                running.offered, data, lambda: Attempt(running), lambda: self._starts(running), run.no_retry, running.out
             )
             ran_ms = self._ran_ms(running)
             key = f"{self._node}/results/{run.task}/{run.epoch}"
             result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(key, output)
+            if running.out is not None:
+                running.out.complete()
             return Done(run.task, run.epoch, result, ran_ms)
         except Refuse as refusal:
             return Declined(run.task, run.epoch, said_by(refusal.reason))
@@ -397,7 +404,7 @@ class Attempts:
         made: list[tuple[TaskId, int, int]] = []
         for task, running in self.running.items():
             if running.run.progress_timeout_s:
-                shown_at = now if running.awaits else running.progress_at
+                shown_at = now if running.awaits else running.shown_at(now)
                 if shown_at > since:
                     made.append((task, running.epoch, round((now - shown_at) * 1000)))
         return [Progress(tuple(made[at : at + PROGRESS_MAX])) for at in range(0, len(made), PROGRESS_MAX)]

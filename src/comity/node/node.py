@@ -29,12 +29,14 @@ from comity.errors import ComityError, Conflict, InvalidInput, ShuttingDown, Tim
 from comity.model import wire
 from comity.model.capability import AgentStatus, NodeRecord
 from comity.model.ids import AgentId, ProcessId
+from comity.model.parts import ReadParts
 from comity.node.announce import Announcer
 from comity.node.attempts import Attempts
 from comity.node.control import Control
 from comity.node.lease import Lease
 from comity.node.measure import Measure, measured
 from comity.node.messages import Call, Messages
+from comity.node.parts import Streams
 from comity.node.performing import Performer, ended
 from comity.node.pools import Pools
 from comity.node.probing import Probing
@@ -88,9 +90,10 @@ class Node:
         self.client = Client(bus, registry, store, settings, wall=wall, rng=rng, outbox=self.outbox)
         self.pools = Pools()
         calls = performer(self.pools)
+        self.streams = Streams(self.outbox.post)
         self.attempts = Attempts(
             self.node, store, calls, lambda item: self.outbox.post(LEADER, item), self._speak_for_attempt, wall,
-            keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
+            streams=self.streams, keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
         )  # fmt: skip
         self._agents: dict[str, Agent] = {}
         self.messages = Messages(
@@ -109,7 +112,6 @@ class Node:
         self._work: set[asyncio.Task[None]] = set()
         self._tick_timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
-        self._soon_s = SOON_S
         self._is_unheard = False  # what was said to the leader may not have reached it
         self._due = 0.0
         self._ticks = 0
@@ -122,6 +124,7 @@ class Node:
     def _listen_for(self) -> None:
         """What is taken from the leader only, and what from anybody. The client takes the rest."""
         self._probing = Probing(self.outbox.post)
+        self._soon_s = SOON_S
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),
@@ -137,6 +140,7 @@ class Node:
             wire.Control: self._control,
             wire.Ping: lambda item, sender: self.outbox.post(to(sender), wire.Pong(item.ref)),
             wire.Pong: self._probing.answered,
+            ReadParts: self.streams.read,
         }
 
     # Joining and leaving
@@ -219,6 +223,7 @@ class Node:
         if self._is_started:
             self.outbox.post(LEADER, wire.Leaving(self.incarnation))
         await ended([*self._work, *self.attempts.lingering], self.settings.cancel_grace_s)
+        self.streams.close()
         await self.announcer.close()
         await self.client.close()
         await self.outbox.drain()

@@ -11,6 +11,7 @@ from comity.agent import Agent, Offered
 from comity.client.client import Client
 from comity.model.ids import TaskId
 from comity.model.wire import Item, Run
+from comity.node.parts import Outgoing
 from comity.node.resuming import Memory
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Running:
 
     __slots__ = (
         "_attempts", "_memory", "agent", "awaits", "began_at", "deadline_at", "ending", "hosted", "is_canceled", "is_looked_at",
-        "offered", "progress_at", "run", "stop_at", "timer", "work",
+        "offered", "out", "progress_at", "run", "stop_at", "timer", "work",
     )  # fmt: skip
 
     work: asyncio.Task[None]
@@ -43,6 +44,7 @@ class Running:
         self.is_canceled = False
         self.ending: Item | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.out: Outgoing | None = None
         self._memory: Memory | None = None
 
     @property
@@ -58,6 +60,8 @@ class Running:
         """The attempt is over."""
         if self._memory is not None:
             self._memory.end()
+        if self.out is not None:
+            self.out.leave()
 
     @property
     def task(self) -> TaskId:
@@ -92,6 +96,10 @@ class Running:
 
     def tell(self, body: dict[str, Any]) -> None:
         self._attempts.tell(self, body)
+
+    def shown_at(self, now: float) -> float:
+        """When it last showed progress: a part is some, and who waits for a reader is not stuck."""
+        return max(self.progress_at, self.out.shown_at(now) if self.out is not None else 0.0)
 
     def client(self) -> Client:
         return self._attempts.speak(self)
