@@ -4,13 +4,16 @@ they call others."""
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 from comity.model.capability import AgentRecord
 from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
+from comity.model.files import FileRef
 from comity.model.ids import AgentId, TaskId
 from comity.model.typed import returned_by
 
@@ -80,6 +83,14 @@ class Speaker:
     async def discover(self, capability: str = "", **options: Any) -> list[AgentRecord]:
         """Who is here and offers it. See ``Client.discover``."""
         return await self._client.discover(capability, **options)
+
+    async def put_file(self, path: str | os.PathLike[str], **options: Any) -> FileRef:
+        """Store a file; what stands for it. See ``Client.put_file``."""
+        return await self._client.put_file(path, **options)
+
+    async def get_file(self, ref: FileRef | dict[str, Any], path: str | os.PathLike[str]) -> Path:
+        """Write a stored file to ``path``. See ``Client.get_file``."""
+        return await self._client.get_file(ref, path)
 
     async def cancel(self, task: Task | str, reason: str = "") -> dict[str, Any]:
         """Ask for a task's end. See ``Client.cancel``."""

@@ -13,26 +13,25 @@ import msgspec
 
 from comity.bus.base import LEADER, Bus, Link
 from comity.bus.outbox import Outbox
-from comity.client import parts, standing
+from comity.client import files, parts, standing
 from comity.client.exchange import Exchange
 from comity.client.later import DeadLetters, Schedules
 from comity.client.listing import listed
 from comity.client.sightings import TOPICS
 from comity.client.standing import NodeHandle
 from comity.client.task import Pausing, Task
-from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, needs, terms, words
+from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, needs, terms, words
 from comity.client.turns import PER_TURN
 from comity.config import Settings
 from comity.directory import Directory, Seen
 from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
-from comity.failpoints import durable
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, check_token, node_of
 from comity.model.limits import INDEX_MAX, NAME_MAX, check_text, check_timeout, check_whole
-from comity.model.task import LOG_LIMIT, Stored, TaskSpec, task_state
+from comity.model.task import LOG_LIMIT, TaskSpec, task_state
 from comity.model.wire import CallEnded, Item, Route, Routed
 from comity.registry.base import Registry
 from comity.store.base import Store
@@ -118,6 +117,11 @@ class Client:
         return self._exchange.bus.process
 
     @property
+    def depot(self) -> files.Depot:
+        """What the process keeps in the store for its messages."""
+        return self._exchange.depot
+
+    @property
     def directory(self) -> Directory:
         """The watched copy of the registry. ``discover`` waits until it is there."""
         return self._exchange.directory
@@ -184,7 +188,7 @@ class Client:
             if number % PER_TURN == 0:
                 await asyncio.sleep(0)
             task = exchange.task_ids.next()
-            carried = payload if len(payload) <= LOG_LIMIT else await self._stored(task, payload, agreed)
+            carried = payload if len(payload) <= LOG_LIMIT else await files.stored_input(exchange, task, payload, agreed)
             specs.append(agreed.task(task, carried))
         outcomes = await exchange.submissions.send(
             specs, queue=agreed.queue, deadline=agreed.deadline, start=agreed.start,
@@ -197,14 +201,6 @@ class Client:
         if not self._exchange.contact.is_timely:
             self._exchange.contact.seek()
             await self._made(self._left_s(max(0.0, until - self._exchange.loop.time()), deadline))
-
-    async def _stored(self, task: TaskId, payload: bytes, agreed: Terms) -> Stored:
-        """Put an input that is too large for the log into the store, for as long as its task may want it."""
-        settings, now = self._exchange.settings, self._exchange.loop.time()
-        waits_s = agreed.deadline - now if agreed.deadline < FOREVER else settings.keep_finished_s + max(0.0, agreed.start - now)
-        ttl_s = max(settings.keep_finished_s, settings.keep_dead_s) + waits_s
-        with durable("input.put"):
-            return await self._exchange.store.put(f"{self.process}/inputs/{task}", payload, ttl_s=ttl_s)
 
     def _left_s(self, timeout_s: float, deadline: float) -> float:
         """The shorter of a time-out and what is left until ``deadline``. Raises DeadlineExceeded if nothing is."""
@@ -232,6 +228,10 @@ class Client:
         """Ask for a task's end. See ``Task.cancel``."""
         return await (task if isinstance(task, Task) else self.task(task)).cancel(reason)
 
+    # Large things
+
+    put_file, get_file = files.put_file, files.get_file
+
     # Messages
 
     async def request(
@@ -256,7 +256,7 @@ class Client:
         self._exchange.check_open()
         wait_s = self._left_s(self._wait_s(timeout), self._scope.deadline)
         until = self._exchange.loop.time() + wait_s
-        data, how = to_json(body), Performative(performative)
+        data, how = await self._exchange.depot.carried(to_json(body)), Performative(performative)
         agent = await self._agent(target, wait_s, or_capability=True)
         if agent is not None:
             return await self._request(agent, data, topic, how, until)
@@ -317,13 +317,13 @@ class Client:
         assert agent is not None
         return agent
 
-    async def _request(self, agent: AgentId, data: bytes, topic: str, how: Performative, until: float) -> Any:
+    async def _request(self, agent: AgentId, data: tuple[bytes, str], topic: str, how: Performative, until: float) -> Any:
         left_s = until - self._exchange.loop.time()
         if left_s <= 0:
             raise TimedOut(f"no time was left to ask {agent}", agent=agent)
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
-            data, sender=scope.sender, timeout_s=left_s, performative=how, receiver=agent, topic=topic, trace=scope.trace
+            *data, sender=scope.sender, timeout_s=left_s, performative=how, receiver=agent, topic=topic, trace=scope.trace
         )
         return await messages.request(agent, envelope, left_s)
 
@@ -343,8 +343,8 @@ class Client:
         agent = await self._named(target)
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
-            to_json(body), sender=scope.sender, performative=Performative(performative), receiver=agent, topic=topic,
-            conversation=conversation, in_reply_to=in_reply_to, trace=scope.trace,
+            *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=Performative(performative),
+            receiver=agent, topic=topic, conversation=conversation, in_reply_to=in_reply_to, trace=scope.trace,
         )  # fmt: skip
         messages.post(node_of(agent), envelope)
 
@@ -361,8 +361,8 @@ class Client:
         self._exchange.check_open()
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
-            to_json(body), sender=scope.sender, performative=Performative(performative), topic=topic,
-            tags=words(tags), trace=scope.trace,
+            *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=Performative(performative),
+            topic=topic, tags=words(tags), trace=scope.trace,
         )  # fmt: skip
         messages.broadcast(envelope)
 

@@ -11,6 +11,7 @@ from comity.bus.base import EVERYONE, LEADER, Address, Bus, Cancel, Delivery, Li
 from comity.bus.outbox import Outbox
 from comity.client.calls import Calls, arguments
 from comity.client.contact import Contact
+from comity.client.files import JSON, Depot, is_large
 from comity.client.listeners import Listeners
 from comity.client.messages import Messages
 from comity.client.outcomes import Outcomes
@@ -67,8 +68,9 @@ class Exchange:
         self.submissions = Submissions(self.contact, self.outcomes, self.timers, self.turns, rng.random)
         self.streams = Streams(self.contact, self.timers, rng)
         self.readings = Readings(bus, self.outbox, self.timers, rng, lambda task: self.ask("task", {"id": task}))
-        self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall)
-        self.listeners = Listeners(self._reply)
+        self.depot = Depot(store, bus.process, wall)
+        self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall, self.depot)
+        self.listeners = Listeners(self._reply, self.depot)
         self.sightings = Sightings(bus.process, self.directory, wall)
         self.task_ids = TaskIds(self.contact.now_ms, rng.getrandbits(40))
         self._subscriptions: list[Cancel] = []
@@ -206,8 +208,22 @@ class Exchange:
         return True
 
     def _reply(self, to_this: Envelope, sender: ProcessId, performative: Performative, body: Any) -> None:
+        data = to_json(body)
+        if is_large(data):
+            self.listeners.spawn(self._reply_large(to_this, sender, performative, data))
+        else:
+            self._answer(to_this, sender, performative, data)
+
+    async def _reply_large(self, to_this: Envelope, sender: ProcessId, performative: Performative, data: bytes) -> None:
+        try:
+            self._answer(to_this, sender, performative, *await self.depot.carried(data))
+        except ComityError as error:
+            said = to_json({"code": error.code, "message": error.message})
+            self._answer(to_this, sender, Performative.FAILURE, said)
+
+    def _answer(self, to_this: Envelope, sender: ProcessId, how: Performative, data: bytes, content_type: str = JSON) -> None:
         answer = self.messages.envelope(
-            to_json(body), sender="", performative=performative, receiver=to_this.sender, topic=to_this.topic,
+            data, content_type, sender="", performative=how, receiver=to_this.sender, topic=to_this.topic,
             conversation=to_this.conversation, in_reply_to=to_this.id, trace=to_this.trace,
         )  # fmt: skip
         self.messages.post(sender, answer)

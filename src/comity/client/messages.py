@@ -11,15 +11,16 @@ from typing import Any
 
 from comity.bus.base import EVERYONE, Address, to
 from comity.bus.outbox import Outbox
+from comity.client.files import JSON, Depot
 from comity.client.timers import Alarm, Timers
 from comity.directory import Directory, Seen
-from comity.errors import BadInput, ComityError, NoAgent, PeerLost, TimedOut, TooLarge, UnknownAgent, by_code, from_wire
+from comity.errors import BadInput, ComityError, NoAgent, PeerLost, TimedOut, UnknownAgent, by_code, from_wire
 from comity.model.capability import NodeRecord
 from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
+from comity.model.files import REFERENCE
 from comity.model.ids import AgentId, ProcessId, base32, node_of
 from comity.model.limits import NAME_MAX, check_text
-from comity.model.task import LOG_LIMIT
 from comity.model.wire import Message, Ping
 
 PING_S = 0.5
@@ -54,8 +55,10 @@ class Messages:
         timers: Timers,
         rng: Random,
         wall: Callable[[], float],
+        depot: Depot,
     ) -> None:
         self._process = process
+        self._depot = depot
         self._outbox = outbox
         self._directory = directory
         self._timers = timers
@@ -68,20 +71,20 @@ class Messages:
         directory.watch(self._on_seen)
 
     def envelope(
-        self, body: bytes, *, sender: str, timeout_s: float = 0.0, conversation: str = "", **fields: Any
+        self, body: bytes, content_type: str = JSON, *, sender: str, timeout_s: float = 0.0, conversation: str = "", **fields: Any
     ) -> Envelope:
-        """A new message of this process's, in a conversation of its own unless one is given. Raises TooLarge, BadInput."""
+        """A new message of this process's, in a conversation of its own unless one is given; of ``body`` and its type as
+        ``Depot.carried`` gives them. Raises BadInput."""
         check_text(fields.get("topic", ""), "topic", NAME_MAX)
         check_text(conversation, "conversation")
         check_text(fields.get("in_reply_to", ""), "in_reply_to")
-        if len(body) > LOG_LIMIT:
-            raise TooLarge(f"a message of {len(body)} bytes: pass a reference to something stored", limit=LOG_LIMIT)
         now_ms = int(self._wall() * 1000)
         left_ms = round(timeout_s * 1000)
         id = base32(self._rng.getrandbits(100), 20)
         return Envelope(
             id=id, sender=sender or self._process, reply_to=self._process, conversation=conversation or id, body=body,
-            sent_at=now_ms, reply_by=now_ms + left_ms if left_ms else 0, remaining_ms=left_ms, **fields,
+            content_type=content_type, sent_at=now_ms, reply_by=now_ms + left_ms if left_ms else 0, remaining_ms=left_ms,
+            **fields,
         )  # fmt: skip
 
     async def request(self, agent: AgentId, envelope: Envelope, timeout_s: float) -> Any:
@@ -101,7 +104,8 @@ class Messages:
             self._alarm = self._timers.after(PING_S, self._probe)
         try:
             self._outbox.post(to(node), Message(envelope))
-            return await talk.future
+            reply = await talk.future
+            return await self._fetched(agent, reply, timeout_s) if isinstance(reply, Envelope) else reply
         except asyncio.CancelledError:
             called_off = self.envelope(
                 b"null", sender=envelope.sender, performative=Performative.CANCEL, receiver=agent, topic=envelope.topic,
@@ -115,6 +119,13 @@ class Messages:
             if not talks and self._by_node.get(node) is talks:
                 del self._by_node[node]
 
+    async def _fetched(self, agent: AgentId, reply: Envelope, timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return from_json((await self._depot.fetched(reply)).body)
+        except TimeoutError:
+            raise _late(agent, timeout_s) from None
+
     def post(self, node: ProcessId, envelope: Envelope) -> None:
         self._outbox.post(to(node), Message(envelope))
 
@@ -126,7 +137,9 @@ class Messages:
         talk = self._by_node.get(sender, {}).get(envelope.in_reply_to)
         if talk is None:
             return False
-        if envelope.performative is not Performative.AGREE and not talk.future.done():
+        if envelope.content_type == REFERENCE and envelope.performative is Performative.INFORM and not talk.future.done():
+            talk.future.set_result(envelope)  # to be fetched
+        elif envelope.performative is not Performative.AGREE and not talk.future.done():
             try:
                 body = from_json(envelope.body)
                 error = _error(talk.agent, envelope.performative, body)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from comity.model.payload import Stored
-
+BODY_LIMIT = 64 * 1024 * 1024
+"""Bytes of a message's body; it is held in memory."""
 REFERENCE = "application/vnd.comity.reference"
 """Content type of a body that is the MessagePack of a ``Stored``, whose content is the JSON body."""
 
@@ -18,7 +18,3 @@ class FileRef(msgspec.Struct, frozen=True):
     size: int
     digest: str
     key: str
-
-    @property
-    def stored(self) -> Stored:
-        return Stored(self.key, self.size, bytes.fromhex(self.digest))

@@ -22,6 +22,7 @@ import structlog
 from comity.agent import Agent, Listener, Offered
 from comity.bus.base import to
 from comity.client.client import Client
+from comity.client.files import JSON, Depot, is_large
 from comity.errors import (
     BadInput,
     ComityError,
@@ -29,7 +30,6 @@ from comity.errors import (
     NotSerializable,
     Refuse,
     ShuttingDown,
-    TooLarge,
     UnknownAgent,
 )
 from comity.handles import Attempt, Message
@@ -37,8 +37,8 @@ from comity.model import wire
 from comity.model.capability import AgentStatus
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
+from comity.model.files import REFERENCE
 from comity.model.ids import AgentId, ProcessId, TaskId, base32, check_token
-from comity.model.task import LOG_LIMIT
 from comity.node.failing import failure_of, place, said_by
 from comity.node.performing import Performer, ended, is_closing
 from comity.node.resuming import Forgetful
@@ -116,6 +116,7 @@ class Messages:
         post: Callable[[str, wire.Item], None],
         speak: Callable[[Call], Client],
         wall: Callable[[], float],
+        depot: Depot,
     ) -> None:
         self.expired = 0
         self.forged = 0
@@ -135,6 +136,8 @@ class Messages:
         self._performer = performer
         self._post = post
         self._wall = wall
+        self._depot = depot
+        self._replies: set[asyncio.Task[None]] = set()
         self._listeners: dict[str, dict[str, Agent]] = {}
         self._fresh: list[Call] = []
 
@@ -246,9 +249,11 @@ class Messages:
         try:
             if call.is_canceled:
                 return
+            if envelope.content_type == REFERENCE:
+                call.envelope = await self._depot.fetched(envelope)
             data = await (self._offered(call, to_do) if isinstance(to_do, Offered) else self._listener(call, to_do))
             if data is not None and envelope.performative in ANSWERED:
-                self._send(envelope, call.agent, Performative.INFORM, data)
+                self._send(envelope, call.agent, Performative.INFORM, *await self._depot.carried(data))
         except Refuse as refusal:
             self._answer(envelope, call.agent, Performative.REFUSE, {"message": said_by(refusal.reason)})
         except asyncio.CancelledError as error:
@@ -291,12 +296,24 @@ class Messages:
     def _reply(self, agent: AgentId, envelope: Envelope, performative: Performative, body: Any) -> None:
         """``Message.reply``, maybe from a thread. Raises NotSerializable, TooLarge."""
         data = to_json(body)
-        if len(data) > LOG_LIMIT:
-            raise TooLarge(f"a reply of {len(data)} bytes: pass a reference to something stored", limit=LOG_LIMIT)
+        send = self._begin_large if is_large(data) else self._send
         if threading.get_ident() == self._thread:
-            self._send(envelope, agent, performative, data)
+            send(envelope, agent, performative, data)
         else:
-            self._loop.call_soon_threadsafe(self._send, envelope, agent, performative, data)
+            self._loop.call_soon_threadsafe(send, envelope, agent, performative, data)
+
+    def _begin_large(self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes) -> None:
+        work = self._loop.create_task(self._send_large(envelope, agent, performative, data))
+        self._replies.add(work)
+        work.add_done_callback(self._replies.discard)
+
+    async def _send_large(
+        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes
+    ) -> None:
+        try:
+            self._send(envelope, agent, performative, *await self._depot.carried(data))
+        except ComityError as error:
+            self._fail(envelope, agent, error)
 
     def _fail(self, envelope: Envelope, agent: AgentId | ProcessId, error: BaseException) -> None:
         failure = failure_of(error)
@@ -316,7 +333,7 @@ class Messages:
             self._send(envelope, agent, performative, to_json(body))
 
     def _send(
-        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes
+        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes, content_type: str = JSON
     ) -> None:
         """A reply to ``envelope``. Raises TooLarge."""
         self._made += 1
@@ -325,6 +342,7 @@ class Messages:
             id=f"{self._node}-{self._prefix}-{self._made}", performative=performative, sender=agent, receiver=receiver,
             topic=envelope.topic, protocol=envelope.protocol, conversation=envelope.conversation,
             in_reply_to=envelope.id, sent_at=int(self._wall() * 1000), trace=envelope.trace, body=data,
+            content_type=content_type,
         )  # fmt: skip
         self._post(to(receiver.partition("/")[0]), wire.Message(reply))
 
@@ -342,4 +360,4 @@ class Messages:
         for call in calls:
             self._fail(call.envelope, call.agent, ShuttingDown(f"node {self._node} has left"))
             self._stop(call)
-        await ended([call.work for call in calls], grace_s)
+        await ended([*(call.work for call in calls), *self._replies], grace_s)

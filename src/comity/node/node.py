@@ -97,8 +97,9 @@ class Node:
         )  # fmt: skip
         self._agents: dict[str, Agent] = {}
         self.messages = Messages(
-            self.node, self.incarnation, self._agents.get, calls, self.outbox.post, self._speak_for_call, wall
-        )
+            self.node, self.incarnation, self._agents.get, calls, self.outbox.post, self._speak_for_call, wall,
+            self.client.depot,
+        )  # fmt: skip
         self.announcer = Announcer(self.node, registry, self.record, self._fail)
         self._loop = asyncio.get_running_loop()
         self._measure = measure
