@@ -186,7 +186,7 @@ async def test_what_has_ended_is_kept_within_bounds(stage: Stage) -> None:
         for number in range(6):
             leader.assign("count", {"n": 1}, task=f"t{number}", submitter=ProcessId("c1"))
             await leader.next(wire.Done)
-        assert len(stage.nodes[0].streams._left) == 3
+        assert len(stage.nodes[0].attempts.streams._left) == 3
     finally:
         node_parts.LEFT_MAX = before
 

@@ -94,7 +94,7 @@ class Attempts:
         self._performer = performer
         self._post = post
         self._wall = wall
-        self._streams = streams
+        self.streams = streams
         self._keep_s = keep_s
         self._grace_s = grace_s
         self._ended: OrderedDict[TaskId, int] = OrderedDict()
@@ -308,7 +308,7 @@ class Attempts:
             if run.known and running.memory.has_state:
                 await running.memory.load()
             if running.offered.signature.is_stream:
-                running.out = self._streams.open(run)
+                running.out = self.streams.open(run)
             output = await self._performer.perform(
                 running.offered, data, lambda: Attempt(running), lambda: self._starts(running), run.no_retry, running.out
             )

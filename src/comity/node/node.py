@@ -90,10 +90,9 @@ class Node:
         self.client = Client(bus, registry, store, settings, wall=wall, rng=rng, outbox=self.outbox)
         self.pools = Pools()
         calls = performer(self.pools)
-        self.streams = Streams(self.outbox.post)
         self.attempts = Attempts(
             self.node, store, calls, lambda item: self.outbox.post(LEADER, item), self._speak_for_attempt, wall,
-            streams=self.streams, keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
+            streams=Streams(self.outbox.post), keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
         )  # fmt: skip
         self._agents: dict[str, Agent] = {}
         self.messages = Messages(
@@ -141,7 +140,7 @@ class Node:
             wire.Control: self._control,
             wire.Ping: lambda item, sender: self.outbox.post(to(sender), wire.Pong(item.ref)),
             wire.Pong: self._probing.answered,
-            ReadParts: self.streams.read,
+            ReadParts: self.attempts.streams.read,
         }
 
     # Joining and leaving
@@ -224,7 +223,7 @@ class Node:
         if self._is_started:
             self.outbox.post(LEADER, wire.Leaving(self.incarnation))
         await ended([*self._work, *self.attempts.lingering], self.settings.cancel_grace_s)
-        self.streams.close()
+        self.attempts.streams.close()
         await self.announcer.close()
         await self.client.close()
         await self.outbox.drain()
