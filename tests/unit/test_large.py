@@ -12,7 +12,7 @@ from node_stage import Caller, Stage, staged_on, until
 from stand_in import ground
 
 from comity import Agent, FileRef, Message
-from comity.errors import BadInput, Conflict, Corrupt, NotFound, TooLarge, Unreachable
+from comity.errors import BadInput, Conflict, Corrupt, NotFound, TimedOut, TooLarge, Unreachable
 from comity.model import wire
 from comity.model.envelope import Performative
 from comity.model.files import BODY_LIMIT, REFERENCE
@@ -181,6 +181,19 @@ async def test_what_may_have_happened_is_done_again(tmp_path: Path) -> None:
         client._exchange.depot._store = shaky = Shaky(g.values)
         assert (await client.put_file(tmp_path / "a")).size == 1000
         assert shaky.failed == 1
+
+
+async def test_a_store_that_does_not_answer_holds_no_request_up() -> None:
+    class Dead(MemoryStore):
+        async def put(self, key: str, data: Any, *, ttl_s: float | None = None) -> Stored:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async with ground() as g:
+        client = await g.client()
+        client._exchange.depot._store = Dead(g.values)
+        with pytest.raises(TimedOut, match="not stored within"):
+            await client.request("n1/a", LARGE, timeout=0.05)
 
 
 async def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:

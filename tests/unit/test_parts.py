@@ -362,6 +362,24 @@ async def test_what_is_missing_is_said() -> None:
         assert got == [1, Break(1, 10), 12, Break(1, 1)]
 
 
+async def test_a_reader_whose_connection_broke_goes_on_where_it_was() -> None:
+    async with ground() as g:
+        leader, node, task, got, work = await reading(g)
+        read = await node.first(ReadParts)
+        send(node, read, 1, 2)
+        await until_now(lambda: len(got) == 2)
+        g.network.disconnect(ProcessId("c1"))
+        send(node, read, 3, 4)  # to nobody
+        await until_now(lambda: not node.outbox._pumps)
+        g.network.reconnect(ProcessId("c1"))
+        await until_now(lambda: node.all(ReadParts)[-1].again and node.all(ReadParts)[-1].after == 2)
+        send(node, read, 3, 4)
+        node.say("c1", PartsEnd(read.ref, 1, 4))
+        leader.complete("c1", task.id)
+        await work
+        assert got == [1, 2, 3, 4]
+
+
 async def test_only_the_node_asked_is_believed_and_no_more_than_there_is_room_for() -> None:
     async with ground() as g:
         leader, node, task, got, work = await reading(g)

@@ -256,7 +256,7 @@ class Client:
         self._exchange.check_open()
         wait_s = self._left_s(self._wait_s(timeout), self._scope.deadline)
         until = self._exchange.loop.time() + wait_s
-        data, how = await self._exchange.depot.carried(to_json(body)), Performative(performative)
+        data, how = await self._exchange.depot.carried(to_json(body), wait_s), Performative(performative)
         agent = await self._agent(target, wait_s, or_capability=True)
         if agent is not None:
             return await self._request(agent, data, topic, how, until)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import msgspec
 
 from comity.client.terms import FOREVER, Terms
-from comity.errors import BadInput, Conflict, Indefinite, InvalidInput, NotFound, TooLarge
+from comity.errors import BadInput, Conflict, Indefinite, InvalidInput, NotFound, TimedOut, TooLarge
 from comity.failpoints import durable
 from comity.model.codec import DIGEST_SIZE, UNREADABLE, digest
 from comity.model.envelope import Envelope
@@ -74,10 +74,18 @@ class Depot:
 
     # Bodies of messages
 
-    async def carried(self, data: bytes) -> tuple[bytes, str]:
-        """``data``, JSON, as the body of an envelope, and its content type. Raises TooLarge, Indefinite errors."""
+    async def carried(self, data: bytes, within_s: float | None = None) -> tuple[bytes, str]:
+        """``data``, JSON, as the body of an envelope, and its content type. Raises TooLarge, Indefinite errors: TimedOut if it is
+        not stored ``within_s`` seconds."""
         if not is_large(data):
             return data, JSON
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._stored(data)
+        except TimeoutError:
+            raise TimedOut(f"a body of {len(data)} bytes was not stored within {within_s:g} s") from None
+
+    async def _stored(self, data: bytes) -> tuple[bytes, str]:
         key = self._key("bodies", digest(data), BODY_S)
         stored = self._known.get(key)
         if stored is None:

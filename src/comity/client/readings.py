@@ -36,7 +36,7 @@ class Reading:
         "received", "ref", "taken", "task", "total", "untold", "waiter",
     )  # fmt: skip
 
-    def __init__(self, ref: int, task: TaskId, look_at: float) -> None:
+    def __init__(self, ref: int, task: TaskId) -> None:
         self.ref = ref
         self.task = task
         self.node = ProcessId("")
@@ -46,7 +46,7 @@ class Reading:
         self.queue: deque[tuple[int, bytes | Break]] = deque()
         self.has_begun = self.is_asking = self.is_nowhere = False
         self.is_quiet = True
-        self.look_at = look_at
+        self.look_at = 0.0
         self.looking: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = None
 
@@ -77,14 +77,20 @@ class Readings:
         bus.on_state(self._on_link)
 
     def open(self, task: TaskId) -> Reading:
-        reading = Reading(self._rng.getrandbits(53), task, self._loop.time() + FIRST_LOOK_S)
+        reading = Reading(self._rng.getrandbits(53), task)
         self._open[reading.ref] = reading
         offer = self._offers.get(task)
         if offer is not None:
             self._attach(reading, offer[0], offer[1].epoch, offer[1].attempt)
+        self._look_soon(reading)
         if self._alarm is None:
-            self._alarm = self._timers.after(FIRST_LOOK_S, self._tick)
+            self._alarm = self._timers.after(RENEW_S, self._tick)
         return reading
+
+    def _look_soon(self, reading: Reading) -> None:
+        """If no offer comes meanwhile."""
+        reading.look_at = max(reading.look_at, self._loop.time() + FIRST_LOOK_S)
+        self._timers.at(reading.look_at, lambda: self.look(reading))
 
     def close(self, reading: Reading) -> None:
         del self._open[reading.ref]
@@ -114,7 +120,7 @@ class Readings:
     def look(self, reading: Reading) -> None:
         """Ask the leader where its attempt runs, unless that is known or was asked a moment ago."""
         now = self._loop.time()
-        if not reading.node and reading.looking is None and now >= reading.look_at:
+        if not reading.node and reading.looking is None and now >= reading.look_at and reading.ref in self._open:
             reading.look_at = now + LOOK_S
             reading.looking = self._loop.create_task(self._look(reading))
 
@@ -210,7 +216,7 @@ class Readings:
     def _lost(self, reading: Reading) -> None:
         """Its node has nothing of it, or is gone: the next attempt will be somewhere else."""
         reading.node, reading.is_nowhere = ProcessId(""), True
-        reading.look_at = max(reading.look_at, self._loop.time() + FIRST_LOOK_S)
+        self._look_soon(reading)
         reading.wake()
 
     def _on_unreachable(self, address: str) -> None:
