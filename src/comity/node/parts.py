@@ -59,7 +59,8 @@ class Outgoing:
     """The parts of one attempt. Invariant: ``_parts`` are those numbered up to ``_made``, and ``_size`` their bytes."""
 
     def __init__(self, run: Run, post: Post, now: Callable[[], float], ended: Callable[[Outgoing], None]) -> None:
-        self.run = run
+        self.task = run.task
+        self.epoch = run.epoch
         self.is_over = False
         self._is_blocked = False
         self._part_at = 0.0
@@ -91,7 +92,7 @@ class Outgoing:
             raise TooLarge(f"a part of {len(data)} bytes; the limit is {PART_LIMIT}", limit=PART_LIMIT)
         await self._wait_for_room()
         if self.is_over:
-            raise Fenced("the attempt is over", task=self.run.task)
+            raise Fenced("the attempt is over", task=self.task)
         while self._is_full():  # nobody waits for them
             self._drop()
         self._parts.append(data)
@@ -153,7 +154,7 @@ class Outgoing:
             return self.is_over and not self._readers
         if reader is None:
             if len(self._readers) >= READERS_MAX:
-                self._post(to(process), NoParts(item.ref, self.run.epoch))
+                self._post(to(process), NoParts(item.ref, self.epoch))
                 return False
             reader = self._readers[key] = Reader(process, item.ref)
             reader.sent = max(0, min(item.after, self._made))
@@ -181,23 +182,24 @@ class Outgoing:
         """Send what the reader has room for."""
         gone, address = self._made - len(self._parts), to(reader.process)
         if reader.sent < gone:
-            self._post(address, NoParts(reader.ref, self.run.epoch, gone))
+            self._post(address, NoParts(reader.ref, self.epoch, gone))
             reader.sent = gone
         while reader.sent < min(reader.until, self._made):
-            self._post(address, Part(reader.ref, self.run.epoch, reader.sent + 1, self._parts[reader.sent - gone]))
+            self._post(address, Part(reader.ref, self.epoch, reader.sent + 1, self._parts[reader.sent - gone]))
             reader.sent += 1
         if reader.sent == self._total:
-            self._post(address, PartsEnd(reader.ref, self.run.epoch, self._total))
+            self._post(address, PartsEnd(reader.ref, self.epoch, self._total))
 
 
 class Streams:
-    """All streams of this node: of attempts that run, and for a while of those that have ended."""
+    """All streams of this node: of attempts that run, and for a while of those that have ended (``_left``, with the bytes that
+    each had then)."""
 
     def __init__(self, post: Post) -> None:
         self._post = post
         self._loop = asyncio.get_running_loop()
         self._open: dict[TaskId, Outgoing] = {}
-        self._left: OrderedDict[Outgoing, asyncio.TimerHandle] = OrderedDict()
+        self._left: OrderedDict[Outgoing, tuple[asyncio.TimerHandle, int]] = OrderedDict()
         self._left_bytes = 0
 
     def open(self, run: Run) -> Outgoing:
@@ -209,30 +211,30 @@ class Streams:
 
     def read(self, item: ReadParts, sender: ProcessId) -> None:
         stream = self._open.get(item.task)
-        if stream is None or stream.run.epoch != item.epoch:
+        if stream is None or stream.epoch != item.epoch:
             if item.for_ms > 0:
                 self._post(to(sender), NoParts(item.ref, item.epoch))
         elif stream.read(item, sender):
             self._forget(stream)
 
     def _over(self, stream: Outgoing) -> None:
-        if self._open.get(stream.run.task) is not stream:
+        if self._open.get(stream.task) is not stream:
             return
-        self._left[stream] = self._loop.call_later(LEFT_S, self._forget, stream)
+        self._left[stream] = self._loop.call_later(LEFT_S, self._forget, stream), stream.size
         self._left_bytes += stream.size
         while len(self._left) > LEFT_MAX or self._left_bytes > LEFT_BYTES:
             self._forget(next(iter(self._left)))
 
     def _forget(self, stream: Outgoing) -> None:
-        if self._open.get(stream.run.task) is stream:
-            del self._open[stream.run.task]
-        timer = self._left.pop(stream, None)
+        if self._open.get(stream.task) is stream:
+            del self._open[stream.task]
+        timer, size = self._left.pop(stream, (None, 0))
+        self._left_bytes -= size
         if timer is not None:
             timer.cancel()
-            self._left_bytes = sum(left.size for left in self._left) if self._left else 0
 
     def close(self) -> None:
-        for timer in self._left.values():
+        for timer, _ in self._left.values():
             timer.cancel()
         self._left.clear()
         self._open.clear()
