@@ -30,7 +30,7 @@ from comity.errors import Indefinite, TimedOut
 LOOK_S = 0.1
 PAUSE_S = 0.5
 GONE_S = 10.0
-APART_S = 5.5
+APART_S = 1.5
 """Between two deaths of the only server: one that soon dies again and again is started later and later, and then given up."""
 
 
