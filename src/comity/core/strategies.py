@@ -1,8 +1,9 @@
 """The strategies: what makes one agent come before another.
 
 ``least_loaded`` ranks by attempts and calls in flight, ``round_robin`` not at all, ``weighted_random`` draws by the agent's
-set weight or its node's free CPU and memory. ``best_fit`` scores what is known of the agent at the requested capability as
-a weighted product of ratios (Bridgman 1922; Triantaphyllou 2000, section 2.2.2):
+set weight or its node's free CPU and memory; for ``power_of_two`` see ``core.pairs``, for ``sticky`` ``core.ring``. ``best_fit``
+scores what is known of the agent at the requested capability as a weighted product of ratios (Bridgman 1922; Triantaphyllou
+2000, section 2.2.2):
 
     score = success^2 x accuracy^2 x throughput^0.5 x free^0.5 x idle / latency
 
@@ -21,7 +22,9 @@ from math import inf, isnan, log2
 from operator import attrgetter
 
 from comity.core.matching import Matcher, Signature
+from comity.core.pairs import Pairs
 from comity.core.pools import HEAVIEST, LIGHTEST, OUT, Candidate, Match, Pool, Queues, Urn, first_of
+from comity.core.ring import Ring
 from comity.model.capability import Performance, Strategy, strategy
 
 PRIOR = 4.0
@@ -241,7 +244,9 @@ class Ranked:
             self._known.place(candidate, OUT)
             self._unknown.place(candidate, self._level(candidate))
 
-    def pick(self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0) -> Candidate | None:
+    def pick(
+        self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0, key: str = ""
+    ) -> Candidate | None:
         if not hidden and match is None:
             known, unknown = self._known.lowest(), self._unknown.lowest()
             if unknown != OUT and (known == OUT or unknown + self._behind() <= known):
@@ -253,7 +258,7 @@ class Ranked:
             queues.rotate(found)
         return found
 
-    def ranked(self) -> Iterator[Candidate]:
+    def ranked(self, key: str = "") -> Iterator[Candidate]:
         behind = self._behind()
         known, unknown = self._known.ranked(), self._unknown.ranked()
         left, right = next(known, None), next(unknown, None)
@@ -286,6 +291,10 @@ def make_pool(how: Strategy, fits: Fits, random: Callable[[], float]) -> Pool:
         return Queues(lambda candidate: 0)
     if how is Strategy.WEIGHTED_RANDOM:
         return Urn(random)
+    if how is Strategy.POWER_OF_TWO:
+        return Pairs(random)
+    if how is Strategy.STICKY:
+        return Ring(random)
     return Ranked(fits)
 
 
