@@ -427,6 +427,24 @@ async def test_a_live_call_is_routed_and_counts_as_load(world: World) -> None:
     assert (await other.hear(wire.Routed)).agent == "n1/a", "its caller died"
 
 
+async def test_live_calls_are_measured_as_their_callers_saw_them(world: World) -> None:
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a", slots=4)
+    said = [(4.0, True), (8.0, True), (0.0, None), (float("nan"), True), (1e12, True), (9.0, False)]
+    for ref, (took_ms, ok) in enumerate(said):
+        await client.say(wire.Route(ref, "echo", 5_000))
+        await client.hear(wire.Routed, lambda routed, ref=ref: routed.ref == ref)
+        await client.say(wire.CallEnded(ref, took_ms, ok))
+    told = await client.ask("performance", capability="echo")
+    (row,) = told["agents"]
+    assert (row["id"], row["p50_ms"], row["p95_ms"], row["samples"]) == ("n1/a", 4.0, 8.0, 3)
+    assert row["success"] == pytest.approx(2 / 3, abs=1e-3)
+    assert told["capabilities"][0]["per_s"] > 0
+    stats = await client.ask("stats")
+    assert stats["per_capability"][0]["name"] == "echo"
+
+
 async def test_a_strategy_set_for_a_capability_outlives_the_leader(world: World) -> None:
     first = await world.controller()
     client = await world.peer("c1")

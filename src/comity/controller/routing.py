@@ -4,6 +4,8 @@ until its caller says it ended, its time is over, or the caller died."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
 
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
@@ -13,14 +15,25 @@ from comity.model.ids import AgentId, ProcessId
 from comity.model.limits import check_requirements
 from comity.model.wire import CallEnded, Route, Routed
 
+_SLACK_MS = 1000.0
+"""A caller that says its call took longer than it had is not believed."""
+
+
+class Call(NamedTuple):
+    agent: AgentId
+    capability: str
+    timer: asyncio.TimerHandle
+    within_ms: int
+
 
 class Routing:
     """Calls in flight, by caller and the caller's number for them."""
 
-    def __init__(self, reconcile: Reconcile, outbox: Outbox) -> None:
+    def __init__(self, reconcile: Reconcile, outbox: Outbox, now_ms: Callable[[], int]) -> None:
         self._reconcile = reconcile
         self._outbox = outbox
-        self._calls: dict[ProcessId, dict[int, tuple[AgentId, asyncio.TimerHandle]]] = {}
+        self._now_ms = now_ms
+        self._calls: dict[ProcessId, dict[int, Call]] = {}
         self._at: dict[AgentId, int] = {}
 
     def at(self, agent: AgentId) -> int:
@@ -38,7 +51,7 @@ class Routing:
         self._at[agent] = self.at(agent) + 1
         loop = asyncio.get_running_loop()
         timer = loop.call_later(max(item.for_ms, 1) / 1000, self.call_ended, CallEnded(item.ref), sender)
-        self._calls.setdefault(sender, {})[item.ref] = (agent, timer)
+        self._calls.setdefault(sender, {})[item.ref] = Call(agent, item.capability, timer, item.for_ms)
         self._outbox.post(to(sender), Routed(item.ref, agent))
 
     def _choose(self, item: Route) -> AgentId:
@@ -60,8 +73,11 @@ class Routing:
             return
         if not calls:
             del self._calls[sender]
-        agent, timer = found
-        timer.cancel()
+        agent = found.agent
+        found.timer.cancel()
+        if item.ok is not None and 0 <= item.took_ms <= found.within_ms + _SLACK_MS:
+            scheduling = self._reconcile.scheduling
+            scheduling.measured(agent, found.capability, item.took_ms, item.ok, now_ms=self._now_ms())
         self._at[agent] -= 1
         if not self._at[agent]:
             del self._at[agent]
@@ -73,5 +89,5 @@ class Routing:
 
     def end(self) -> None:
         for calls in self._calls.values():
-            for _, timer in calls.values():
-                timer.cancel()
+            for call in calls.values():
+                call.timer.cancel()

@@ -22,7 +22,7 @@ from comity.core.explaining import Question, explain, serves
 from comity.core.hosts import AT_ONCE, Hosts
 from comity.core.matching import Found, Matcher, Signature, same_place, signature
 from comity.core.pools import Candidate, Pool, first_of
-from comity.core.strategies import Offering, PoolKey, free_of, make_pool, weight_of
+from comity.core.strategies import Fits, Offering, PoolKey, free_of, make_pool, weight_of
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.ids import AgentId, ProcessId
@@ -168,14 +168,13 @@ class Scheduling:
         self._stale.clear()
 
     def measured(
-        self, agent: AgentId, capability: str, latency_ms: float, ok: bool, accuracy: float | None = None
+        self, agent: AgentId, capability: str, latency_ms: float, ok: bool, accuracy: float | None = None, now_ms: int = 0
     ) -> None:
-        """An attempt ended, before it is given back. ``accuracy`` in [0, 1] if it was rated at once."""
+        """An attempt or a call ended, before it is given back. ``accuracy`` in [0, 1] if it was rated at once."""
         candidate, offering = self._candidates.get(agent), self._offerings.get(capability)
         if candidate is None or offering is None or candidate not in offering.candidates:
             return
-        fit = offering.fits.make(candidate)
-        fit.measure(latency_ms, ok, candidate.load, offering.fits.reference)
+        fit = offering.fits.measured(candidate, latency_ms, ok, now_ms)
         if accuracy is not None:
             fit.rate(accuracy)
         self._loaded(candidate)
@@ -390,6 +389,11 @@ class Scheduling:
 
     def capabilities(self) -> list[str]:
         return sorted(self._offerings)
+
+    def fits(self, capability: str) -> Fits | None:
+        """What was measured, and is believed, of those that offer it."""
+        offering = self._offerings.get(capability)
+        return offering.fits if offering is not None else None
 
     def strategy_of(self, capability: str) -> Strategy:
         """How its agents are chosen unless a call says otherwise."""

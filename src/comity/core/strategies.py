@@ -23,6 +23,7 @@ from operator import attrgetter
 
 from comity.core.matching import Matcher, Signature
 from comity.core.pairs import Pairs
+from comity.core.performance import OF_AGENT, OF_CAPABILITY, Tally
 from comity.core.pools import HEAVIEST, LIGHTEST, OUT, Candidate, Match, Pool, Queues, Urn, first_of
 from comity.core.ring import Ring
 from comity.model.capability import Performance, Strategy, strategy
@@ -84,7 +85,7 @@ class Fit:
     """How well one agent does one capability. Latency and throughput are log2 of ms and tasks/s, and geometric means; they
     count once ``samples`` > 0. ``quality`` is what ``weigh`` last found; None when figures changed since."""
 
-    __slots__ = ("accuracy", "latency", "outcomes", "quality", "ratings", "samples", "success", "throughput")
+    __slots__ = ("accuracy", "latency", "outcomes", "quality", "ratings", "samples", "success", "tally", "throughput")
 
     def __init__(self, declared: Performance | None, concurrency: int) -> None:
         self.samples = 0.0
@@ -95,6 +96,7 @@ class Fit:
         self.outcomes = PRIOR
         self.ratings = PRIOR
         self.quality: float | None = None
+        self.tally: Tally | None = None
         if declared is not None:
             self._declare(declared, max(concurrency, 1))
 
@@ -160,10 +162,11 @@ _UNKNOWN = Fit(None, 1)
 
 
 class Fits:
-    """Everything ``best_fit`` knows about one capability."""
+    """Everything ``best_fit`` knows about one capability, and what else was measured of it."""
 
     def __init__(self) -> None:
         self.reference = Reference()
+        self.tally = Tally(OF_CAPABILITY)
         self.by_agent: dict[Candidate, Fit] = {}
 
     def declare(self, candidate: Candidate, declared: Performance | None, concurrency: int) -> None:
@@ -186,6 +189,16 @@ class Fits:
         fit = self.by_agent.get(candidate)
         if fit is None:
             fit = self.by_agent[candidate] = Fit(None, candidate.limit)
+        return fit
+
+    def measured(self, candidate: Candidate, latency_ms: float, ok: bool, now_ms: int) -> Fit:
+        """An attempt or a call ended; it still counts as load."""
+        fit = self.make(candidate)
+        fit.measure(latency_ms, ok, candidate.load, self.reference)
+        if fit.tally is None:
+            fit.tally = Tally(OF_AGENT)
+        fit.tally.add(latency_ms, ok, now_ms)
+        self.tally.add(latency_ms, ok, now_ms)
         return fit
 
     def octaves(self, candidate: Candidate) -> float:

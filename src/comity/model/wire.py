@@ -83,7 +83,11 @@ class Route(Item, tag=6):
 
 
 class CallEnded(Item, tag=7):
+    """``ok`` None: it says nothing about the agent (it was refused, or called off)."""
+
     ref: int
+    took_ms: float = 0.0
+    ok: bool | None = None
 
 
 class AddSchedule(Item, tag=8):
