@@ -24,7 +24,8 @@ from comity.config import Settings
 from comity.directory import Directory, Seen
 from comity.errors import BadInput, DeadlineExceeded, TimedOut, UnknownAgent, Unreachable
 from comity.failpoints import durable
-from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
+from comity.finding import Conditions
+from comity.model.capability import AgentRecord, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
@@ -365,25 +366,29 @@ class Client:
     # Who is here
 
     async def discover(
-        self,
-        capability: str = "",
-        *,
-        tags: Iterable[str] = (),
-        any_tags: Iterable[str] = (),
-        labels: dict[str, str] | None = None,
-        kind: str = "",
-        status: AgentStatus | str | None = None,
-        node: str = "",
-        region: str = "",
-        name: str = "",
+        self, capability: str = "", *, order_by: str = "id", limit: int | None = None, **conditions: Unpack[Conditions]
     ) -> list[AgentRecord]:
-        """Agents that meet all the conditions given, by id, from the watched copy of the registry. See
-        ``Directory.discover``."""
+        """Agents that meet all ``conditions`` (see ``comity.finding.Conditions``), from the watched copy of the registry;
+        ``directory.age_s`` tells how old that is. ``order_by`` id or name; load, the least first; or, of a capability, latency
+        (p50), throughput or success as the network measured them: the best first, those not measured last. Raises BadInput."""
         await self.directory.ready(self._exchange.settings.request_timeout_s)
-        return self.directory.discover(
-            capability, tags=words(tags), any_tags=words(any_tags), labels=labels, kind=kind, status=status, node=node,
-            region=region, name=name,
-        )  # fmt: skip
+        return await self._exchange.finding.discover(capability, order_by, limit, conditions)
+
+    async def capabilities(self) -> list[dict[str, Any]]:
+        """What can be done here, by name: versions, description, agents, and what the network measured (latency p50 and p95
+        in ms, how many end in a second, which share succeeds; None: not yet)."""
+        await self.directory.ready(self._exchange.settings.request_timeout_s)
+        return await self._exchange.finding.capabilities()
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """One of ``capabilities``, with its schemas, an example input, and its agents with their figures. Raises
+        UnknownCapability."""
+        await self.directory.ready(self._exchange.settings.request_timeout_s)
+        return await self._exchange.finding.describe(name)
+
+    async def performance(self, capability: str) -> dict[str, dict[str, Any]]:
+        """What the network measured of each agent at a capability, by the agent's id: see ``capabilities``."""
+        return await self._exchange.finding.measured(name_of(capability)[0])
 
     async def watch(self) -> AsyncGenerator[Seen, None]:
         """Agents and nodes that join, change or leave, from now on."""
