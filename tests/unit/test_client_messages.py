@@ -253,8 +253,7 @@ async def test_a_refused_call_goes_to_the_next_agent() -> None:
         await agent(g, echo, "n2", "b")
 
         def route(item: wire.Route, sender: str) -> None:
-            avoid = item.requirements.avoid if item.requirements is not None else ()
-            leader.say(sender, wire.Routed(item.ref, AgentId("n2/b" if "n1/a" in avoid else "n1/a")))
+            leader.say(sender, wire.Routed(item.ref, AgentId("n2/b" if "n1/a" in item.asked else "n1/a")))
 
         leader.answers[wire.Route] = route
         assert await client.request("review", 1) == {"echo": 1}

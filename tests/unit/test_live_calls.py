@@ -34,8 +34,7 @@ async def agents(g: Ground, **answers: Answer) -> tuple[StandInLeader, dict[str,
     ids = [AgentId(f"n{number}/{name}") for number, name in enumerate(answers, 1)]
 
     def route(item: wire.Route, sender: str) -> None:
-        avoid = item.requirements.avoid if item.requirements is not None else ()
-        chosen = next((one for one in ids if one not in avoid), AgentId(""))
+        chosen = next((one for one in ids if one not in item.asked), AgentId(""))
         leader.say(sender, wire.Routed(item.ref, chosen, "" if chosen else "no-agent", "" if chosen else "nobody"))
 
     leader.answers[wire.Route] = route

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comity.cli.agents import app, row_of, status_of
-from comity.cli.capabilities import FIGURES, figures
 from comity.cli.command import Cli, command
+from comity.cli.figures import FIGURES, figures
 from comity.cli.looks import bold
 
 if TYPE_CHECKING:

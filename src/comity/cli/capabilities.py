@@ -10,6 +10,7 @@ import typer
 
 from comity.cli.agents import brief, status_of
 from comity.cli.command import Cli, command, commands
+from comity.cli.figures import FIGURES, figures
 from comity.cli.looks import bold, dim, plain
 
 app = commands("Capabilities: what can be done here, how well, and how to ask for it.")
@@ -56,20 +57,6 @@ async def show(cli: Cli, name: Annotated[str, typer.Argument(metavar="NAME", hel
     print()
     cells = [(row["id"], status_of(row["status"]), *figures(row)) for row in known["by_agent"]]
     cli.output.table(("AGENT", "STATUS", *FIGURES), cells, "no agents")
-
-
-FIGURES = ("P50", "P95", "RATE", "SUCCESS")
-
-
-def figures(row: dict[str, Any]) -> tuple[str, ...]:
-    """What was measured, for a table; "" where nothing is known."""
-    times = [_time(row[name]) if row.get(name) is not None else "" for name in ("p50_ms", "p95_ms")]
-    rate, success = row.get("per_s"), row.get("success")
-    return (*times, f"{rate:.3g}/s" if rate is not None else "", f"{success:.0%}" if success is not None else "")
-
-
-def _time(ms: float) -> str:
-    return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1000:.3g} s"
 
 
 def typed(name: str, value: Any) -> str:

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from comity.bus.base import LEADER
 from comity.client.exchange import Exchange
 from comity.client.terms import name_of, needs
@@ -117,7 +115,7 @@ class LiveCall:
         exchange, loop = self._exchange, self._exchange.loop
         left_s = max(self._until - loop.time(), 0.001)
         ref = exchange.calls.number()
-        route = Route(ref, self.capability, max(1, round(left_s * 1000)), self._needs(), self._how)
+        route = Route(ref, self.capability, max(1, round(left_s * 1000)), self._wanted, self._how, tuple(self._asked))
         began, ok = 0.0, None
         try:
             routed: Routed = await exchange.calls.ask(LEADER, route, ref, left_s, f"route to {self.capability}")
@@ -137,12 +135,6 @@ class LiveCall:
         finally:
             took_ms = (loop.time() - began) * 1000 if began else 0.0
             exchange.contact.post(CallEnded(ref, took_ms, ok))
-
-    def _needs(self) -> Requirements | None:
-        if not self._asked:
-            return self._wanted
-        wanted = self._wanted or Requirements()
-        return msgspec.structs.replace(wanted, avoid=tuple(dict.fromkeys((*wanted.avoid, *self._asked))))
 
 
 async def _say_nothing(agent: AgentId) -> None:

@@ -10,13 +10,17 @@ from typing import NamedTuple
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
 from comity.core.reconcile import Reconcile
-from comity.errors import ComityError, NoAgent, UnknownCapability
-from comity.model.ids import AgentId, ProcessId
+from comity.errors import ComityError, NoAgent, TooLarge, UnknownCapability
+from comity.model.ids import AgentId, ProcessId, node_of
 from comity.model.limits import check_requirements
 from comity.model.wire import CallEnded, Route, Routed
 
 _SLACK_MS = 1000.0
 """A caller that says its call took longer than it had is not believed."""
+
+
+_ASKED = 1000
+_TRIES = 16
 
 
 class Call(NamedTuple):
@@ -57,7 +61,9 @@ class Routing:
     def _choose(self, item: Route) -> AgentId:
         scheduling = self._reconcile.scheduling
         check_requirements(item.requirements)
-        agent = scheduling.choose(item.capability, item.requirements, item.strategy)
+        if len(item.asked) > _ASKED:
+            raise TooLarge(f"{len(item.asked)} agents were asked already; at most {_ASKED}", limit=_ASKED)
+        agent = self._elsewhere(item) if item.asked else scheduling.choose(item.capability, item.requirements, item.strategy)
         if agent is not None:
             return agent
         if not scheduling.offered(item.capability):
@@ -65,6 +71,17 @@ class Routing:
         if not scheduling.live(item.capability):
             raise NoAgent(f"no live agent offers {item.capability!r} now")
         raise NoAgent(f"every live agent that offers {item.capability!r} is busy, or does not meet the requirements")
+
+    def _elsewhere(self, item: Route) -> AgentId | None:
+        """None of those asked before, which may be lost together with their nodes: on another node, if one is found soon."""
+        nodes, avoid = set(map(node_of, item.asked)), item.asked
+        found: AgentId | None = None
+        for _ in range(_TRIES):
+            agent = self._reconcile.scheduling.choose(item.capability, item.requirements, item.strategy, avoid)
+            if agent is None or node_of(agent) not in nodes:
+                return agent or found
+            found, avoid = found or agent, (*avoid, agent)
+        return found
 
     def call_ended(self, item: CallEnded, sender: ProcessId) -> None:
         calls = self._calls.get(sender, {})

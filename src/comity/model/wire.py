@@ -73,13 +73,15 @@ class FollowEvents(Item, tag=5):
 
 
 class Route(Item, tag=6):
-    """Which agent shall answer this live call? Counts as load until ``CallEnded`` or ``for_ms``. Answered by ``Routed``."""
+    """Which agent shall answer this live call? Counts as load until ``CallEnded`` or ``for_ms``. ``asked`` were asked before: it
+    is none of them, and on another node if possible. Answered by ``Routed``."""
 
     ref: int
     capability: str
     for_ms: int
     requirements: Requirements | None = None
     strategy: Strategy | None = None
+    asked: tuple[AgentId, ...] = ()
 
 
 class CallEnded(Item, tag=7):
