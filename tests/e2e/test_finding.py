@@ -66,6 +66,7 @@ class Watcher:
         await asyncio.wait([self._work])
 
 
+@pytest.mark.slow
 async def test_a_watch_misses_nothing_when_servers_are_killed(town: Town) -> None:
     up = await town.up()
     net, other = await town.client(), await town.client()
@@ -88,6 +89,7 @@ async def test_a_watch_misses_nothing_when_servers_are_killed(town: Town) -> Non
     await watcher.stop()
 
 
+@pytest.mark.slow
 async def test_a_repeatable_call_outlives_its_node_and_any_other_does_not(town: Town) -> None:
     await town.up()
     await town.hire("n1", "n2")
@@ -107,6 +109,7 @@ async def test_a_repeatable_call_outlives_its_node_and_any_other_does_not(town: 
     assert len(town.runs()[2]) == 1
 
 
+@pytest.mark.slow
 async def test_a_hedged_call_does_not_wait_for_a_node_that_hangs(town: Town) -> None:
     await town.up()
     await town.hire("n1", "n2")
@@ -123,6 +126,7 @@ async def test_a_hedged_call_does_not_wait_for_a_node_that_hangs(town: Town) -> 
     assert [row["success"] for row in measured.values() if row["samples"]] == [1.0]
 
 
+@pytest.mark.slow
 async def test_a_key_goes_to_one_agent_and_the_catalogue_tells_what_was_measured(town: Town) -> None:
     await town.up()
     await town.hire("n1", "n2")
@@ -208,6 +212,9 @@ def test_the_example_call_of_a_capability_can_be_typed(user: Terminal) -> None:
     for text in ("Weigh a sample.", "{sample: Sample, times: integer}", "for example", known["call"], "p50", "n1/lab-1"):
         assert text in shown
     assert user.comity("capabilities", "show", "nothing").error["code"] == "unknown-capability"
+    value = json.dumps(known["example"])
+    asked = user.ok("send", "analyse", value, "--repeatable", "--hedge", "5", "--sticky", "ada", "--strategy", "power_of_two")
+    assert asked.json == {"total": 1.5}
     best = user.ok("agents", "find", "analyse", "--order-by", "latency", "--limit", "1").json
     assert best[0]["samples"] >= 1
     assert "analyse" in user.ok("stats", "-o", "table").out
