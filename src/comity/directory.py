@@ -33,6 +33,11 @@ class Seen(NamedTuple):
     record: AgentRecord | NodeRecord
 
 
+class Watcher(NamedTuple):
+    tell: Callable[[list[Seen]], None]
+    end: Callable[[Exception], None] | None
+
+
 class Directory:
     """Loads itself from ``registry`` when it is first asked for (``ready``) and then follows it until ``close``.
 
@@ -52,7 +57,7 @@ class Directory:
         self._offered: dict[str, dict[str, int]] = {}  # capability -> schema hash -> how many agents offer it so
         self._schemas: dict[str, dict[str, Capability]] = {}  # by hash, then by the registry key that says so
         self._validators: dict[str, Validator | None] = {}
-        self._watchers: dict[int, Callable[[list[Seen]], None]] = {}
+        self._watchers: dict[int, Watcher] = {}
         self._watch_number = 0
         self._heard_at = float("-inf")
         self._loaded: asyncio.Future[None] | None = None
@@ -126,6 +131,9 @@ class Directory:
             self._loaded = asyncio.get_running_loop().create_future()
         self._loaded.set_exception(error)
         self._loaded.exception()
+        for watcher in list(self._watchers.values()):
+            if watcher.end is not None:
+                watcher.end(error)
 
     def apply(self, changes: list[Change]) -> None:
         """Take in what changed and tell the watchers, once for the whole batch. A record that cannot be read counts as
@@ -145,7 +153,7 @@ class Directory:
                 self.malformed += 1
         if seen:
             for watcher in list(self._watchers.values()):
-                watcher(seen)
+                watcher.tell(seen)
 
     def _put_node(self, node: ProcessId, value: bytes | None, seen: list[Seen]) -> None:
         old = self.nodes.get(node)
@@ -216,11 +224,13 @@ class Directory:
             if name not in self._schemas:
                 self._validators.pop(name, None)
 
-    def watch(self, call: Callable[[list[Seen]], None]) -> Callable[[], None]:
-        """``call(changes)`` after every batch; the result ends it."""
+    def watch(
+        self, tell: Callable[[list[Seen]], None], end: Callable[[Exception], None] | None = None
+    ) -> Callable[[], None]:
+        """``tell(changes)`` after every batch, and ``end(error)`` when there is nothing more to follow. The result ends it."""
         self._watch_number += 1
         number = self._watch_number
-        self._watchers[number] = call
+        self._watchers[number] = Watcher(tell, end)
         return lambda: self._watchers.pop(number, None) and None
 
     # What it answers

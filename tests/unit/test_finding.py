@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from stand_in import Ground, StandInLeader, ground, until
 
 from comity.client import Client
-from comity.errors import BadInput, InvalidInput, UnknownCapability
+from comity.errors import BadInput, Disconnected, InvalidInput, UnknownCapability
 from comity.model import wire
 from comity.model.capability import AgentStatus, Capability
 
@@ -102,3 +103,20 @@ async def test_no_example_is_better_than_one_that_is_refused() -> None:
         assert "example" not in await client.describe("odd")
         with pytest.raises(InvalidInput):
             await client.submit("odd", {"code": "x"})
+
+
+async def test_a_watch_ends_with_its_client() -> None:
+    async with ground() as g:
+        _, client = await world(g)
+        watching = client.watch()
+        first = asyncio.ensure_future(anext(watching))
+        await client.discover()
+        await until(lambda: len(client.directory._watchers) > 1)
+        await g.offer("n9", "late", REVIEW)
+        assert (await first).record.id in ("n9", "n9/late")
+        assert (await anext(watching)).record.id in ("n9", "n9/late")
+        last = asyncio.ensure_future(anext(watching))
+        await asyncio.sleep(0)
+        await client.close()
+        with pytest.raises(Disconnected):
+            await last

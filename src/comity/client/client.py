@@ -391,18 +391,22 @@ class Client:
         return await self._exchange.finding.measured(name_of(capability)[0])
 
     async def watch(self) -> AsyncGenerator[Seen, None]:
-        """Agents and nodes that join, change or leave, from now on."""
+        """Agents and nodes that join, change or leave, from now on; none is missed while servers or connections are away. Ends
+        in Disconnected."""
         await self.directory.ready(self._exchange.settings.request_timeout_s)
-        queue: asyncio.Queue[Seen] = asyncio.Queue()
+        queue: asyncio.Queue[Seen | Exception] = asyncio.Queue()
 
         def put(changes: list[Seen]) -> None:
             for change in changes:
                 queue.put_nowait(change)
 
-        end = self.directory.watch(put)
+        end = self.directory.watch(put, queue.put_nowait)
         try:
             while True:
-                yield await queue.get()
+                seen = await queue.get()
+                if isinstance(seen, Exception):
+                    raise seen
+                yield seen
         finally:
             end()
 

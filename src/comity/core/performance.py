@@ -42,7 +42,8 @@ class Tally:
         self._at_ms = max(self._at_ms, now_ms)
 
     def _faded(self, now_ms: int) -> float:
-        return self._rate * exp(-max(now_ms - self._at_ms, 0) / _DECAY_MS)
+        since_ms = now_ms - self._at_ms
+        return self._rate * exp(-since_ms / _DECAY_MS) if since_ms > 0 else self._rate
 
     def per_s(self, now_ms: int) -> float:
         """How many end in a second, over the last half minute or so; it counts no time before the first."""
