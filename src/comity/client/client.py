@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Unpack
 
 from comity.bus.base import Bus, Link
 from comity.bus.outbox import Outbox
+from comity.client import looking
 from comity.client.exchange import Exchange
 from comity.client.later import DeadLetters, Schedules
 from comity.client.listing import listed
@@ -21,11 +22,10 @@ from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, terms, words
 from comity.client.turns import PER_TURN
 from comity.config import Settings
-from comity.directory import Directory, Seen
+from comity.directory import Directory
 from comity.errors import BadInput, DeadlineExceeded, TimedOut, UnknownAgent, Unreachable
 from comity.failpoints import durable
-from comity.finding import Conditions
-from comity.model.capability import AgentRecord, Requirements, Strategy
+from comity.model.capability import Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
@@ -365,50 +365,8 @@ class Client:
 
     # Who is here
 
-    async def discover(
-        self, capability: str = "", *, order_by: str = "id", limit: int | None = None, **conditions: Unpack[Conditions]
-    ) -> list[AgentRecord]:
-        """Agents that meet all ``conditions`` (see ``comity.finding.Conditions``), from the watched copy of the registry;
-        ``directory.age_s`` tells how old that is. ``order_by`` id or name; load, the least first; or, of a capability, latency
-        (p50), throughput or success as the network measured them: the best first, those not measured last. Raises BadInput."""
-        await self.directory.ready(self._exchange.settings.request_timeout_s)
-        return await self._exchange.finding.discover(capability, order_by, limit, conditions)
-
-    async def capabilities(self) -> list[dict[str, Any]]:
-        """What can be done here, by name: versions, description, agents, and what the network measured (latency p50 and p95
-        in ms, how many end in a second, which share succeeds; None: not yet)."""
-        await self.directory.ready(self._exchange.settings.request_timeout_s)
-        return await self._exchange.finding.capabilities()
-
-    async def describe(self, name: str) -> dict[str, Any]:
-        """One of ``capabilities``, with its schemas, an example input, and its agents with their figures. Raises
-        UnknownCapability."""
-        await self.directory.ready(self._exchange.settings.request_timeout_s)
-        return await self._exchange.finding.describe(name)
-
-    async def performance(self, capability: str) -> dict[str, dict[str, Any]]:
-        """What the network measured of each agent at a capability, by the agent's id: see ``capabilities``."""
-        return await self._exchange.finding.measured(name_of(capability)[0])
-
-    async def watch(self) -> AsyncGenerator[Seen, None]:
-        """Agents and nodes that join, change or leave, from now on; none is missed while servers or connections are away. Ends
-        in Disconnected."""
-        await self.directory.ready(self._exchange.settings.request_timeout_s)
-        queue: asyncio.Queue[Seen | Exception] = asyncio.Queue()
-
-        def put(changes: list[Seen]) -> None:
-            for change in changes:
-                queue.put_nowait(change)
-
-        end = self.directory.watch(put, queue.put_nowait)
-        try:
-            while True:
-                seen = await queue.get()
-                if isinstance(seen, Exception):
-                    raise seen
-                yield seen
-        finally:
-            end()
+    discover, performance, watch = looking.discover, looking.performance, looking.watch
+    capabilities, describe = looking.capabilities, looking.describe
 
     # The network
 
