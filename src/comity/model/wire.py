@@ -73,8 +73,8 @@ class FollowEvents(Item, tag=5):
 
 
 class Route(Item, tag=6):
-    """Which agent shall answer this live call? Counts as load until ``CallEnded`` or ``for_ms``. ``asked`` were asked before: it
-    is none of them, and on another node if possible. Answered by ``Routed``."""
+    """Which agent shall answer this live call? None of ``asked``, and on another node if possible. It counts as load until
+    ``CallEnded`` (``ok`` None: that says nothing about the agent) or ``for_ms``. Answered by ``Routed``."""
 
     ref: int
     capability: str
@@ -85,8 +85,6 @@ class Route(Item, tag=6):
 
 
 class CallEnded(Item, tag=7):
-    """``ok`` None: it says nothing about the agent (it was refused, or called off)."""
-
     ref: int
     took_ms: float = 0.0
     ok: bool | None = None
