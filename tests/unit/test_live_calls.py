@@ -14,7 +14,7 @@ from comity.errors import BadInput, NoAgent, PeerLost, TaskFailed, UnknownAgent,
 from comity.model import wire
 from comity.model.capability import Capability
 from comity.model.envelope import Envelope, Performative
-from comity.model.ids import AgentId
+from comity.model.ids import AgentId, ProcessId
 
 Answer = Callable[[Envelope], tuple[Performative, Any] | None]
 SILENT: Answer = lambda _: None  # noqa: E731
@@ -168,3 +168,33 @@ async def test_a_leader_that_names_who_was_asked_is_not_followed_round_and_round
         client = await g.client()
         with pytest.raises(NoAgent, match="not me"):
             await client.request("review", 1, repeatable=True)
+
+
+async def test_an_agent_that_found_nobody_itself_has_answered() -> None:
+    async with ground() as g:
+        failed = (Performative.FAILURE, {"code": "no-agent", "message": "nobody to help me"})
+        _, nodes = await agents(g, a=lambda _: failed, b=says("from b"))
+        client = await g.client()
+        with pytest.raises(NoAgent, match="help me"):
+            await client.request("review", 1)
+        assert nodes["b"].got == [], "it may have been done"
+
+
+async def test_a_hedge_that_cannot_be_routed_leaves_the_first_call_alone() -> None:
+    async with ground() as g:
+        leader, nodes = await agents(g, a=SILENT)
+        client = await g.client()
+        route = leader.answers[wire.Route]
+
+        def once(item: wire.Route, sender: str) -> None:
+            if item.asked:
+                leader.say(sender, wire.Routed(item.ref, AgentId(""), "unreachable", "no log"))
+            else:
+                route(item, ProcessId(sender))
+
+        leader.answers[wire.Route] = once
+        call = asyncio.ensure_future(client.request("review", 1, repeatable=True, hedge_s=0.01))
+        first = await nodes["a"].first(wire.Message)
+        await leader.first(wire.CallEnded)
+        _reply(nodes["a"], "c1", first, says("late"))
+        assert await call == "late"

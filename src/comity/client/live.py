@@ -18,11 +18,12 @@ from comity.errors import (
     BadInput,
     ComityError,
     Disconnected,
+    Indefinite,
     NoAgent,
     PeerLost,
     ShuttingDown,
-    TimedOut,
     UnknownAgent,
+    UnknownCapability,
     from_wire,
 )
 from comity.model.capability import Requirements, Strategy
@@ -33,7 +34,7 @@ from comity.model.wire import CallEnded, Route, Routed
 
 GONE = (PeerLost, UnknownAgent, ShuttingDown)
 """What is said of an agent that is not there any more."""
-_NO_ANSWER = (*GONE, NoAgent, TimedOut)
+_NO_ANSWER = (*GONE, NoAgent, UnknownCapability, Indefinite)
 _NOT_ITS_FAULT = (BadInput, NoAgent, ShuttingDown, Disconnected)
 
 Call = Callable[[AgentId], Awaitable[Any]]
@@ -103,6 +104,8 @@ class LiveCall:
             except NoAgent as refusal:
                 if len(asked) == count:
                     raise (lost or refusal) from None
+                if "refused" not in refusal.details:
+                    raise  # it was done, and found nobody itself
                 lost = lost or refusal
             except GONE as gone:
                 if len(asked) == count or not self._repeatable:
