@@ -109,8 +109,8 @@ class Agent(Speaker):
     """
 
     __slots__ = (
-        "__weakref__", "_home", "_listeners", "_offered", "_registered_at", "concurrency", "endpoints", "kind", "labels", "name",
-        "region", "resources", "status", "tags", "version", "weight", "zone",
+        "__weakref__", "_checkup", "_home", "_listeners", "_offered", "_registered_at", "concurrency", "endpoints", "kind",
+        "labels", "name", "region", "resources", "status", "tags", "version", "weight", "zone",
     )  # fmt: skip
 
     tags: tuple[str, ...]
@@ -144,6 +144,7 @@ class Agent(Speaker):
         self._home: Home | None = None
         self._offered: dict[str, Offered] = {}
         self._listeners: dict[str, Listener] = {}
+        self._checkup: Listener | None = None
         self._registered_at = 0
         self._set(
             tags=tags, labels=labels or {}, kind=kind, version=version, region=region, zone=zone, resources=resources or {},
@@ -274,6 +275,26 @@ class Agent(Speaker):
         if self._listeners.pop(topic, None) is not None and self._home is not None:
             self._home.listens(self, topic)
 
+    def health(self, function: F) -> F:
+        """Tell how it is with a function, plain or async, without parameters: as a decorator. Its node asks every ``health_s``
+        (see ``docs/operations.md``). It is unwell if it raises, returns False, or has not returned when it is due again;
+        after ``health_failures`` of these in a row the agent is ``unhealthy``, and gets no work until it was well
+        ``health_successes`` times in a row. Raises BadInput, Conflict (there is one already)."""
+        signature = _signature(function, _caller_names(), whole=False)
+        if signature.handles or signature.takes_input:
+            raise BadInput(f"{signature.name}: how an agent is, is asked without parameters")
+        if self._checkup is not None:
+            raise Conflict(f"agent {self.name} tells how it is by {self._checkup.signature.name} already")
+        self._checkup = Listener(function, signature)
+        if self._home is not None:
+            self._home.changed(self)
+        return function
+
+    @property
+    def checkup(self) -> Listener | None:
+        """How it is asked how it is."""
+        return self._checkup
+
     # What it is
 
     def update(self, **changes: Any) -> None:
@@ -317,7 +338,7 @@ class Agent(Speaker):
     def twin(self, name: str) -> Agent:
         """Another agent with the same functions and properties, called ``name``, on no node yet. Raises BadInput."""
         twin = Agent(name, **{field: getattr(self, field) for field in _FIELDS if field != "status"})
-        twin._offered, twin._listeners = dict(self._offered), dict(self._listeners)
+        twin._offered, twin._listeners, twin._checkup = dict(self._offered), dict(self._listeners), self._checkup
         return twin
 
     def move_in(self, home: Home, at_ms: int) -> None:

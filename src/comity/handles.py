@@ -68,6 +68,18 @@ class Speaker:
         """Who is here and offers it. See ``Client.discover``."""
         return await self._client.discover(capability, **options)
 
+    async def capabilities(self) -> list[dict[str, Any]]:
+        """What can be done here. See ``Client.capabilities``."""
+        return await self._client.capabilities()
+
+    async def performance(self, capability: str) -> dict[str, dict[str, Any]]:
+        """What was measured of each agent at it. See ``Client.performance``."""
+        return await self._client.performance(capability)
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """One of them. See ``Client.describe``."""
+        return await self._client.describe(name)
+
     async def cancel(self, task: Task | str, reason: str = "") -> dict[str, Any]:
         """Ask for a task's end. See ``Client.cancel``."""
         return await self._client.cancel(task, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from typing import Any
 
 from comity import Agent, Attempt, Message
 from comity.cli.bench_overload import Order, Told
@@ -87,6 +88,13 @@ async def mark(message: Message, body: str) -> None:
     """Change the record of the agent that is told to."""
     name = message.envelope.receiver.partition("/")[2]
     next(agent for agent in agents if agent.name == name).update(labels={"mark": body})
+
+
+@first.on("bench.join")
+async def join(body: str) -> None:
+    """Bring one more agent to this process's node."""
+    home: Any = first._home
+    home.add(first.twin(body))
 
 
 @first.on("bench.burst")

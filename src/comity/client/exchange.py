@@ -11,6 +11,7 @@ from comity.bus.base import EVERYONE, LEADER, Address, Bus, Cancel, Delivery, Li
 from comity.bus.outbox import Outbox
 from comity.client.calls import Calls, arguments
 from comity.client.contact import Contact
+from comity.client.finding import Finding
 from comity.client.listeners import Listeners
 from comity.client.messages import Messages
 from comity.client.outcomes import Outcomes
@@ -59,6 +60,7 @@ class Exchange:
         self.timers = Timers(self.loop)
         self.turns = Turns(self.loop)
         self.directory = Directory(registry, self.loop.time)
+        self.finding = Finding(self.directory, self.ask, self.loop.time)
         self.contact = Contact(bus, self.outbox, self.timers, rng, self.fail)
         self.calls = Calls(self.contact, self.outbox, self.timers, rng)
         self.outcomes = Outcomes(self.contact, self.timers, self.turns)

@@ -73,17 +73,21 @@ class FollowEvents(Item, tag=5):
 
 
 class Route(Item, tag=6):
-    """Which agent shall answer this live call? Counts as load until ``CallEnded`` or ``for_ms``. Answered by ``Routed``."""
+    """Which agent shall answer this live call? None of ``asked``, and on another node if possible. It counts as load until
+    ``CallEnded`` (``ok`` None: that says nothing about the agent) or ``for_ms``. Answered by ``Routed``."""
 
     ref: int
     capability: str
     for_ms: int
     requirements: Requirements | None = None
     strategy: Strategy | None = None
+    asked: tuple[AgentId, ...] = ()
 
 
 class CallEnded(Item, tag=7):
     ref: int
+    took_ms: float = 0.0
+    ok: bool | None = None
 
 
 class AddSchedule(Item, tag=8):

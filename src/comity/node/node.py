@@ -32,6 +32,7 @@ from comity.model.ids import AgentId, ProcessId
 from comity.node.announce import Announcer
 from comity.node.attempts import Attempts, Running
 from comity.node.control import Control
+from comity.node.health import Checkups
 from comity.node.lease import Lease
 from comity.node.measure import Measure, measured
 from comity.node.messages import Call, Messages
@@ -92,6 +93,7 @@ class Node:
             keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
         )  # fmt: skip
         self._agents: dict[str, Agent] = {}
+        self.checkups = Checkups(calls, settings)
         self.messages = Messages(
             self.node, self.incarnation, self._agents.get, calls, self.outbox.post, self._speak_for_call, wall
         )
@@ -110,9 +112,8 @@ class Node:
         self._soon: asyncio.TimerHandle | None = None
         self._soon_s = SOON_S
         self._is_unheard = False  # what was said to the leader may not have reached it
-        self._due = 0.0
+        self._due = self._lag = 0.0
         self._ticks = 0
-        self._lag = 0.0
         self._thread = threading.get_ident()
         self._listen_for()
         for agent in agents:
@@ -212,6 +213,7 @@ class Node:
             await self._quiet(SETTLE_S)
         self.has_left = True
         self._probing.close()
+        await self.checkups.close()
         for timer in (self._tick_timer, self._soon):
             if timer is not None:
                 timer.cancel()
@@ -254,6 +256,7 @@ class Node:
         self.messages.listens(agent, agent.listeners)
         self._sight()
         self.announcer.put(agent)
+        self.checkups.look(agent)
 
     def remove(self, agent: Agent | str) -> None:
         """No longer host an agent, given itself, its name or its id. Its attempts are handed back. Raises UnknownAgent."""
@@ -262,6 +265,7 @@ class Node:
         self.attempts.hand_back(f"agent {hosted.name} has left", self.settings.cancel_grace_s, hosted)
         self.messages.forget(hosted, hosted.listeners)
         self.announcer.remove(hosted)
+        self.checkups.forget(hosted)
         hosted.move_out()
 
     def find(self, agent: str) -> Agent:
@@ -279,6 +283,7 @@ class Node:
     def _changed(self, agent: Agent) -> None:
         if self._agents.get(agent.name) is agent:
             self.announcer.put(agent)
+            self.checkups.look(agent)
 
     def listens(self, agent: Agent, topic: str) -> None:
         """See ``agent.Home``."""

@@ -84,7 +84,8 @@ class Liar:
             wire.Began(task, epoch), wire.Done(task, epoch, self.random.choice(payloads), self._number()),
             wire.Declined(task, epoch, "no"), wire.Failed(task, epoch, failure, self.random.random() < 0.5),
             wire.Slot(task, epoch, self.random.random() < 0.5), wire.Live(task, epoch, b'{"type":"completed"}'),
-            wire.RateTask(task, self._figure()), wire.CallEnded(epoch), self._record(task, epoch, self.random.choice(payloads)),
+            wire.RateTask(task, self._figure()), wire.CallEnded(epoch, self._figure(), True),
+            self._record(task, epoch, self.random.choice(payloads)),
         ])  # fmt: skip
         return LEADER, item
 
@@ -117,12 +118,12 @@ class Liar:
         return LEADER, wire.SubmitTask(msgspec.structs.replace(spec, **wrong), self.random.random() < 0.5, True)
 
     def _asks(self) -> Lie:
-        what = self.random.choice(["task", "tasks", "why", "stats", "nodes", "agents", "strategy", "nothing", ""])
+        what = self.random.choice(["task", "tasks", "why", "stats", "nodes", "agents", "performance", "strategy", "nothing", ""])
         args = self.random.choice([b"", b"{}", b"[]", b'{"id":7}', b'{"limit":"x"}', b'{"state":"odd"}', b"\xff", b"[" * 5000])
         item: wire.Item = self.random.choice([
             wire.Ask(self._number(), what, args), wire.FollowTask((self._task(), self._task())),
             wire.FollowEvents(self._number(), self.random.choice([-1, 0, 5, 2**62]), self._number()),
-            wire.Route(self._number(), "echo", 50, Requirements(gpu=self._figure())),
+            wire.Route(self._number(), "echo", 50, Requirements(gpu=self._figure()), None, (self._agent(), AgentId("odd"))),
         ])  # fmt: skip
         return LEADER, item
 
