@@ -1,7 +1,8 @@
 """The interaction protocols, as tables. Six are FIPA's (http://www.fipa.org/specs/), two are ours, in the same shape.
 
 FIPA's query-if and query-ref are both ``query`` here, and the proxy of its brokering is a ``request``. A publisher that has
-nothing more to say ends a subscription with ``cancel``: FIPA knows only its failure.
+nothing more to say ends a subscription with ``cancel``: FIPA knows only its failure. Where a conversation has no deadline, an
+``agree`` now and then says that it stands; if it does not any more at the other side, the answer ends it here.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ SUBSCRIBE = Protocol(
         Rule(_ASKED, _P, _P_.AGREE, _SUBSCRIBED),
         Rule(_ASKED, _P, _P_.INFORM, _SUBSCRIBED),
         Rule(_SUBSCRIBED, _P, _P_.INFORM, _SUBSCRIBED),
+        Rule(_SUBSCRIBED, _P, _P_.AGREE, _SUBSCRIBED),
         Rule(_SUBSCRIBED, _P, _P_.FAILURE, State.FAILED),
         Rule(_SUBSCRIBED, _P, _P_.CANCEL, State.DONE),
     ],
@@ -87,6 +89,7 @@ COLLABORATION = Protocol(
         Rule(_ASKED, _P, _P_.FAILURE, State.FAILED),
         Rule(_ASKED, _P, _P_.ACCEPT_PROPOSAL, State.JOINED),
         Rule(State.JOINED, _I, _P_.INFORM, State.JOINED),
+        Rule(State.JOINED, _P, _P_.AGREE, State.JOINED),
         Rule(State.JOINED, _P, _P_.CANCEL, State.DONE),
     ],
 )

@@ -136,7 +136,7 @@ class Node:
             wire.Message: self._message,
             wire.Control: self._control,
             wire.Ping: lambda item, sender: self.outbox.post(to(sender), wire.Pong(item.ref)),
-            wire.Pong: self._probing.answered,
+            wire.Pong: self._pong,
         }
 
     # Joining and leaving
@@ -384,6 +384,10 @@ class Node:
         if not self.client.handle(item, sender):
             self.messages.take(item.envelope, sender)
 
+    def _pong(self, item: wire.Pong, sender: ProcessId) -> None:
+        if not self.client.handle(item, sender):
+            self._probing.answered(item, sender)
+
     def _leading(self, item: wire.Leading, sender: ProcessId) -> None:
         """Anybody can say so; only a controller can acknowledge a beacon."""
         self.client.handle(item, sender)
@@ -462,6 +466,7 @@ class Node:
     def _unreachable(self, address: str) -> None:
         """Nobody leads, or the leader is on its way back: once it acknowledges a beacon it is told everything again."""
         self._probing.unreachable(address)
+        self.messages.conversing.unreachable(address)
         if address == LEADER and not self.has_left:
             self._is_unheard = True
             self._beacon_soon()
