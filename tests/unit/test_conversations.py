@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -199,3 +201,24 @@ def test_a_plain_request_has_its_answers_too() -> None:
 @EVERY
 def test_every_protocol_names_its_source(protocol: Protocol) -> None:
     assert protocol.source.startswith("FIPA SC000") or protocol.name.startswith("comity-")
+
+
+def test_the_page_has_the_same_tables() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.count("|") == 5]
+    told: dict[str, set[tuple[str, ...]]] = {}
+    name = ""
+    for called, state, says, then in rows:
+        name = called.strip("`") or name
+        if " says " in says and state != "state":
+            who, word = says.split(" says ")
+            told.setdefault(name, set()).add((state, who, word, then))
+    common = (Performative.NOT_UNDERSTOOD, Performative.CANCEL)
+    for protocol in PROTOCOLS.values():
+        own = {
+            (state, role, says, then)
+            for (state, role, says), then in protocol.table.items()
+            if says not in common or (role, says) == (YOU, Performative.CANCEL)
+        }
+        assert told[protocol.name] == own, protocol.name
+    assert set(told) == set(PROTOCOLS)

@@ -234,6 +234,10 @@ class Messages:
                 talk.fail(error)
 
 
+_OURS = ("self", "message")
+"""What no detail of an error can be called."""
+
+
 def key_of(conversation: str, agent: str) -> str:
     """Under which one side of a conversation is known; no message's id, for it has a slash."""
     return f"{conversation}/{agent}"
@@ -247,7 +251,9 @@ def error_in(agent: AgentId, performative: Performative, body: Any) -> ComityErr
     """What a reply that is no answer says; None for an answer."""
     said: dict[str, Any] = body if isinstance(body, dict) else {"message": str(body)}
     code, message = str(said.get("code", "")), str(said.get("message", ""))
-    details: dict[str, Any] = {**(said.get("details") or {}), "agent": agent}
+    given = said.get("details")
+    details = {name: value for name, value in given.items() if name not in _OURS} if isinstance(given, dict) else {}
+    details["agent"] = agent
     if performative is Performative.FAILURE:
         return from_wire(code, message, details)
     if performative is Performative.REFUSE:
