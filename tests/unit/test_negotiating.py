@@ -406,6 +406,34 @@ async def test_a_proposal_after_the_deadline_is_rejected_as_late(stage: Stage) -
 
 
 @staged
+async def test_a_reply_after_the_deadline_is_an_error_and_an_event(stage: Stage) -> None:
+    net = await Net(stage).up(n1=[])
+    raw = await Caller.join(stage, "n9")
+    async with events(net) as seen:
+        with pytest.raises(TimedOut):
+            await net.client.request("n9/raw", 1, timeout=0.5)
+        await raw.send("c1", 1, sender="n9/raw", performative=Performative.INFORM, in_reply_to=raw.got[0].id)
+        await until(lambda: any("reply_by" in told for told in refusals(seen)))
+    await net.down()
+
+
+@staged
+@pytest.mark.parametrize(("says", "protocol"), [("request", "fipa-request"), ("query", "fipa-query")])
+async def test_a_stranger_may_name_the_protocol_of_a_plain_question(stage: Stage, says: str, protocol: str) -> None:
+    net = await Net(stage).up(n1=[bidder("ann", 3, work_s=1)])
+    raw = await Caller.join(stage, "raw")
+    how = {**by_hand(says, protocol=protocol), "conversation": "a"}
+    assert await raw.ask("n1/ann", {"depth": 1}, **how) == (Performative.INFORM, "ann dug 1")
+    assert (raw.got[-1].protocol, raw.got[-1].conversation) == (protocol, "a")
+    how["conversation"] = "b"
+    await raw.send("n1/ann", {"depth": 1}, **how)
+    await until(lambda: bool(stage.nodes[0].messages.calls))
+    assert (await raw.ask("n1/ann", None, **{**how, "performative": Performative.CANCEL}))[0] is Performative.INFORM
+    await until(lambda: not stage.nodes[0].messages.calls and not open_at(net))
+    await net.down()
+
+
+@staged
 async def test_an_odd_answer_to_a_plain_request_is_an_error(stage: Stage) -> None:
     net = await Net(stage).up(n1=[])
     raw = await Caller.join(stage, "n9")

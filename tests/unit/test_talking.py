@@ -20,6 +20,7 @@ from comity.errors import (
     Overloaded,
     PeerLost,
     Refuse,
+    ShuttingDown,
     TaskFailed,
     TimedOut,
     UnknownAgent,
@@ -174,6 +175,27 @@ async def test_a_reader_that_is_too_slow_is_told_so(stage: Stage) -> None:
     with pytest.raises(Overloaded):
         assert [told async for told in news if not await asyncio.sleep(0.01)]
     assert not open_at(net)
+    await net.down()
+
+
+@staged
+async def test_whoever_speaks_with_an_agent_that_leaves_is_told(stage: Stage) -> None:
+    ann, owner = Member("ann"), clock("owner")
+    owner.lend("gpu", 1)
+    net = await Net(stage).up(n1=[ann.agent, owner])
+    news = net.client.subscribe("owner", 100, topic="time")
+    assert await anext(news) == 0
+    async with (
+        net.client.invite("review", ["ann"]) as group,
+        net.client.borrow("owner", "gpu", for_s=100) as held,
+    ):
+        for agent in (ann.agent, owner):
+            stage.nodes[0].remove(agent)
+        await until(lambda: not group.members and not held.left_s)
+        assert group.declined == {"n1/ann": "agent ann has left"}
+    with pytest.raises(ShuttingDown, match="owner has left"):
+        assert [told async for told in news]
+    await until(lambda: not open_at(net) and not stage.nodes[0].messages.calls)
     await net.down()
 
 

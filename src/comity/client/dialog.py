@@ -205,7 +205,7 @@ class Talks:
         self.complaints = complaints
         self.process = process
         self._past: dict[str, tuple[Conversation, str]] = {}
-        messages.refuse = self.refuse
+        messages.refuse, messages.complain = self.refuse, complaints.tell
 
     def end(self, leg: Leg) -> None:
         key = key_of(leg.dialog.id, leg.agent)
@@ -241,7 +241,8 @@ class Talks:
     def _answer(self, envelope: Envelope, sender: ProcessId, says: Performative, data: bytes, speaker: str) -> None:
         answer = self.messages.envelope(
             data, sender=speaker, conversation=envelope.conversation, performative=says, receiver=envelope.sender,
-            topic=envelope.topic, protocol=envelope.protocol, in_reply_to=envelope.id, trace=envelope.trace,
+            topic=envelope.topic if envelope.protocol else "", protocol=envelope.protocol, in_reply_to=envelope.id,
+            trace=envelope.trace,
         )  # fmt: skip
         self.outbox.post(to(sender), Message(answer))
 

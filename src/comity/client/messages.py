@@ -36,6 +36,8 @@ from comity.model.wire import Message, Ping
 
 PING_S = 0.5
 """How often the process behind an unanswered request is probed: one that is gone is then reported by the bus."""
+GIVEN_UP = 1024
+"""Requests that were not answered in time and are still known."""
 
 
 class Awaited(Protocol):
@@ -112,6 +114,8 @@ class Messages:
         self._alarm: Alarm | None = None
         self._closed: ComityError | None = None
         self.refuse: Callable[[Envelope, ProcessId, str], None] = lambda envelope, sender, reason: None
+        self.complain: Callable[[Envelope, str], None] = lambda envelope, reason: None
+        self._given_up: dict[str, AgentId] = {}
         directory.watch(self._on_seen)
 
     def envelope(
@@ -163,7 +167,7 @@ class Messages:
         node = node_of(agent)
         talk = Talk(agent, envelope.performative, self._loop.create_future(), self._loop.time())
         self.attach(envelope.id, talk)
-        alarm = self._timers.after(timeout_s, lambda: talk.fail(late(agent, timeout_s)))
+        alarm = self._timers.after(timeout_s, lambda: self._give_up(envelope.id, talk, timeout_s))
         try:
             self._outbox.post(to(node), Message(envelope))
             return await talk.future
@@ -178,6 +182,12 @@ class Messages:
             alarm.cancel()
             self.detach(envelope.id, talk)
 
+    def _give_up(self, id: str, talk: Talk, timeout_s: float) -> None:
+        talk.fail(late(talk.agent, timeout_s))
+        while len(self._given_up) >= GIVEN_UP:
+            del self._given_up[next(iter(self._given_up))]
+        self._given_up[id] = talk.agent
+
     def post(self, node: ProcessId, envelope: Envelope) -> None:
         self._outbox.post(to(node), Message(envelope))
 
@@ -191,7 +201,10 @@ class Messages:
         if talk is None and envelope.protocol:
             talk = talks.get(key_of(envelope.conversation, envelope.sender))
         if talk is None:
-            return False
+            agent = self._given_up.pop(envelope.in_reply_to, "")
+            if agent and agent == envelope.sender:
+                self.complain(envelope, f"{envelope.performative} came after its reply_by")
+            return bool(agent)
         reason = talk.hear(envelope)
         if reason:
             self.refuse(envelope, sender, reason)

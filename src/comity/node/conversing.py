@@ -23,7 +23,7 @@ from comity.client.complaints import Complaints
 from comity.client.timers import Alarm, Timers
 from comity.core.conversations import CLOSING, Conversation, Event, Lost, NotUnderstood, Role, Said, State, Tick
 from comity.core.protocols import BROKERING, PROTOCOLS, RESOURCE
-from comity.errors import OutOfProtocol
+from comity.errors import OutOfProtocol, ShuttingDown
 from comity.model.capability import AgentStatus
 from comity.model.codec import UNREADABLE, to_json
 from comity.model.envelope import Envelope, Performative
@@ -98,6 +98,11 @@ class Conversing:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def agents(self) -> set[str]:
+        """With a conversation open."""
+        return {found.key[2] for found in self._open.values()}
 
     # What others say
 
@@ -313,6 +318,17 @@ class Conversing:
         if kind == "to" and peer in self._per_peer:
             for found in [found for found in self._open.values() if found.peer == peer]:
                 self._step(found, Lost())
+
+    def leave(self, agents: set[str], reason: str) -> None:
+        """These agents are here no longer: whoever speaks with them is told."""
+        for found in [found for found in self._open.values() if found.key[2] in agents]:
+            agent, data = AgentId(found.key[2]), to_json({"code": ShuttingDown.code, "message": reason})
+            for says in (Performative.FAILURE, Performative.CANCEL, Performative.REFUSE):
+                if found.conversation.allows(Role.PARTICIPANT, says):
+                    self._send(found.said, agent, says, data, 0)
+                    break
+            self._step(found, Lost())
+            self._stop(found.key[0], found.work)
 
     def close(self) -> None:
         self._timers.close()

@@ -387,5 +387,6 @@ class Messages:
         for call in calls:
             self._fail(call.envelope, call.agent, ShuttingDown(f"node {self._node} has left"))
             self._stop(call)
+        self.conversing.leave(self.conversing.agents, f"node {self._node} has left")
         await ended([call.work for call in calls], grace_s)
         self.conversing.close()

@@ -264,6 +264,7 @@ class Node:
         del self._agents[hosted.name]
         self.attempts.hand_back(f"agent {hosted.name} has left", self.settings.cancel_grace_s, hosted)
         self.messages.forget(hosted, hosted.listeners)
+        self.messages.conversing.leave({f"{self.node}/{hosted.name}"}, f"agent {hosted.name} has left")
         self.announcer.remove(hosted)
         self.checkups.forget(hosted)
         hosted.move_out()
