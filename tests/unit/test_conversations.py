@@ -19,6 +19,7 @@ from comity.core.conversations import (
     Role,
     Rule,
     Said,
+    Seen,
     State,
     Tick,
 )
@@ -196,6 +197,14 @@ def test_a_plain_request_has_its_answers_too() -> None:
     assert may_answer(Performative.CFP, Performative.PROPOSE)
     assert not may_answer(Performative.REQUEST, Performative.PROPOSE)
     assert may_answer(Performative.INFORM, Performative.PROPOSE)
+
+
+def test_what_arrives_twice_is_one_message() -> None:
+    seen = Seen()
+    assert [seen.is_copy(id) for id in ("a", "b", "a")] == [False, False, True]
+    assert not any(seen.is_copy(str(number)) for number in range(1000))
+    assert seen.is_copy("999")
+    assert not seen.is_copy("a")  # long ago
 
 
 @EVERY

@@ -24,6 +24,7 @@ from comity.core.conversations import (
     Protocol,
     Role,
     Said,
+    Seen,
     State,
     Tick,
 )
@@ -52,7 +53,7 @@ class Heard(NamedTuple):
 class Leg:
     """One agent's side of a dialog. See ``messages.Awaited``."""
 
-    __slots__ = ("_alarm", "_asked_s", "_heard", "agent", "began_at", "conversation", "dialog", "incarnation")
+    __slots__ = ("_alarm", "_asked_s", "_heard", "agent", "began_at", "conversation", "dialog", "incarnation", "seen")
 
     def __init__(self, dialog: Dialog, agent: AgentId, began_at: float) -> None:
         self.dialog = dialog
@@ -60,6 +61,7 @@ class Leg:
         self.incarnation: int | None = None
         self.began_at = began_at
         self.conversation = Conversation(dialog.protocol)
+        self.seen = Seen()
         self._heard = ""
         self._alarm: Alarm | None = None
         self._asked_s = 0.0
@@ -79,6 +81,8 @@ class Leg:
         dialog.talks.outbox.post(to(node_of(self.agent)), Message(envelope))
 
     def hear(self, envelope: Envelope) -> str:
+        if self.seen.is_copy(envelope.id):
+            return ""
         now, left_s = self.dialog.talks.loop.time(), envelope.remaining_ms / 1000
         says, self._heard = envelope.performative, envelope.id
         reason = self._step(Said(Role.PARTICIPANT, says, now + left_s if left_s > 0 else None), now)

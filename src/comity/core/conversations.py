@@ -51,6 +51,7 @@ CLOSING = frozenset({
     Performative.NOT_UNDERSTOOD, Performative.CANCEL, Performative.REFUSE, Performative.FAILURE, Performative.REJECT_PROPOSAL,
 })  # fmt: skip
 """Who says one of these expects nothing more: where no conversation is open, it needs no answer."""
+SEEN = 256
 _TURN: Mapping[State, Role | None] = {
     State.ASKED: Role.PARTICIPANT, State.AGREED: Role.PARTICIPANT, State.ACCEPTED: Role.PARTICIPANT,
     State.PROPOSED: Role.INITIATOR,
@@ -123,6 +124,24 @@ class Ended(NamedTuple):
 
 Event = Said | Tick | Lost
 Effect = NotUnderstood | Ended
+
+
+class Seen:
+    """The messages of a conversation, the latest of them, by id: what arrives twice is one message."""
+
+    __slots__ = ("_ids",)
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+
+    def is_copy(self, id: str) -> bool:
+        """Whether it was seen before; now it has been."""
+        if id in self._ids:
+            return True
+        if len(self._ids) >= SEEN:
+            del self._ids[next(iter(self._ids))]
+        self._ids[id] = None
+        return False
 
 
 class Conversation:

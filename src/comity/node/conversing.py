@@ -21,7 +21,18 @@ from comity.agent import Agent, Listener
 from comity.bus.base import to
 from comity.client.complaints import Complaints
 from comity.client.timers import Alarm, Timers
-from comity.core.conversations import CLOSING, Conversation, Event, Lost, NotUnderstood, Role, Said, State, Tick
+from comity.core.conversations import (
+    CLOSING,
+    Conversation,
+    Event,
+    Lost,
+    NotUnderstood,
+    Role,
+    Said,
+    Seen,
+    State,
+    Tick,
+)
 from comity.core.protocols import BROKERING, PROTOCOLS, RESOURCE
 from comity.errors import OutOfProtocol, ShuttingDown
 from comity.model.capability import AgentStatus
@@ -63,12 +74,13 @@ _decode_wanted = msgspec.json.Decoder(Wanted).decode
 class Open:
     """A conversation under way. ``said``: the call or request that the work is for; ``work``: the message that is worked on."""
 
-    __slots__ = ("alarm", "amount", "conversation", "key", "peer", "said", "work")
+    __slots__ = ("alarm", "amount", "conversation", "key", "peer", "said", "seen", "work")
 
     def __init__(self, key: Key, conversation: Conversation, said: Envelope) -> None:
         self.key = key
         self.conversation = conversation
         self.said = said
+        self.seen = Seen()
         self.work = ""
         self.peer = (said.reply_to or said.sender).partition("/")[0]
         self.amount = 0.0
@@ -126,6 +138,8 @@ class Conversing:
                 return None
         if found.conversation.protocol is not protocol:
             self.refuse(envelope, f"this conversation is a {found.conversation.protocol.name}, not a {envelope.protocol}")
+            return None
+        if found.seen.is_copy(envelope.id):
             return None
         now = self._loop.time()
         reply_by = now + envelope.remaining_ms / 1000 if envelope.remaining_ms > 0 else None
