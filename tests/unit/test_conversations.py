@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from comity.client.client import Client
 from comity.core.conversations import (
     ENDS,
     Conversation,
@@ -33,6 +35,7 @@ from comity.core.protocols import (
     SUBSCRIBE,
     may_answer,
 )
+from comity.model import wire
 from comity.model.envelope import Performative
 
 ME, YOU = Role.INITIATOR, Role.PARTICIPANT
@@ -231,3 +234,13 @@ def test_the_page_has_the_same_tables() -> None:
         }
         assert told[protocol.name] == own, protocol.name
     assert set(told) == set(PROTOCOLS)
+
+
+def test_the_kinds_of_messages_are_items_that_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
+    named = re.findall(r"`(\w+)` \((\d+)\)", page)
+    assert len(named) >= 15
+    for name, tag in named:
+        assert getattr(wire, name).__struct_config__.tag == int(tag), name
+    for verb in re.findall(r"`(?:await )?net\.(\w+)", page):
+        assert hasattr(Client, verb), verb

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from node_stage import Caller, Stage, staged_on, until
+from bargain import bidder, events, open_at, price, refusals
+from node_stage import Stage, staged_on, until
 from test_node_network import Net
 
 from comity.agent import Agent
@@ -16,70 +15,16 @@ from comity.errors import (
     BadInput,
     Conflict,
     NoAgent,
-    OutOfProtocol,
     PeerLost,
-    Refuse,
     TaskFailed,
     TimedOut,
     UnknownCapability,
 )
 from comity.handles import Attempt, Message
-from comity.model.envelope import Performative
 from comity.sim.loop import VirtualLoop
 from comity.talking import Award, Proposal
 
 staged = staged_on(VirtualLoop)
-
-
-def bidder(name: str, price: float, *, slow_s: float = 0.0, work_s: float = 0.0, says: Any = None) -> Agent:
-    """It offers to dig, and asks ``price`` for that, or says something else. Its work is its name."""
-    agent = Agent(name)
-
-    @agent.capability
-    async def dig(depth: int) -> str:
-        await asyncio.sleep(work_s)
-        if depth > 100:
-            raise ValueError("too deep")
-        return f"{name} dug {depth}"
-
-    @agent.bid("dig")
-    async def offer(depth: int) -> Any:
-        await asyncio.sleep(slow_s)
-        if depth < 0:
-            raise Refuse("not upwards")
-        return says or {"price": price}
-
-    return agent
-
-
-def price(proposal: Proposal) -> float:
-    return float(proposal.body["price"])
-
-
-def open_at(net: Net) -> int:
-    return sum(len(node.messages.conversing) for node in net.stage.nodes)
-
-
-@asynccontextmanager
-async def events(net: Net) -> AsyncGenerator[list[dict[str, Any]], None]:
-    """What the network tells while the block lasts."""
-    seen: list[dict[str, Any]] = []
-
-    async def follow() -> None:
-        async for event in net.client.events():
-            seen.append(event)
-
-    following = asyncio.ensure_future(follow())
-    await net.client.stats()
-    await asyncio.sleep(0.1)
-    try:
-        yield seen
-    finally:
-        following.cancel()
-
-
-def refusals(seen: list[dict[str, Any]]) -> list[str]:
-    return [event["reason"] for event in seen if event["type"] == "message.refused"]
 
 
 @staged
@@ -281,180 +226,45 @@ async def test_bids_may_be_made_by_hand(stage: Stage) -> None:
     await net.down()
 
 
-CFP: dict[str, Any] = {"performative": "cfp", "topic": "dig", "protocol": "fipa-contract-net", "conversation": "c"}
-
-
-def by_hand(says: str, **fields: Any) -> dict[str, Any]:
-    given = {**CFP, **fields, "performative": Performative(says)}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 @staged
-@pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        ([by_hand("accept-proposal")], "no conversation"),
-        ([by_hand("inform")], "no conversation"),
-        ([by_hand("cfp", protocol="fipa-tango")], "no protocol"),
-        ([by_hand("cfp"), by_hand("cfp")], "out of protocol"),
-        ([by_hand("cfp"), by_hand("inform")], "out of protocol"),
-        ([by_hand("cfp"), by_hand("reject-proposal"), by_hand("accept-proposal")], "over"),
-        ([by_hand("cfp"), by_hand("cfp", protocol="fipa-subscribe")], "not a fipa-subscribe"),
-        ([by_hand("cfp", remaining_ms=1000), None, by_hand("accept-proposal")], "expired"),
-    ],
-)
-async def test_what_is_out_of_protocol_is_not_understood_and_told(stage: Stage, said: list[Any], reason: str) -> None:
-    net = await Net(stage).up(n1=[bidder("ann", 3)])
-    caller = await Caller.join(stage, "raw")
-    async with events(net) as seen:
-        for fields in said:
-            if fields is None:
-                await asyncio.sleep(100)
-            else:
-                await caller.send("n1/ann", {"depth": 1}, **fields)
-                await asyncio.sleep(0.1)
-        await until(lambda: any(e.performative is Performative.NOT_UNDERSTOOD for e in caller.got))
-        answer = next(e for e in caller.got if e.performative is Performative.NOT_UNDERSTOOD)
-        assert reason in answer.body.decode()
-        assert (answer.sender, answer.conversation) == ("n1/ann", "c")
-        await until(lambda: any(reason in told for told in refusals(seen)))
-    assert stage.nodes[0].messages.conversing._open == {} or reason.startswith("not a")
+async def test_a_paused_bidder_refuses_what_it_has_proposed(stage: Stage) -> None:
+    ann = bidder("ann", 1)
+    net = await Net(stage).up(n1=[ann, bidder("bob", 2)])
+
+    def rank(proposal: Proposal) -> float:
+        ann.update(status="paused")
+        return price(proposal)
+
+    with pytest.raises(NoAgent, match="paused"):
+        await net.client.call_for_proposals(["ann", "bob"], {"depth": 1}, topic="dig", rank=rank)
+    award = await net.client.call_for_proposals(["ann", "bob"], {"depth": 1}, topic="dig", rank=rank, repeatable=True)
+    assert award.agent == "n1/bob"
+    assert (await net.client.call_for_proposals("dig", {"depth": 1})).agent == "n1/bob"
+    with pytest.raises(NoAgent, match="active"):
+        stage.nodes[0].find("bob").update(status="paused")
+        await until(lambda: all(a.status == "paused" for a in net.client.directory.discover("dig")))
+        await net.client.call_for_proposals("dig", {"depth": 1})
     await net.down()
 
 
 @staged
-async def test_who_speaks_for_another_is_told_of(stage: Stage) -> None:
-    net = await Net(stage).up(n1=[bidder("ann", 3)])
-    caller = await Caller.join(stage, "raw")
-    async with events(net) as seen:
-        await caller.send("n1/ann", {"depth": 1}, **by_hand("cfp", sender="c1"))
-        await until(lambda: any("cannot speak for" in told for told in refusals(seen)))
-    assert stage.nodes[0].messages.forged == 1
+async def test_a_proposal_binds_for_a_minute(stage: Stage) -> None:
+    net = await Net(stage).up(n1=[bidder("ann", 1), bidder("bob", 2, work_s=70)])
+    with pytest.raises(TimedOut):  # ann's proposal is not held for so long
+        await net.client.call_for_proposals(
+            ["bob", "ann"], {"depth": 1}, topic="dig", rank=lambda p: -price(p), repeatable=True, timeout=65
+        )
     assert not open_at(net)
     await net.down()
 
 
-def liar(says: Callable[[Message], None]) -> Agent:
-    agent = Agent("liar")
-
-    @agent.on("cfp")
-    async def bid(message: Message) -> None:
-        says(message)
-
-    return agent
-
-
-@staged
-async def test_an_author_cannot_break_the_protocol(stage: Stage) -> None:
-    caught: list[Exception] = []
-
-    def says(message: Message) -> None:
-        for says in ("inform", "accept-proposal"):
-            try:
-                message.reply(1, says)
-            except Conflict as error:
-                caught.append(error)
-        message.reply({"price": 1}, "propose")
-
-    net = await Net(stage).up(n1=[liar(says)])
-    with pytest.raises(BadInput, match="no function"):
-        await net.client.call_for_proposals(["liar"], topic="dig")
-    assert len(caught) == 2
-    assert "propose" in str(caught[0])
-    await net.down()
-
-
-@staged
-async def test_a_foreign_bidder_out_of_protocol_is_out_of_the_auction(stage: Stage) -> None:
-    """One that is no agent of ours: it informs where it should propose, and it proposes when it is too late."""
-    net = await Net(stage).up(n1=[bidder("ann", 3)])
-    raw = await Caller.join(stage, "n9")
-    calls = lambda: [e for e in raw.got if e.performative is Performative.CFP]  # noqa: E731
-    async with events(net) as seen:
-        auction = asyncio.ensure_future(
-            net.client.call_for_proposals(["n9/raw", "ann"], {"depth": 1}, topic="dig", deadline_s=5)
-        )
-        await until(lambda: len(calls()) == 1)
-        asked = calls()[0]
-        same = {"sender": "n9/raw", "conversation": asked.conversation, "in_reply_to": asked.id, "topic": "dig"}
-        await raw.send("c1", 1, **by_hand("inform", **same))
-        award = await auction
-        assert "out of protocol" in award.refused["n9/raw"]
-        await until(lambda: len(refusals(seen)) == 1)
-        await raw.send("c1", {"price": 0}, **by_hand("propose", **same))
-        await until(lambda: raw.got[-1].performative is Performative.REJECT_PROPOSAL)
-        await raw.send("c1", 1, **by_hand("agree", **{**same, "conversation": "never"}))
-        await until(lambda: raw.got[-1].performative is Performative.NOT_UNDERSTOOD)
-        await until(lambda: len(refusals(seen)) == 3)
-    await net.down()
-
-
-@staged
-async def test_a_proposal_after_the_deadline_is_rejected_as_late(stage: Stage) -> None:
-    net = await Net(stage).up(n1=[bidder("ann", 3)])
-    raw = await Caller.join(stage, "n9")
-    auction = asyncio.ensure_future(
-        net.client.call_for_proposals(["n9/raw", "ann"], {"depth": 1}, topic="dig", deadline_s=0.3)
-    )
-    assert (await auction).agent == "n1/ann"
-    asked = raw.got[0]
-    same = {"sender": "n9/raw", "conversation": asked.conversation, "in_reply_to": asked.id, "topic": "dig"}
-    await raw.send("c1", {"price": 0}, **by_hand("propose", **same))
-    await until(lambda: raw.got[-1].performative is Performative.REJECT_PROPOSAL)
-    assert "reply_by" in raw.got[-1].body.decode()
-    await net.down()
-
-
-@staged
-async def test_a_reply_after_the_deadline_is_an_error_and_an_event(stage: Stage) -> None:
-    net = await Net(stage).up(n1=[])
-    raw = await Caller.join(stage, "n9")
-    async with events(net) as seen:
-        with pytest.raises(TimedOut):
-            await net.client.request("n9/raw", 1, timeout=0.5)
-        await raw.send("c1", 1, sender="n9/raw", performative=Performative.INFORM, in_reply_to=raw.got[0].id)
-        await until(lambda: any("reply_by" in told for told in refusals(seen)))
-    await net.down()
-
-
-@staged
-@pytest.mark.parametrize(("says", "protocol"), [("request", "fipa-request"), ("query", "fipa-query")])
-async def test_a_stranger_may_name_the_protocol_of_a_plain_question(stage: Stage, says: str, protocol: str) -> None:
-    net = await Net(stage).up(n1=[bidder("ann", 3, work_s=1)])
-    raw = await Caller.join(stage, "raw")
-    how = {**by_hand(says, protocol=protocol), "conversation": "a"}
-    assert await raw.ask("n1/ann", {"depth": 1}, **how) == (Performative.INFORM, "ann dug 1")
-    assert (raw.got[-1].protocol, raw.got[-1].conversation) == (protocol, "a")
-    how["conversation"] = "b"
-    await raw.send("n1/ann", {"depth": 1}, **how)
-    await until(lambda: bool(stage.nodes[0].messages.calls))
-    assert (await raw.ask("n1/ann", None, **{**how, "performative": Performative.CANCEL}))[0] is Performative.INFORM
-    await until(lambda: not stage.nodes[0].messages.calls and not open_at(net))
-    await net.down()
-
-
-@staged
-async def test_an_odd_answer_to_a_plain_request_is_an_error(stage: Stage) -> None:
-    net = await Net(stage).up(n1=[])
-    raw = await Caller.join(stage, "n9")
-    asking = asyncio.ensure_future(net.client.request("n9/raw", 1))
-    await until(lambda: bool(raw.got))
-    await raw.send("c1", 1, sender="n9/raw", performative=Performative.CFP, in_reply_to=raw.got[0].id)
-    with pytest.raises(OutOfProtocol, match="no answer to a request"):
-        await asking
-    await until(lambda: raw.got[-1].performative is Performative.NOT_UNDERSTOOD)
-    await net.down()
-
-
-@staged
-async def test_nobody_can_fill_a_node_with_conversations(stage: Stage) -> None:
-    net = await Net(stage).up(n1=[bidder("ann", 3)])
-    caller = await Caller.join(stage, "raw")
-    for number in range(1001):
-        await caller.send("n1/ann", {"depth": 1}, **by_hand("cfp", conversation=f"c{number}"))
-    await until(lambda: len(caller.got) == 1001)
-    assert sum(e.performative is Performative.REFUSE for e in caller.got) == 1
-    assert open_at(net) == 1000
-    stage.network.disconnect(caller.bus.process)
-    await until(lambda: not open_at(net))
-    await net.down()
+def test_a_twin_bids_lends_and_brokers_too() -> None:
+    ann = bidder("ann", 3)
+    ann.lend("gpu", 2)
+    ann.broker(lambda capability, agents: agents[0])
+    twin = ann.twin("eve")
+    assert (twin.bids, twin.lends, twin.brokers) == (ann.bids, ann.lends, ann.brokers)
+    with pytest.raises(Conflict, match="bids"):
+        twin.bid("dig")(lambda depth: depth)
+    with pytest.raises(BadInput):
+        twin.lend("gpu", -1)

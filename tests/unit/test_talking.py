@@ -7,8 +7,8 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from bargain import by_hand, events, open_at, refusals
 from node_stage import Caller, Stage, staged_on, until
-from test_negotiating import by_hand, events, open_at, refusals
 from test_node_network import Net
 
 from comity.agent import Agent

@@ -54,8 +54,7 @@ class Auction:
                 called = self._proposing()
                 for leg in called:
                     del self._proposals[leg.agent]
-                    leg.say(Performative.CFP, data, deadline_s)
-                await self._collect({leg.agent for leg in called})
+                await self._collect({leg.agent for leg in called if leg.tell(Performative.CFP, data, deadline_s)})
             return await self._give(self._ranked(), work_s)
 
     def _proposing(self) -> list[Leg]:
@@ -107,9 +106,8 @@ class Auction:
         lost: ComityError | None = None
         for proposal in ranked if self._repeatable else ranked[:1]:
             leg = self._dialog.legs[AgentId(proposal.agent)]
-            if leg.state is not State.PROPOSED:
-                continue  # it was lost while another one worked
-            leg.say(Performative.ACCEPT_PROPOSAL, to_json(proposal.body), work_s)
+            if not leg.tell(Performative.ACCEPT_PROPOSAL, to_json(proposal.body), work_s):
+                continue  # it was lost, or its proposal expired, while another one worked
             try:
                 result = await self._result(leg)
             except ComityError as error:
@@ -122,7 +120,7 @@ class Auction:
     def _reject(self, keep: list[str]) -> None:
         for leg in self._proposing():
             if leg.agent not in keep:
-                leg.say(Performative.REJECT_PROPOSAL)
+                leg.tell(Performative.REJECT_PROPOSAL)
 
     async def _result(self, winner: Leg) -> Any:
         while True:

@@ -52,5 +52,4 @@ async def borrow(
         try:
             yield Borrowed(leg, resource, amount, asked_at + for_s)
         finally:
-            if leg.state is State.HELD:
-                leg.say(Performative.INFORM)
+            leg.tell(Performative.INFORM)

@@ -46,7 +46,7 @@ class Collaboration:
         data = to_json(body)
         for leg in self._dialog.legs.values():
             if leg.state is State.JOINED:
-                leg.say(Performative.INFORM, data, topic=topic)
+                leg.tell(Performative.INFORM, data, topic=topic)
 
     async def _assemble(self, invited: set[AgentId]) -> None:
         """Until each has answered."""

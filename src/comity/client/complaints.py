@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from comity.model.envelope import Envelope
 from comity.model.item import Item
+from comity.model.limits import NAME_MAX, REASON_MAX
 from comity.model.wire_talk import Misfit
 
 PER_S = 20
 """So many a second at most: whoever floods us shall not flood the leader."""
+
+
+_TOLD = ("sender", "receiver", "performative", "topic", "protocol", "conversation")
 
 
 class Complaints:
@@ -32,5 +36,5 @@ class Complaints:
             return
         self._lately += 1
         self.told += 1
-        e = envelope
-        self._post(Misfit(e.sender, e.receiver, e.performative, e.topic, e.protocol, e.conversation, reason))
+        said = {name: getattr(envelope, name)[:NAME_MAX] for name in _TOLD}
+        self._post(Misfit(**said, reason=reason[:REASON_MAX]))

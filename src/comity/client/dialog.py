@@ -36,7 +36,7 @@ from comity.model.wire import Message
 
 PAST = 1024
 """Conversations that are over and still known, so that what comes late gets the reason."""
-UNREAD = 10_000
+UNREAD, UNREAD_BYTES = 10_000, 64 * 1024 * 1024
 """Who says more than so much before it is read is no longer listened to."""
 NOTHING = b"null"
 
@@ -72,13 +72,20 @@ class Leg:
 
     def say(self, says: Performative, data: bytes = NOTHING, reply_in_s: float = 0.0, topic: str = "") -> None:
         """Raises Conflict (its side is over, or ``says`` is out of protocol), TooLarge."""
+        if not self.tell(says, data, reply_in_s, topic):
+            raise Conflict(f"the conversation with {self.agent} is {self.state}: no {says} now", agent=self.agent)
+
+    def tell(self, says: Performative, data: bytes = NOTHING, reply_in_s: float = 0.0, topic: str = "") -> bool:
+        """Say it if it can be said now. Raises TooLarge."""
         dialog, now = self.dialog, self.dialog.talks.loop.time()
         if not self.conversation.allows(Role.INITIATOR, says):
-            raise Conflict(f"the conversation with {self.agent} is {self.state}: no {says} now", agent=self.agent)
+            return False
         envelope = dialog.envelope(self.agent, says, data, reply_in_s, self._heard, topic)
         self._asked_s = reply_in_s
-        self._step(Said(Role.INITIATOR, says, now + reply_in_s if reply_in_s else None), now)
+        if self._step(Said(Role.INITIATOR, says, now + reply_in_s if reply_in_s else None), now):
+            return False  # it has expired
         dialog.talks.outbox.post(to(node_of(self.agent)), Message(envelope))
+        return True
 
     def hear(self, envelope: Envelope) -> str:
         if self.seen.is_copy(envelope.id):
@@ -100,7 +107,7 @@ class Leg:
             body, error = None, broken
         if says is Performative.REJECT_PROPOSAL:
             error = NoAgent(f"{self.agent} declines", agent=self.agent, refused=_reason(body))
-        self._put(says, body, error)
+        self._put(says, body, error, len(envelope.body))
         return ""
 
     def fail(self, error: ComityError) -> None:
@@ -131,8 +138,8 @@ class Leg:
         if deadline is not None:
             self._alarm = self.dialog.talks.timers.at(deadline, self._tick)
 
-    def _put(self, says: Performative | None, body: Any, error: ComityError | None) -> None:
-        self.dialog.put(Heard(self, says, body, error))
+    def _put(self, says: Performative | None, body: Any, error: ComityError | None, size: int = 0) -> None:
+        self.dialog.put(Heard(self, says, body, error), size)
 
 
 class Dialog:
@@ -146,7 +153,8 @@ class Dialog:
         self.speaker = sender or talks.process
         self._topic = topic
         self._trace = trace
-        self._row: deque[Heard] = deque()
+        self._row: deque[tuple[Heard, int]] = deque()
+        self._size = 0
         self._came = asyncio.Event()
 
     def __enter__(self) -> Dialog:
@@ -154,9 +162,7 @@ class Dialog:
 
     def __exit__(self, *_: object) -> None:
         for leg in list(self.legs.values()):
-            if not leg.conversation.is_over:
-                proposed = leg.state is State.PROPOSED
-                leg.say(Performative.REJECT_PROPOSAL if proposed else Performative.CANCEL)
+            leg.tell(Performative.REJECT_PROPOSAL if leg.state is State.PROPOSED else Performative.CANCEL)
 
     def open(self, agent: AgentId, says: Performative, data: bytes, reply_in_s: float) -> Leg:
         """Raises TooLarge, BadInput."""
@@ -178,14 +184,14 @@ class Dialog:
             topic=topic or self._topic, protocol=self.protocol.name, in_reply_to=in_reply_to, trace=self._trace,
         )  # fmt: skip
 
-    def put(self, heard: Heard) -> None:
+    def put(self, heard: Heard, size: int) -> None:
         leg = heard.leg
-        if len(self._row) < UNREAD:
-            self._row.append(heard)
-        elif not leg.conversation.is_over:
-            leg.say(Performative.CANCEL)
-            said = f"{leg.agent} said {UNREAD} things that were not read"
-            self._row.append(Heard(leg, None, None, Overloaded(said, agent=leg.agent)))
+        if (len(self._row) < UNREAD and self._size + size <= UNREAD_BYTES) or heard.error is not None:
+            self._row.append((heard, size))
+            self._size += size
+        elif leg.tell(Performative.CANCEL):
+            error = Overloaded(f"{leg.agent} said more than was read", agent=leg.agent)
+            self._row.append((Heard(leg, None, None, error), 0))
         self._came.set()
 
     async def heard(self) -> Heard:
@@ -193,7 +199,9 @@ class Dialog:
         while not self._row:
             self._came.clear()
             await self._came.wait()
-        return self._row.popleft()
+        heard, size = self._row.popleft()
+        self._size -= size
+        return heard
 
 
 class Talks:

@@ -142,7 +142,8 @@ class Messages:
         self._rng.shuffle(agents)
 
     def attach(self, key: str, talk: Awaited) -> None:
-        """Wait for what the agent says in answer to ``key``, and learn it if its process is gone. Raises what ended the connection."""
+        """Wait for what the agent says in answer to ``key``, and learn it if its process is gone. Raises what ended the
+        connection."""
         if self._closed is not None:
             raise self._closed
         self._directory.start()

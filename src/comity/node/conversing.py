@@ -46,6 +46,9 @@ from comity.node.brokering import Broker
 OPEN_MAX = 10_000
 PER_PEER = 1000
 """Conversations that one process may have open at this node."""
+HELD_MAX = 64 * 1024 * 1024
+"""Bytes of calls for proposals that are kept for the work."""
+KEY_MAX = 1000
 PAST = 1024
 BINDS_S = 60.0
 """How long a proposal binds its bidder."""
@@ -106,6 +109,7 @@ class Conversing:
         self._open: dict[Key, Open] = {}
         self._past: dict[Key, Conversation] = {}
         self._per_peer: dict[str, int] = {}
+        self._held = 0
         self._probe: Alarm | None = None
 
     def __len__(self) -> int:
@@ -125,6 +129,9 @@ class Conversing:
             self.refuse(envelope, f"there is no protocol {envelope.protocol!r}; there are: {', '.join(PROTOCOLS)}")
             return None
         key = (envelope.sender, envelope.conversation, envelope.receiver)
+        if sum(map(len, key)) > KEY_MAX:
+            self.refuse(envelope, "the names of its sender and conversation are too long")
+            return None
         found = self._open.get(key)
         if found is None:
             if key not in self._past and protocol.opens(envelope.performative):
@@ -165,19 +172,30 @@ class Conversing:
         elif says in (Performative.REJECT_PROPOSAL, Performative.NOT_UNDERSTOOD):
             listens = agent is not None and says in agent.listeners
             return msgspec.structs.replace(envelope, topic="") if listens else None
-        elif says is Performative.CFP:
+        elif says is Performative.CFP and envelope is not found.said:
+            if not self._fits(envelope):
+                self._refuse_more(envelope)
+                return None
+            self._held += len(envelope.body) - len(found.said.body)
             found.said = envelope
         if not found.conversation.is_over and says is not Performative.INFORM:
             found.work = envelope.id
         return envelope
 
     def _is_room(self, envelope: Envelope) -> bool:
+        """Whether another one can be kept; if not, it is refused."""
         peer = (envelope.reply_to or envelope.sender).partition("/")[0]
-        if len(self._open) < OPEN_MAX and self._per_peer.get(peer, 0) < PER_PEER:
+        if len(self._open) < OPEN_MAX and self._per_peer.get(peer, 0) < PER_PEER and self._fits(envelope):
             return True
-        reason = to_json({"message": "too many conversations are open here"})
-        self._send(envelope, AgentId(envelope.receiver), Performative.REFUSE, reason, 0)
+        self._refuse_more(envelope)
         return False
+
+    def _fits(self, envelope: Envelope) -> bool:
+        return self._held + len(envelope.body) <= HELD_MAX
+
+    def _refuse_more(self, envelope: Envelope) -> None:
+        reason = to_json({"message": "too many conversations are open here, or too large ones"})
+        self._send(envelope, AgentId(envelope.receiver), Performative.REFUSE, reason, 0)
 
     def _stray(self, key: Key, envelope: Envelope) -> None:
         """Belongs to nothing that is open here."""
@@ -227,11 +245,6 @@ class Conversing:
                 says, data = Performative.REFUSE, to_json({"message": "it makes no proposal"})
             self._send(envelope, agent, says, data, 0)
 
-    def fitting(self, envelope: Envelope, agent: AgentId, says: Performative) -> Performative:
-        """Who refuses where it is too late for that has failed."""
-        late = says is Performative.REFUSE and bool(self.why_not(envelope, agent, says))
-        return Performative.FAILURE if late else says
-
     def why_not(self, envelope: Envelope, agent: str, says: Performative) -> str:
         """Why the agent may not say this now; "" if it may."""
         key = (envelope.sender, envelope.conversation, agent)
@@ -256,8 +269,8 @@ class Conversing:
             return None
         if says is Performative.PROPOSE and not hold_ms:
             hold_ms = round(BINDS_S * 1000)
-        self._step(found, Said(Role.PARTICIPANT, says, self._loop.time() + hold_ms / 1000 if hold_ms else None))
-        return hold_ms
+        until = self._loop.time() + hold_ms / 1000 if hold_ms else None
+        return None if self._step(found, Said(Role.PARTICIPANT, says, until)) else hold_ms
 
     def _lend(self, found: Open, envelope: Envelope, agent: Agent | None) -> None:
         """Offer what is asked for, if enough of it is left."""
@@ -282,6 +295,7 @@ class Conversing:
     def _begin(self, fresh: Open) -> Open:
         self._open[fresh.key] = fresh
         self._per_peer[fresh.peer] = self._per_peer.get(fresh.peer, 0) + 1
+        self._held += len(fresh.said.body)
         if self._probe is None:
             self._probe = self._timers.after(PING_S, self._ping)
         return fresh
@@ -307,6 +321,7 @@ class Conversing:
     def _end(self, found: Open) -> None:
         if self._open.pop(found.key, None) is None:
             return
+        self._held -= len(found.said.body)
         left = self._per_peer[found.peer] - 1
         if left:
             self._per_peer[found.peer] = left

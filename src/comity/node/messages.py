@@ -29,6 +29,7 @@ from comity.errors import (
     ComityError,
     Conflict,
     InvalidInput,
+    NoAgent,
     NotSerializable,
     Refuse,
     ShuttingDown,
@@ -41,7 +42,6 @@ from comity.model.capability import AgentStatus
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId, base32, check_token
-from comity.model.limits import REASON_MAX
 from comity.model.task import LOG_LIMIT
 from comity.node.brokering import Broker
 from comity.node.conversing import Conversing
@@ -175,7 +175,7 @@ class Messages:
         """A message from ``sender``, as the bus says, that no request of this process's waits for."""
         if envelope.sender.partition("/")[0] != sender or not _is_somewhere(envelope.reply_to):
             self.forged += 1
-            self._complaints.tell(envelope, f"it came from {sender}, which cannot speak for {envelope.sender}"[:REASON_MAX])
+            self._complaints.tell(envelope, f"it came from {sender}, which cannot speak for {envelope.sender}")
         elif envelope.remaining_ms < 0 or 0 < envelope.expires_at <= self._wall() * 1000:
             self.expired += 1
         elif not envelope.receiver:
@@ -350,8 +350,8 @@ class Messages:
     def _answer(
         self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, body: dict[str, Any]
     ) -> None:
-        if envelope.protocol:
-            performative = self.conversing.fitting(envelope, AgentId(agent), performative)
+        if envelope.protocol and performative is Performative.REFUSE and self.conversing.why_not(envelope, agent, performative):
+            performative, body = Performative.FAILURE, {"code": NoAgent.code, **body}  # too late to refuse
         if envelope.performative in ASKING:
             self._send(envelope, agent, performative, to_json(body))
 
