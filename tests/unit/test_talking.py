@@ -140,6 +140,25 @@ async def test_a_publisher_learns_that_its_subscriber_has_given_it_up(stage: Sta
 
 
 @staged
+async def test_a_subscription_outlives_a_short_break_and_ends_after_a_long_one(stage: Stage) -> None:
+    net = await Net(stage).up(n1=[clock()])
+    news = net.client.subscribe("clock", 10_000, topic="time")
+    assert await anext(news) == 0
+    stage.network.disconnect("c1")
+    await asyncio.sleep(2)
+    stage.network.reconnect("c1")
+    assert await anext(news) > 0
+    await asyncio.sleep(60)
+    assert open_at(net) == 1
+    stage.network.disconnect("c1")
+    await until(lambda: not open_at(net) and not stage.nodes[0].messages.calls)
+    stage.network.reconnect("c1")
+    with pytest.raises(PeerLost, match="said nothing"):
+        assert [told async for told in news]
+    await net.down()
+
+
+@staged
 async def test_a_publisher_may_end_it_itself(stage: Stage) -> None:
     agent, messages = Agent("a"), []
 
@@ -306,15 +325,18 @@ async def test_what_cannot_be_lent_is_refused(stage: Stage) -> None:
 
 
 @staged
-async def test_a_borrower_that_dies_holds_nothing(stage: Stage) -> None:
+async def test_what_a_borrower_that_dies_holds_comes_back_in_its_time(stage: Stage) -> None:
+    """No sooner: it may only be out of touch, and go on using it."""
     owner = Agent("owner")
     owner.lend("gpu", 4)
     net = await Net(stage).up(n1=[owner])
     raw = await Caller.join(stage, "raw")
     how = by_hand("request", topic="gpu", protocol="comity-resource")
-    says, offer = await raw.ask("n1/owner", {"amount": 4, "for_s": 1000}, **how)
+    says, offer = await raw.ask("n1/owner", {"amount": 4, "for_s": 30}, **how)
     assert (says, offer["amount"]) == (Performative.PROPOSE, 4)
     stage.network.disconnect(raw.bus.process)
+    await asyncio.sleep(29)
+    assert open_at(net) == 1
     await until(lambda: not open_at(net))
     async with net.client.borrow("owner", "gpu", 4, for_s=60):
         pass

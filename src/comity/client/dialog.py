@@ -28,7 +28,7 @@ from comity.core.conversations import (
     State,
     Tick,
 )
-from comity.errors import ComityError, Conflict, NoAgent, OutOfProtocol, Overloaded
+from comity.errors import ComityError, Conflict, NoAgent, OutOfProtocol, Overloaded, PeerLost
 from comity.model.codec import from_json, to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, node_of
@@ -39,6 +39,10 @@ PAST = 1024
 UNREAD, UNREAD_BYTES = 10_000, 64 * 1024 * 1024
 """Who says more than so much before it is read is no longer listened to."""
 NOTHING = b"null"
+STANDING = (State.SUBSCRIBED, State.JOINED)
+"""Where nothing is awaited, the agent says every five seconds that it stands."""
+SILENT_S = 20.0
+"""So long without a word, and it does not stand any more."""
 
 
 class Heard(NamedTuple):
@@ -116,19 +120,26 @@ class Leg:
 
     def _tick(self) -> None:
         self._alarm = None
-        self._step(Tick(), self.dialog.talks.loop.time())
+        if self.state in STANDING:
+            self.fail(PeerLost(f"{self.agent} has said nothing for {SILENT_S:g} s", agent=self.agent))
+        else:
+            self._step(Tick(), self.dialog.talks.loop.time())
 
     def _step(self, event: Event, now: float) -> str:
         """Why not, if it was refused; "lost" if a loss ended it."""
         was_over = self.conversation.is_over
         effects = self.conversation.step(event, now)
         if self.conversation.is_over and not was_over:
+            self._watch(None)
             self.dialog.talks.end(self)
             if self.state is State.EXPIRED:
                 self._put(None, None, late(self.agent, self._asked_s))
             elif self.state is State.LOST:
                 return "lost"
-        self._watch(self.conversation.next_deadline())
+        if self.state not in STANDING:
+            self._watch(self.conversation.next_deadline())
+        elif self._alarm is None or (isinstance(event, Said) and event.role is Role.PARTICIPANT):
+            self._watch(now + SILENT_S)
         return next((effect.reason for effect in effects if isinstance(effect, NotUnderstood)), "")
 
     def _watch(self, deadline: float | None) -> None:

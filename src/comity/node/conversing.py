@@ -6,7 +6,7 @@ the protocol has, and refuses the rest. What an agent says goes through it, too.
     propose (an invitation) ──▶ the function of collaboration.invite ──▶ accept-proposal
     request of a resource ──▶ propose, if enough of what the agent lends is left
 
-A conversation ends at its deadline, or when nobody listens any more where it came from.
+A conversation ends at its deadline; one that has none, when nobody listens any more where it came from.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ class Conversing:
         self._past: dict[Key, Conversation] = {}
         self._per_peer: dict[str, int] = {}
         self._held = 0
+        self._missed: set[str] = set()
+        self._missed_before: set[str] = set()
         self._probe: Alarm | None = None
 
     def __len__(self) -> int:
@@ -334,6 +336,10 @@ class Conversing:
             self._stop(found.key[0], found.work)
 
     def _ping(self) -> None:
+        gone, self._missed_before, self._missed = self._missed & self._missed_before, self._missed, set()
+        for found in [found for found in self._open.values() if found.peer in gone]:
+            if found.conversation.next_deadline() is None:  # the others end by themselves; and a loan is kept for its time
+                self._step(found, Lost())
         self._probe = self._timers.after(PING_S, self._ping) if self._open else None
         for peer in self._per_peer:
             self._post(to(peer), Ping(0))
@@ -342,11 +348,10 @@ class Conversing:
                 self._send(found.said, AgentId(found.key[2]), Performative.AGREE, NOTHING, 0)
 
     def unreachable(self, address: str) -> None:
-        """Nobody listens there: whoever opened a conversation from there hears nothing more."""
+        """Nobody listens there now. A connection may break and stand again: who is missed twice in a row is gone."""
         kind, _, peer = address.partition("/")
         if kind == "to" and peer in self._per_peer:
-            for found in [found for found in self._open.values() if found.peer == peer]:
-                self._step(found, Lost())
+            self._missed.add(peer)
 
     def leave(self, agents: set[str], reason: str) -> None:
         """These agents are here no longer: whoever speaks with them is told."""
