@@ -16,7 +16,9 @@ from comity.errors import ComityError
 from comity.handles import Message
 from comity.sim import World
 
-LIVES = 12
+LIVES = 16
+HARD = {"crash": 0.4, "partition": 0.3, "disconnect": 0.4, "duplicates": 0.6}
+"""Faults that strike what talks; every other life has a mixture of its own."""
 LATE_S = 40.0
 """An auction's three waits, one after the other, and more."""
 GPUS = 4
@@ -101,7 +103,7 @@ class Crowd:
 
 def live(seed: int) -> Crowd:
     crowd = Crowd()
-    World(seed, agents=crowd.agents, nodes=3, clients=2).run(crowd.work)
+    World(seed, agents=crowd.agents, nodes=3, clients=2, torture_s=18.0, faults=HARD if seed % 2 else None).run(crowd.work)
     return crowd
 
 
