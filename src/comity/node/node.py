@@ -121,7 +121,7 @@ class Node:
 
     def _listen_for(self) -> None:
         """What is taken from the leader only, and what from anybody. The client takes the rest."""
-        self._probing = Probing(self.outbox.post)
+        self._probing = Probing(self.outbox.post, self.client.handle)
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),
@@ -136,7 +136,7 @@ class Node:
             wire.Message: self._message,
             wire.Control: self._control,
             wire.Ping: lambda item, sender: self.outbox.post(to(sender), wire.Pong(item.ref)),
-            wire.Pong: self._pong,
+            wire.Pong: self._probing.answered,
         }
 
     # Joining and leaving
@@ -384,10 +384,6 @@ class Node:
     def _message(self, item: wire.Message, sender: ProcessId) -> None:
         if not self.client.handle(item, sender):
             self.messages.take(item.envelope, sender)
-
-    def _pong(self, item: wire.Pong, sender: ProcessId) -> None:
-        if not self.client.handle(item, sender):
-            self._probing.answered(item, sender)
 
     def _leading(self, item: wire.Leading, sender: ProcessId) -> None:
         """Anybody can say so; only a controller can acknowledge a beacon."""
