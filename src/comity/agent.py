@@ -109,8 +109,8 @@ class Agent(Speaker):
     """
 
     __slots__ = (
-        "__weakref__", "_checkup", "_home", "_listeners", "_offered", "_registered_at", "concurrency", "endpoints", "kind",
-        "labels", "name", "region", "resources", "status", "tags", "version", "weight", "zone",
+        "__weakref__", "_checkup", "_home", "_listeners", "_offered", "_registered_at", "bids", "brokers", "concurrency",
+        "endpoints", "kind", "labels", "lends", "name", "region", "resources", "status", "tags", "version", "weight", "zone",
     )  # fmt: skip
 
     tags: tuple[str, ...]
@@ -145,6 +145,9 @@ class Agent(Speaker):
         self._offered: dict[str, Offered] = {}
         self._listeners: dict[str, Listener] = {}
         self._checkup: Listener | None = None
+        self.bids: dict[str, Listener] = {}
+        self.brokers: Callable[[str, list[AgentRecord]], AgentRecord] | None = None
+        self.lends: dict[str, float] = {}
         self._registered_at = 0
         self._set(
             tags=tags, labels=labels or {}, kind=kind, version=version, region=region, zone=zone, resources=resources or {},
@@ -295,6 +298,33 @@ class Agent(Speaker):
         """How it is asked how it is."""
         return self._checkup
 
+    def bid(self, topic: str) -> Callable[[F], F]:
+        """Answer calls for proposals (``call_for_proposals``) with a function, plain or async, which gets what the work itself
+        would get, and maybe the ``Message``. What it returns is the proposal; it may ``raise Refuse``. If that is accepted within
+        a minute, the agent does what it does on request: its capability, or its function, of that name. Raises BadInput,
+        Conflict (there is a function already)."""
+        namespace = _caller_names()
+        check_name(topic, "a topic")
+
+        def bid(function: F) -> F:
+            if topic in self.bids:
+                raise Conflict(f"agent {self.name} bids for {topic!r} already", topic=topic)
+            self.bids[topic] = Listener(function, Signature(function, handles={"message": Message}, namespace=namespace))
+            return function
+
+        return bid
+
+    def broker(self, choose: Callable[[str, list[AgentRecord]], AgentRecord]) -> Callable[..., Any]:
+        """Find agents for others (their ``net.request_via``): a decorator for a plain, quick function that is given a capability
+        and the active agents that offer it, and returns one of them."""
+        self.brokers = choose
+        return choose
+
+    def lend(self, resource: str, amount: float) -> None:
+        """Lend so much of something to others (their ``net.borrow``), first come first served; 0: no more. What is lent already
+        stays lent. Raises BadInput."""
+        self.lends[check_name(resource, "a resource")] = check_amount(amount, "amount")
+
     # What it is
 
     def update(self, **changes: Any) -> None:
@@ -339,6 +369,7 @@ class Agent(Speaker):
         """Another agent with the same functions and properties, called ``name``, on no node yet. Raises BadInput."""
         twin = Agent(name, **{field: getattr(self, field) for field in _FIELDS if field != "status"})
         twin._offered, twin._listeners, twin._checkup = dict(self._offered), dict(self._listeners), self._checkup
+        twin.bids, twin.brokers, twin.lends = dict(self.bids), self.brokers, dict(self.lends)
         return twin
 
     def move_in(self, home: Home, at_ms: int) -> None:

@@ -13,6 +13,7 @@ from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, TaskId
 from comity.model.typed import returned_by
+from comity.talking import Talker
 
 if TYPE_CHECKING:
     from comity.client.client import Client
@@ -24,14 +25,10 @@ __all__ = ["Attempt", "Memory", "Message", "Speaker", "Ticket"]
 T = TypeVar("T")
 
 
-class Speaker:
+class Speaker(Talker):
     """The verbs of a client, spoken through ``_client``: what an agent and an attempt have in common."""
 
     __slots__ = ()
-
-    @property
-    def _client(self) -> Client:
-        raise NotImplementedError
 
     async def submit(
         self,
@@ -293,3 +290,7 @@ class Message:
         """Answer it now, and as often as need be, instead of returning a value. May be used from a plain function's thread."""
         self.is_answered = True
         self._answer(self.envelope, Performative(performative), body)
+
+    def leave(self, reason: str = "") -> None:
+        """Leave the conversation that it opened: a collaboration, or a subscription of somebody. Raises Conflict (it is over)."""
+        self.reply({"message": reason}, Performative.CANCEL)

@@ -89,6 +89,8 @@ async def test_an_agent_speaks_in_its_own_name() -> None:
         (Performative.FAILURE, {"code": "ValueError", "message": "seven"}, TaskFailed, "seven"),
         (Performative.FAILURE, {"code": "unknown-agent", "message": "who"}, UnknownAgent, "who"),
         (Performative.FAILURE, "odd", TaskFailed, "odd"),
+        (Performative.FAILURE, {"code": "x", "message": "seven", "details": [1]}, TaskFailed, "seven"),
+        (Performative.FAILURE, {"code": "x", "message": "seven", "details": {"message": 1, "self": 2}}, TaskFailed, "seven"),
         (Performative.REFUSE, {"message": "not now"}, NoAgent, "not now"),
         (Performative.NOT_UNDERSTOOD, {"code": "invalid-input", "message": "what"}, InvalidInput, "what"),
         (Performative.NOT_UNDERSTOOD, {"message": "what"}, BadInput, "what"),

@@ -35,11 +35,12 @@ from comity.model.task import LOG_LIMIT, Stored, TaskSpec, task_state
 from comity.model.wire import Item
 from comity.registry.base import Registry
 from comity.store.base import Store
+from comity.talking import Talker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Client:
+class Client(Talker):
     """A process's way into the network. It works against the doors alone; ``comity.connect`` opens them.
 
     ``wall`` gives seconds since 1970; ``rng`` must be hard to guess outside tests. With an ``outbox`` the client is
@@ -47,6 +48,7 @@ class Client:
     """
 
     __slots__ = ("_exchange", "_scope")
+    _client = property(lambda self: self)
 
     def __init__(
         self,
@@ -382,8 +384,7 @@ class Client:
             yield event
 
     async def stats(self) -> dict[str, Any]:
-        """Figures of the network: tasks, agents and nodes by state, rates, leader, log. As the leader has them at the
-        moment."""
+        """Figures of the network now, as the leader has them: tasks, agents and nodes by state, rates, leader, log."""
         return await self._ask("stats")
 
     async def head(self) -> int:
@@ -443,8 +444,7 @@ class Client:
         await self._control("remove", agent)
 
     async def _ask(self, what: str, **args: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._exchange.ask(what, args)
-        return answer
+        return dict(await self._exchange.ask(what, args))
 
     async def _control(self, what: str, target: str) -> None:
         agent = await self._named(target)

@@ -10,7 +10,9 @@ from typing import Any
 from comity.bus.base import EVERYONE, LEADER, Address, Bus, Cancel, Delivery, Link, to
 from comity.bus.outbox import Outbox
 from comity.client.calls import Calls, arguments
+from comity.client.complaints import Complaints
 from comity.client.contact import Contact
+from comity.client.dialog import Talks
 from comity.client.finding import Finding
 from comity.client.listeners import Listeners
 from comity.client.messages import Messages
@@ -67,6 +69,8 @@ class Exchange:
         self.submissions = Submissions(self.contact, self.outcomes, self.timers, self.turns, rng.random)
         self.streams = Streams(self.contact, self.timers, rng)
         self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall)
+        complaints = Complaints(self.contact.post, self.loop.time)
+        self.talks = Talks(bus.process, self.messages, self.outbox, self.timers, complaints)
         self.listeners = Listeners(self._reply)
         self.sightings = Sightings(bus.process, self.directory, wall)
         self.task_ids = TaskIds(self.contact.now_ms, rng.getrandbits(40))
@@ -86,6 +90,7 @@ class Exchange:
             wire.EventNotice: self._on_notice,
             wire.Leading: self._on_leading,
             wire.Message: self._on_message,
+            wire.Pong: lambda item, _: self.calls.on_pong(item),
         }
 
     async def open(self) -> None:
@@ -178,6 +183,9 @@ class Exchange:
     def _on_message(self, item: wire.Message, sender: ProcessId) -> bool:
         envelope = item.envelope
         if envelope.in_reply_to and self.messages.on_reply(envelope, sender):
+            return True
+        if envelope.in_reply_to and envelope.protocol and envelope.receiver == self.bus.process:
+            self.talks.stray(envelope, sender)
             return True
         if self.is_hosted:
             return False

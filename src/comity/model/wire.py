@@ -16,16 +16,14 @@ from comity.model.capability import AgentRecord, Capability, NodeRecord, Require
 from comity.model.codec import UNREADABLE
 from comity.model.envelope import Envelope
 from comity.model.ids import AgentId, ProcessId, TaskId
+from comity.model.item import Item as Item  # noqa: PLC0414 - it is part of this module, too
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
+from comity.model.wire_talk import Misfit
 
 BATCH_LIMIT = 512 * 1024
 """Bytes of one bus message, and of one item."""
 BATCH_BYTES = 128 * 1024
 """A larger batch is cut: bounds the time that taking in one message takes, a few milliseconds."""
-
-
-class Item(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Root of everything that travels on internal subjects."""
 
 
 # A caller (client, node) to the leading controller
@@ -125,7 +123,7 @@ class Refused(Item, tag=21):
     task: TaskId
     code: str
     message: str
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {}  # noqa: RUF012 - a Struct's own copy
 
 
 class Ended(Item, tag=22):
@@ -289,7 +287,7 @@ class Beacon(Item, tag=60):
     host_cpu_free: float = 0.0
     host_memory_free_mb: float = 0.0
     draining: bool = False
-    calls: dict[AgentId, int] = {}
+    calls: dict[AgentId, int] = {}  # noqa: RUF012 - a Struct's own copy
     wall_ms: int = 0
 
 
@@ -426,6 +424,7 @@ Any_ = (
     | Beacon | Began | Done | Failed | Declined | Slot | Live | Leaving | RateTask | Progress
     | StepDone | Checkpointed | InputAsked | Recall | AnswerTask
     | Message | Control | Ping | Pong
+    | Misfit
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

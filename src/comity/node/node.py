@@ -121,7 +121,7 @@ class Node:
 
     def _listen_for(self) -> None:
         """What is taken from the leader only, and what from anybody. The client takes the rest."""
-        self._probing = Probing(self.outbox.post)
+        self._probing = Probing(self.outbox.post, self.client.handle)
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),
@@ -264,6 +264,7 @@ class Node:
         del self._agents[hosted.name]
         self.attempts.hand_back(f"agent {hosted.name} has left", self.settings.cancel_grace_s, hosted)
         self.messages.forget(hosted, hosted.listeners)
+        self.messages.conversing.leave({f"{self.node}/{hosted.name}"}, f"agent {hosted.name} has left")
         self.announcer.remove(hosted)
         self.checkups.forget(hosted)
         hosted.move_out()
@@ -462,6 +463,7 @@ class Node:
     def _unreachable(self, address: str) -> None:
         """Nobody leads, or the leader is on its way back: once it acknowledges a beacon it is told everything again."""
         self._probing.unreachable(address)
+        self.messages.conversing.unreachable(address)
         if address == LEADER and not self.has_left:
             self._is_unheard = True
             self._beacon_soon()

@@ -13,6 +13,7 @@ from random import Random
 import msgspec
 
 from comity.bus.base import EVERYONE, LEADER, Address, to
+from comity.core.protocols import PROTOCOLS
 from comity.core.tasks import Tasks
 from comity.errors import Disconnected
 from comity.model import wire
@@ -149,12 +150,13 @@ class Liar:
 
     def _speaks(self) -> Lie:
         """As somebody else, or wanting an answer nowhere."""
-        how = self.random.choice([Performative.REQUEST, Performative.INFORM])
+        how = self.random.choice([Performative.REQUEST, Performative.INFORM, *Performative])
         envelope = Envelope(
             id="lie", performative=how, topic="relay", body=self.random.choice([b"[]", b"\xff"]),
             sender=self.random.choice([self._agent(), self.me]), receiver=self._agent(),
             reply_to=self.random.choice(["", "*", "a b", self._other()]), in_reply_to=self.random.choice(["", "1"]),
-            remaining_ms=self.random.choice([0, 50, 2**62]),
+            remaining_ms=self.random.choice([0, 50, 2**62]), protocol=self.random.choice(["", "", "fipa-tango", *PROTOCOLS]),
+            conversation=self.random.choice(["", "c", "d"]),
         )  # fmt: skip
         return to(self._other()), wire.Message(envelope)
 
