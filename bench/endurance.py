@@ -124,9 +124,9 @@ class Endurance:
         net = self.bench.net
         self.figures["open_at_restart"] = await self._waiting()
         self.bench._env["COMITY_SNAPSHOT_EVERY"] = "200"
-        process = self.bench.ups[0].process
-        process.terminate()
-        await asyncio.to_thread(process.wait, 60)
+        up = self.bench.ups[0]
+        up.process.terminate()
+        await up.ended()
         began = perf_counter()
         starting = asyncio.create_task(self.bench.again(0))
         await net.submit("bench.nobody", {"text": TEXT}, patience_s=60)

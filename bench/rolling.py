@@ -18,8 +18,6 @@ import signal
 from time import perf_counter
 from typing import Any
 
-import psutil
-
 from comity.cli.bench_figures import spread
 from comity.cli.bench_network import Bench, network
 from comity.cli.cluster import survey
@@ -84,14 +82,13 @@ async def main(rounds: int, old: str) -> None:
             for number, up in enumerate(bench.ups):
                 began = perf_counter()
                 up.process.send_signal(signal.SIGTERM)
-                await asyncio.to_thread(up.process.wait, LIMIT_S)
+                await asyncio.wait_for(up.ended(), LIMIT_S)
                 await bench.again(number)
                 stopped.append(perf_counter() - began)
                 await whole(bench)
             for process in list(bench.parts["nodes"]):
                 await bench.hire(1, 4, 64)
                 process.terminate()
-                await asyncio.to_thread(psutil.Process.wait, process, LIMIT_S)
                 bench.parts["nodes"].remove(process)
         await load.end()
         totals = (await bench.net.stats())["totals"]

@@ -109,8 +109,8 @@ class Agent(Speaker):
     """
 
     __slots__ = (
-        "__weakref__", "_home", "_listeners", "_offered", "_registered_at", "concurrency", "endpoints", "kind", "labels", "name",
-        "region", "resources", "status", "tags", "version", "weight", "zone",
+        "__weakref__", "_checkup", "_home", "_listeners", "_offered", "_registered_at", "bids", "brokers", "concurrency",
+        "endpoints", "kind", "labels", "lends", "name", "region", "resources", "status", "tags", "version", "weight", "zone",
     )  # fmt: skip
 
     tags: tuple[str, ...]
@@ -144,6 +144,10 @@ class Agent(Speaker):
         self._home: Home | None = None
         self._offered: dict[str, Offered] = {}
         self._listeners: dict[str, Listener] = {}
+        self._checkup: Listener | None = None
+        self.bids: dict[str, Listener] = {}
+        self.brokers: Callable[[str, list[AgentRecord]], AgentRecord] | None = None
+        self.lends: dict[str, float] = {}
         self._registered_at = 0
         self._set(
             tags=tags, labels=labels or {}, kind=kind, version=version, region=region, zone=zone, resources=resources or {},
@@ -274,6 +278,53 @@ class Agent(Speaker):
         if self._listeners.pop(topic, None) is not None and self._home is not None:
             self._home.listens(self, topic)
 
+    def health(self, function: F) -> F:
+        """Tell how it is with a function, plain or async, without parameters: as a decorator. Its node asks every ``health_s``
+        (see ``docs/operations.md``). It is unwell if it raises, returns False, or has not returned when it is due again;
+        after ``health_failures`` of these in a row the agent is ``unhealthy``, and gets no work until it was well
+        ``health_successes`` times in a row. Raises BadInput, Conflict (there is one already)."""
+        signature = _signature(function, _caller_names(), whole=False)
+        if signature.handles or signature.takes_input:
+            raise BadInput(f"{signature.name}: how an agent is, is asked without parameters")
+        if self._checkup is not None:
+            raise Conflict(f"agent {self.name} tells how it is by {self._checkup.signature.name} already")
+        self._checkup = Listener(function, signature)
+        if self._home is not None:
+            self._home.changed(self)
+        return function
+
+    @property
+    def checkup(self) -> Listener | None:
+        """How it is asked how it is."""
+        return self._checkup
+
+    def bid(self, topic: str) -> Callable[[F], F]:
+        """Answer calls for proposals (``call_for_proposals``) with a function, plain or async, which gets what the work itself
+        would get, and maybe the ``Message``. What it returns is the proposal; it may ``raise Refuse``. If that is accepted within
+        a minute, the agent does what it does on request: its capability, or its function, of that name. Raises BadInput,
+        Conflict (there is a function already)."""
+        namespace = _caller_names()
+        check_name(topic, "a topic")
+
+        def bid(function: F) -> F:
+            if topic in self.bids:
+                raise Conflict(f"agent {self.name} bids for {topic!r} already", topic=topic)
+            self.bids[topic] = Listener(function, Signature(function, handles={"message": Message}, namespace=namespace))
+            return function
+
+        return bid
+
+    def broker(self, choose: Callable[[str, list[AgentRecord]], AgentRecord]) -> Callable[..., Any]:
+        """Find agents for others (their ``net.request_via``): a decorator for a plain, quick function that is given a capability
+        and the active agents that offer it, and returns one of them."""
+        self.brokers = choose
+        return choose
+
+    def lend(self, resource: str, amount: float) -> None:
+        """Lend so much of something to others (their ``net.borrow``), first come first served; 0: no more. What is lent already
+        stays lent. Raises BadInput."""
+        self.lends[check_name(resource, "a resource")] = check_amount(amount, "amount")
+
     # What it is
 
     def update(self, **changes: Any) -> None:
@@ -317,7 +368,8 @@ class Agent(Speaker):
     def twin(self, name: str) -> Agent:
         """Another agent with the same functions and properties, called ``name``, on no node yet. Raises BadInput."""
         twin = Agent(name, **{field: getattr(self, field) for field in _FIELDS if field != "status"})
-        twin._offered, twin._listeners = dict(self._offered), dict(self._listeners)
+        twin._offered, twin._listeners, twin._checkup = dict(self._offered), dict(self._listeners), self._checkup
+        twin.bids, twin.brokers, twin.lends = dict(self.bids), self.brokers, dict(self.lends)
         return twin
 
     def move_in(self, home: Home, at_ms: int) -> None:

@@ -100,6 +100,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_dead_s: float = 30 * 86_400.0
     snapshot_every: int = 100_000
     """Log entries between two snapshots."""
+    health_s: float = 5.0
+    health_failures: int = 3
+    health_successes: int = 2
+    """How often an agent that says how it is (``@agent.health``) is asked, and after how many failures in a row it is
+    unhealthy, after how many successes well again."""
     inspect_rate_mb: float = 4.0
     inspect_pause_s: float = 15.0
     """Log and store are read again at so many MB a second (0: not at all), to find damage; then there is a pause."""
@@ -176,7 +181,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 _LEAST = {
     "retries": 0, "retry_factor": 1, "retry_budget": 0, "poison_nodes": 0, "max_waiting": 1, "max_waiting_bytes": 1,
     "max_waiting_per_submitter": 0, "keep_finished": 1, "keep_dead": 0, "snapshot_every": 1, "replicas": 1,
-    "breaker_failures": 1, "inspect_rate_mb": 0,
+    "breaker_failures": 1, "health_failures": 1, "health_successes": 1, "inspect_rate_mb": 0,
 }  # fmt: skip
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 

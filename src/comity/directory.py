@@ -7,13 +7,15 @@ a name, and lets a bad input be refused before it travels.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jsonschema_rs
 
-from comity.errors import BadInput, Disconnected, InvalidInput, TimedOut
-from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, parse_need, version_in_range
+from comity.errors import Disconnected, InvalidInput, TimedOut
+from comity.finding import Conditions, Index, Wanted
+from comity.model.capability import AgentRecord, Capability, NodeRecord
 from comity.model.codec import from_json, to_json
 from comity.model.ids import AgentId, ProcessId, node_of
 from comity.model.wire import decode_agents, decode_capability, decode_node
@@ -22,8 +24,6 @@ from comity.registry.base import Change, Registry
 __all__ = ["Directory", "Seen", "Sight"]
 
 Sight = Literal["joined", "changed", "left"]
-Feature = tuple[str, ...]
-"""What agents can be found by: ("tag", "gpu"), ("label", "team", "red"), ("name", "reviewer") ..."""
 
 
 class Seen(NamedTuple):
@@ -33,11 +33,16 @@ class Seen(NamedTuple):
     record: AgentRecord | NodeRecord
 
 
+class Watcher(NamedTuple):
+    tell: Callable[[list[Seen]], None]
+    end: Callable[[Exception], None] | None
+
+
 class Directory:
     """Loads itself from ``registry`` when it is first asked for (``ready``) and then follows it until ``close``.
 
-    Invariants: ``_agents`` holds the agents listed in ``_chunks``, each as its ``_home`` chunk has it; the indices hold
-    exactly what is in ``_agents``. An agent is shown only while its node's record is there.
+    Invariants: ``_index`` holds the agents listed in ``_chunks``, each as its ``_home`` chunk has it. An agent is shown only
+    while its node's record is there.
     """
 
     def __init__(self, registry: Registry, time: Callable[[], float]) -> None:
@@ -45,14 +50,14 @@ class Directory:
         self._time = time
         self.nodes: dict[ProcessId, NodeRecord] = {}
         self.malformed = 0
-        self._agents: dict[AgentId, AgentRecord] = {}
+        self._index = Index()
+        self._agents = self._index.agents
         self._chunks: dict[str, dict[AgentId, None]] = {}
         self._home: dict[AgentId, str] = {}
         self._offered: dict[str, dict[str, int]] = {}  # capability -> schema hash -> how many agents offer it so
-        self._having: dict[Feature, dict[AgentId, Any]] = {}
         self._schemas: dict[str, dict[str, Capability]] = {}  # by hash, then by the registry key that says so
         self._validators: dict[str, Validator | None] = {}
-        self._watchers: dict[int, Callable[[list[Seen]], None]] = {}
+        self._watchers: dict[int, Watcher] = {}
         self._watch_number = 0
         self._heard_at = float("-inf")
         self._loaded: asyncio.Future[None] | None = None
@@ -126,6 +131,9 @@ class Directory:
             self._loaded = asyncio.get_running_loop().create_future()
         self._loaded.set_exception(error)
         self._loaded.exception()
+        for watcher in list(self._watchers.values()):
+            if watcher.end is not None:
+                watcher.end(error)
 
     def apply(self, changes: list[Change]) -> None:
         """Take in what changed and tell the watchers, once for the whole batch. A record that cannot be read counts as
@@ -145,20 +153,20 @@ class Directory:
                 self.malformed += 1
         if seen:
             for watcher in list(self._watchers.values()):
-                watcher(seen)
+                watcher.tell(seen)
 
     def _put_node(self, node: ProcessId, value: bytes | None, seen: list[Seen]) -> None:
         old = self.nodes.get(node)
         if value is None:
             if old is not None:
-                seen += [Seen("left", self._agents[a]) for a in self._having.get(("node", node), ())]
+                seen += [Seen("left", agent) for agent in self._index.having("node", node)]
                 seen.append(Seen("left", self.nodes.pop(node)))
             return
         new = decode_node(value)
         self.nodes[node] = new
         if old is None:
             seen.append(Seen("joined", new))
-            seen += [Seen("joined", self._agents[a]) for a in self._having.get(("node", node), ())]
+            seen += [Seen("joined", agent) for agent in self._index.having("node", node)]
         elif new != old:
             seen.append(Seen("changed", new))
 
@@ -186,30 +194,26 @@ class Directory:
 
     def _add(self, agent: AgentRecord, known: AgentRecord | None, seen: list[Seen]) -> None:
         if known is not None:
-            self._unindex(known)
-        self._agents[agent.id] = agent
+            self._withdraw(known)
+        self._index.put(agent)
         for offer in agent.offers:
             hashes = self._offered.setdefault(offer.name, {})
             hashes[offer.schema] = hashes.get(offer.schema, 0) + 1
-        for feature in _features(agent):
-            self._having.setdefault(feature, {})[agent.id] = None
         if node_of(agent.id) in self.nodes:
             seen.append(Seen("joined" if known is None else "changed", agent))
 
     def _drop(self, agent: AgentRecord, seen: list[Seen]) -> None:
-        del self._agents[agent.id], self._home[agent.id]
-        self._unindex(agent)
+        del self._home[agent.id]
+        self._withdraw(self._index.remove(agent.id))
         if node_of(agent.id) in self.nodes:
             seen.append(Seen("left", agent))
 
-    def _unindex(self, agent: AgentRecord) -> None:
+    def _withdraw(self, agent: AgentRecord) -> None:
         for offer in agent.offers:
             hashes = self._offered[offer.name]
             hashes[offer.schema] -= 1
             if not hashes[offer.schema]:
                 _forget(self._offered, offer.name, offer.schema)
-        for feature in _features(agent):
-            _forget(self._having, feature, agent.id)
 
     def _put_schema(self, key: str, value: bytes | None) -> None:
         name = key.rpartition("/")[2]
@@ -220,11 +224,13 @@ class Directory:
             if name not in self._schemas:
                 self._validators.pop(name, None)
 
-    def watch(self, call: Callable[[list[Seen]], None]) -> Callable[[], None]:
-        """``call(changes)`` after every batch; the result ends it."""
+    def watch(
+        self, tell: Callable[[list[Seen]], None], end: Callable[[Exception], None] | None = None
+    ) -> Callable[[], None]:
+        """``tell(changes)`` after every batch, and ``end(error)`` when there is nothing more to follow. The result ends it."""
         self._watch_number += 1
         number = self._watch_number
-        self._watchers[number] = call
+        self._watchers[number] = Watcher(tell, end)
         return lambda: self._watchers.pop(number, None) and None
 
     # What it answers
@@ -238,7 +244,7 @@ class Directory:
 
     def named(self, name: str) -> list[AgentRecord]:
         """Agents called ``name``, by id."""
-        return [agent for agent in map(self.agent, sorted(self._having.get(("name", name), ()))) if agent is not None]
+        return [agent for agent in self._index.having("name", name) if node_of(agent.id) in self.nodes]
 
     def capability(self, name: str, schema: str = "") -> Capability | None:
         """The full description of a capability (of that schema hash, or as any agent offers it), if it is known
@@ -246,52 +252,18 @@ class Directory:
         hashes = [schema] if schema else self._offered.get(name, ())
         return next((found for h in hashes for found in self._schemas.get(h, {}).values() if found.name == name), None)
 
-    def discover(
-        self,
-        capability: str = "",
-        *,
-        tags: tuple[str, ...] = (),
-        any_tags: tuple[str, ...] = (),
-        labels: dict[str, str] | None = None,
-        kind: str = "",
-        status: AgentStatus | str | None = None,
-        node: str = "",
-        region: str = "",
-        name: str = "",
-    ) -> list[AgentRecord]:
-        """Agents that meet every condition given, by id. ``capability`` may carry versions (``review>=1.2``). All of
-        ``tags``, one of ``any_tags`` and all ``labels`` must be there. Raises BadInput for a bad version range or status."""
-        wanted, versions = parse_need(capability)
-        if status is not None and status not in set(AgentStatus):
-            raise BadInput(f"no status is called {status!r}; one of: {', '.join(AgentStatus)}", status=status)
+    def is_offered(self, capability: str) -> bool:
+        """Whether an agent that is here offers it."""
+        return self._index.is_had("capability", capability, self.nodes)
 
-        def fits(agent: AgentRecord) -> bool:
-            return (
-                all(tag in agent.tags for tag in tags)
-                and (not any_tags or any(tag in agent.tags for tag in any_tags))
-                and all(agent.labels.get(key) == value for key, value in (labels or {}).items())
-                and (not kind or agent.kind == kind)
-                and (status is None or agent.status == status)
-                and (not region or agent.region == region)
-                and (not node or node_of(agent.id) == node)
-                and (not name or agent.name == name)
-                and (not wanted or _offers(agent, wanted, versions))
-            )
+    def capabilities(self) -> list[str]:
+        """What agents that are here offer, by name."""
+        return sorted(name for name in self._offered if self.is_offered(name))
 
-        asked: list[Feature] = [("tag", tag) for tag in tags]
-        asked += [("label", key, value) for key, value in (labels or {}).items()]
-        given = {"capability": wanted, "kind": kind, "region": region, "node": node, "name": name}
-        asked += [(what, value) for what, value in given.items() if value]
-        return [agent for agent in self._having_all(asked) if fits(agent)]
-
-    def _having_all(self, asked: list[Feature]) -> Iterator[AgentRecord]:
-        """Agents on nodes that are here, by id, from the smallest index that applies."""
-        pools: list[dict[AgentId, Any]] = [self._agents]
-        pools += [self._having.get(feature, {}) for feature in asked]
-        fewest = min(pools, key=len)
-        for agent_id in sorted(fewest):
-            if node_of(agent_id) in self.nodes:
-                yield self._agents[agent_id]
+    def discover(self, capability: str = "", *, limit: int | None = None, **given: Unpack[Conditions]) -> list[AgentRecord]:
+        """Agents that meet every condition given (see ``Conditions``), by id; the first ``limit`` of them. ``capability`` may
+        carry versions (``review>=1.2``). Raises BadInput for a bad version range, status or need."""
+        return list(islice(self._index.find(Wanted(capability, given), self.nodes), limit))
 
     # Inputs
 
@@ -380,22 +352,6 @@ class Validator:
 
 
 _BUILTIN = (dict, list, tuple, str, int, float, type(None))
-
-
-def _features(agent: AgentRecord) -> dict[Feature, None]:
-    found: dict[Feature, None] = {("node", node_of(agent.id)): None, ("name", agent.name): None}
-    found.update({("capability", offer.name): None for offer in agent.offers})
-    found.update({("tag", tag): None for tag in agent.tags})
-    found.update({("label", key, value): None for key, value in agent.labels.items()})
-    if agent.kind:
-        found["kind", agent.kind] = None
-    if agent.region:
-        found["region", agent.region] = None
-    return found
-
-
-def _offers(agent: AgentRecord, capability: str, versions: str) -> bool:
-    return any(o.name == capability and (not versions or version_in_range(o.version, versions)) for o in agent.offers)
 
 
 def _forget(index: dict[Any, dict[Any, Any]], key: Any, item: Any) -> None:

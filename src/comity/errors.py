@@ -39,6 +39,7 @@
         ├── TimedOut                  no answer within the stated time
         ├── Disconnected              the connection broke in mid-operation
         ├── PeerLost                  the other side died before it answered
+        ├── OutOfProtocol             the other side said what the conversation's protocol does not have
         └── TooOld                    the id lies before the de-duplication window
 
 A *definite* error lets the caller try something else at once; after an *indefinite* one it must ask, or repeat the same
@@ -53,10 +54,10 @@ from typing import Any, ClassVar
 __all__ = [
     "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ComityError", "Conflict", "Corrupt",
     "DeadlineExceeded", "Definite", "Disconnected", "Fenced", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
-    "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "Overloaded", "PeerLost", "Poisoned", "Refuse",
-    "ServerFailed", "ShuttingDown", "Stuck", "TaskCanceled", "TaskError", "TaskFailed", "TaskRejected", "TimedOut", "TooLarge",
-    "TooOld", "Unanswered", "UnknownAgent", "UnknownCapability", "UnknownNode", "UnknownTask", "Unreachable", "by_code",
-    "from_wire",
+    "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "OutOfProtocol", "Overloaded",
+    "PeerLost", "Poisoned", "Refuse", "ServerFailed", "ShuttingDown", "Stuck", "TaskCanceled", "TaskError", "TaskFailed",
+    "TaskRejected", "TimedOut", "TooLarge", "TooOld", "Unanswered", "UnknownAgent", "UnknownCapability", "UnknownNode",
+    "UnknownTask", "Unreachable", "by_code", "from_wire",
 ]  # fmt: skip
 
 
@@ -264,6 +265,11 @@ class Disconnected(Indefinite):
 class PeerLost(Indefinite):
     code = "peer-lost"
     advice = "The agent died before it answered; repeat if the call may run twice."
+
+
+class OutOfProtocol(Indefinite):
+    code = "out-of-protocol"
+    advice = "Correct the agent that said it: docs/wire.md has the protocols."
 
 
 class TooOld(Indefinite):

@@ -16,6 +16,7 @@ from comity.model.envelope import Envelope, Performative
 from comity.model.files import FileRef
 from comity.model.ids import AgentId, TaskId
 from comity.model.typed import returned_by
+from comity.talking import Talker
 
 if TYPE_CHECKING:
     from comity.client.client import Client
@@ -28,14 +29,10 @@ __all__ = ["Attempt", "Memory", "Message", "Speaker", "Ticket"]
 T = TypeVar("T")
 
 
-class Speaker:
+class Speaker(Talker):
     """The verbs of a client, spoken through ``_client``: what an agent and an attempt have in common."""
 
     __slots__ = ()
-
-    @property
-    def _client(self) -> Client:
-        raise NotImplementedError
 
     async def submit(
         self,
@@ -91,6 +88,18 @@ class Speaker:
     async def get_file(self, ref: FileRef | dict[str, Any], path: str | os.PathLike[str]) -> Path:
         """Write a stored file to ``path``. See ``Client.get_file``."""
         return await self._client.get_file(ref, path)
+
+    async def capabilities(self) -> list[dict[str, Any]]:
+        """What can be done here. See ``Client.capabilities``."""
+        return await self._client.capabilities()
+
+    async def performance(self, capability: str) -> dict[str, dict[str, Any]]:
+        """What was measured of each agent at it. See ``Client.performance``."""
+        return await self._client.performance(capability)
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """One of them. See ``Client.describe``."""
+        return await self._client.describe(name)
 
     async def cancel(self, task: Task | str, reason: str = "") -> dict[str, Any]:
         """Ask for a task's end. See ``Client.cancel``."""
@@ -305,3 +314,7 @@ class Message:
         """Answer it now, and as often as need be, instead of returning a value. May be used from a plain function's thread."""
         self.is_answered = True
         self._answer(self.envelope, Performative(performative), body)
+
+    def leave(self, reason: str = "") -> None:
+        """Leave the conversation that it opened: a collaboration, or a subscription of somebody. Raises Conflict (it is over)."""
+        self.reply({"message": reason}, Performative.CANCEL)

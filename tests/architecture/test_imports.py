@@ -12,7 +12,8 @@ from source import ROOT, SRC, imports, module_name, python_files, tree
 WORDS = ("comity.errors", "comity.model")
 WRITES = ("comity.failpoints",)
 DOORS = ("comity.bus.base", "comity.bus.outbox", "comity.registry.base", "comity.log.base", "comity.store.base")
-FACES = ("comity.client", "comity.agent", "comity.handles", "comity.directory")
+FACES = ("comity.client", "comity.agent", "comity.handles", "comity.talking", "comity.directory", "comity.finding")
+TALK = ("comity.core.conversations", "comity.core.protocols")
 MEMORY = tuple(f"comity.{door}.memory" for door in ("bus", "registry", "log", "store"))
 BACKENDS = (
     "comity.bus.nats", "comity.registry.jetstream", "comity.log.jetstream", "comity.log.sqlite", "comity.store.jetstream",
@@ -38,12 +39,14 @@ TABLE: dict[str, tuple[str, ...]] = {
     # It asks the servers about themselves, over a connection of its own.
     "comity.cluster": (*WORDS, "comity.credentials", "comity.jetstream", "comity.bus.connection"),
     "comity.embedded": (*WORDS, *WRITES, "comity.credentials", "comity.cluster.config"),
-    "comity.directory": (*WORDS, "comity.registry.base"),
+    "comity.finding": WORDS,
+    "comity.directory": (*WORDS, "comity.finding", "comity.registry.base"),
     "comity.handles": WORDS + FACES,
+    "comity.talking": WORDS + FACES,
     "comity.agent": WORDS + FACES,
     # A backup reads the log as a standby does, and its state is a snapshot: both are the controller's.
     "comity.backup": WORDS + DOORS + ("comity.core", "comity.controller"),
-    "comity.client": WORDS + WRITES + DOORS + FACES + ("comity.config",),
+    "comity.client": WORDS + WRITES + DOORS + FACES + TALK + ("comity.config",),
     "comity.node": WORDS + WRITES + DOORS + FACES + ("comity.core", "comity.config"),
     "comity.controller": WORDS + WRITES + DOORS + ("comity.core", "comity.config"),
     "comity.web": WORDS + DOORS + FACES + ("comity.core", "comity.config", "comity.controller"),

@@ -163,6 +163,24 @@ class TestNatsBus(BusContract):
         await c.close()
         assert await gone.until(1) == ["c"]
 
+    async def test_a_socket_that_was_closed_unseen_is_a_lost_connection(
+        self, world: NatsWorld, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As uvloop says it, between the end of a socket and the reader's turn."""
+        a, b = await world.bus("a"), await world.bus("b")
+        inbox = Inbox()
+        await b.subscribe(to("b"), inbox)
+
+        def writelines(_: list[bytes]) -> None:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(a.connection._transport, "writelines", writelines)
+            with pytest.raises(Disconnected):
+                await a.send(to("b"), b"lost")
+        await a.send(to("b"), b"fresh")
+        assert [delivery.data for delivery in await inbox.until(1)] == [b"fresh"]
+
     async def test_what_waits_to_be_written_is_dropped_when_the_connection_breaks(self, world: NatsWorld) -> None:
         a, b = await world.bus("a"), await world.bus("b")
         inbox = Inbox()

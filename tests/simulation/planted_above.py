@@ -19,6 +19,7 @@ from comity.core.breaker import Breakers
 from comity.core.dead import DeadLetters
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
+from comity.directory import Directory
 from comity.model.ids import ProcessId, TaskId
 from comity.model.records import GiveAnswer, RecordStep, SaveCheckpoint
 from comity.model.task import (
@@ -208,3 +209,32 @@ def a_probe_that_asks_is_waited_for_for_ever(patch: pytest.MonkeyPatch) -> None:
 def a_leader_that_hears_nothing_stays(patch: pytest.MonkeyPatch) -> None:
     """No check-quorum."""
     patch.setattr(hearing, "SILENT_AFTER", 10**9)
+
+
+# Who is here
+
+
+@plant(nodes=3, faults={"crash": 0.3})
+def a_copy_of_the_registry_loses_a_change_now_and_then(patch: pytest.MonkeyPatch) -> None:
+    apply, count = Directory.apply, [0]
+
+    def lax(self: Directory, changes: list[Any]) -> None:
+        count[0] += 1
+        if count[0] % 3:
+            apply(self, changes)
+
+    patch.setattr(Directory, "apply", lax)
+
+
+@plant(nodes=2, faults={"crash": 0.3})
+def a_watch_tells_nothing_of_who_comes_back(patch: pytest.MonkeyPatch) -> None:
+    apply = Directory.apply
+
+    def lax(self: Directory, changes: list[Any]) -> None:
+        watchers = self._watchers
+        if any(change.value is not None and change.key.startswith("nodes/") for change in changes) and self.is_loaded:
+            self._watchers = {}
+        apply(self, changes)
+        self._watchers = watchers
+
+    patch.setattr(Directory, "apply", lax)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from comity import Agent, Requirements, errors
 from comity.cli import looks
-from comity.cli.agents import _brief
+from comity.cli.agents import brief
 from comity.cli.app import GROUPS, SECTIONS, app
 from comity.cli.loading import files_of, load, replicate, split
 from comity.cli.logs import configure
@@ -210,7 +210,7 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatc
     assert looks.paint("red", "x", terminal) == "x"
 
 
-def test_times_are_told_briefly() -> None:
+def test_times_are_toldbriefly() -> None:
     now = datetime(2026, 1, 2, tzinfo=UTC)
     told = [age((now - timedelta(seconds=s)).isoformat(), now) for s in (-1, 3, 120, 7200, 200_000)]
     assert told == ["0s", "3s", "2m", "2h", "2d"]
@@ -226,15 +226,15 @@ def test_a_schema_is_told_as_one_would_say_it() -> None:
         "properties": {"c": {}, "a": {"type": "string"}, "b": {"anyOf": [{"type": "integer"}, {"type": "null"}]}},
         "required": ["a", "b"],
     }
-    assert _brief(schema) == "{a: string, b: integer | null, c?: anything}"
-    assert _brief({"type": "array", "items": {"type": "number"}}) == "[number]"
-    assert _brief({"$ref": "#/$defs/Order"}) == "Order"
-    assert _brief({"enum": ["good", None]}) == '"good" | null'
-    assert _brief({"type": "object", "additionalProperties": {"const": 1}}) == "{string: 1}"
-    assert _brief({"type": "array", "prefixItems": [{"type": "null"}, schema]}) == f"[null, {_brief(schema)}]"
-    assert _brief({"properties": {"inner": schema}, "type": "object"}) == "{inner?: " + _brief(schema) + "}"
-    assert _brief({"not": {}}) == '{"not": {}}'
-    assert _brief({}) == _brief(True) == "anything"
+    assert brief(schema) == "{a: string, b: integer | null, c?: anything}"
+    assert brief({"type": "array", "items": {"type": "number"}}) == "[number]"
+    assert brief({"$ref": "#/$defs/Order"}) == "Order"
+    assert brief({"enum": ["good", None]}) == '"good" | null'
+    assert brief({"type": "object", "additionalProperties": {"const": 1}}) == "{string: 1}"
+    assert brief({"type": "array", "prefixItems": [{"type": "null"}, schema]}) == f"[null, {brief(schema)}]"
+    assert brief({"properties": {"inner": schema}, "type": "object"}) == "{inner?: " + brief(schema) + "}"
+    assert brief({"not": {}}) == '{"not": {}}'
+    assert brief({}) == brief(True) == "anything"
 
 
 def test_json_is_for_programs_and_tables_for_people(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,8 @@ async def test_an_agent_speaks_in_its_own_name() -> None:
         (Performative.FAILURE, {"code": "ValueError", "message": "seven"}, TaskFailed, "seven"),
         (Performative.FAILURE, {"code": "unknown-agent", "message": "who"}, UnknownAgent, "who"),
         (Performative.FAILURE, "odd", TaskFailed, "odd"),
+        (Performative.FAILURE, {"code": "x", "message": "seven", "details": [1]}, TaskFailed, "seven"),
+        (Performative.FAILURE, {"code": "x", "message": "seven", "details": {"message": 1, "self": 2}}, TaskFailed, "seven"),
         (Performative.REFUSE, {"message": "not now"}, NoAgent, "not now"),
         (Performative.NOT_UNDERSTOOD, {"code": "invalid-input", "message": "what"}, InvalidInput, "what"),
         (Performative.NOT_UNDERSTOOD, {"message": "what"}, BadInput, "what"),
@@ -229,7 +231,9 @@ async def test_a_capability_is_routed_by_the_leader() -> None:
         assert route.requirements == Requirements(version=">=2")
         assert 8_000 < route.for_ms <= 9_000
         assert node.all(wire.Message)[0].envelope.topic == "review"
-        assert await leader.first(wire.CallEnded) == wire.CallEnded(route.ref)
+        ended = await leader.first(wire.CallEnded)
+        assert (ended.ref, ended.ok) == (route.ref, True)
+        assert 0 < ended.took_ms < 9_000
 
 
 async def test_a_capability_goes_before_an_agent_of_the_same_name() -> None:
@@ -252,8 +256,7 @@ async def test_a_refused_call_goes_to_the_next_agent() -> None:
         await agent(g, echo, "n2", "b")
 
         def route(item: wire.Route, sender: str) -> None:
-            avoid = item.requirements.avoid if item.requirements is not None else ()
-            leader.say(sender, wire.Routed(item.ref, AgentId("n2/b" if "n1/a" in avoid else "n1/a")))
+            leader.say(sender, wire.Routed(item.ref, AgentId("n2/b" if "n1/a" in item.asked else "n1/a")))
 
         leader.answers[wire.Route] = route
         assert await client.request("review", 1) == {"echo": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from stand_in import Ground, ground, record, until
 from comity.directory import Directory, Seen, check_input
 from comity.errors import AccessDenied, BadInput, Disconnected, InvalidInput, TimedOut
 from comity.model import wire
-from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, Offer
+from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, Offer, Resources
 from comity.model.ids import ProcessId
 from comity.registry.base import Change
 from comity.registry.memory import MemoryRegistry
@@ -272,3 +273,64 @@ def test_what_agents_have_in_common_is_one_object() -> None:
     read = wire.decode_agents(wire.encode_agents(sent))
     assert read == sent
     assert all(agent.offers is read[0].offers and agent.node is read[0].node for agent in read)
+
+
+def test_conditions_may_be_mixed_and_limited() -> None:
+    directory = empty()
+    directory.apply([node("n1"), node("n2")])
+    half = Resources(cpu=4, gpu=1, cpu_used=3)
+    directory.apply([
+        chunk("n1", *(record("n1", f"a{i}", REVIEW, tags=("x",) if i % 2 else ("y",), region="eu") for i in range(9))),
+        chunk("n2", record("n2", "b", REVIEW, Offer("odd", "beta", "s"), resources=half, tags=("x", "y"))),
+        chunk("n3", record("n3", "c", REVIEW, tags=("x",))),
+    ])  # fmt: skip
+
+    def found(*args: Any, **conditions: Any) -> list[str]:
+        return [agent.id for agent in directory.discover(*args, **conditions)]
+
+    assert found("review", region="eu", tags=("x",)) == ["n1/a1", "n1/a3", "n1/a5", "n1/a7"]
+    assert found("review", region="eu", tags=("x",), limit=2) == ["n1/a1", "n1/a3"]
+    assert found(any_tags=("y", "z"), limit=3) == ["n1/a0", "n1/a2", "n1/a4"]
+    assert found("review>=1.1", any_tags=("y",), needs={"gpu": 1, "cpu": 1}) == ["n2/b"]
+    assert found(needs={"cpu": 2}) == [] == found(needs={"memory_mb": 1})
+    assert found("odd>=1") == [], "a version that cannot be read is outside every range"
+    assert found("odd") == ["n2/b"]
+    assert found("review>=2") == found("nothing") == found(tags=("x", "nothing")) == []
+    assert directory.capabilities() == ["odd", "review"]
+    for bad in ({"disk": 1.0}, {"gpu": "many"}, {"gpu": -1}, {"gpu": float("nan")}):
+        with pytest.raises(BadInput, match="needs"):
+            directory.discover(needs=bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="colour"):
+        directory.discover(colour="red")  # type: ignore[call-arg]
+
+
+def test_few_are_found_among_very_many_without_looking_at_all() -> None:
+    directory = empty()
+    directory.apply([node("n1")])
+    many = [
+        record("n1", f"a{i}", REVIEW, Offer(f"c{i % 100}", "1.0", "s"), tags=("gpu",) if i % 10 == 0 else (), region=f"r{i % 4}")
+        for i in range(20_000)
+    ]
+    for start in range(0, len(many), 500):
+        directory.apply([chunk("n1", *many[start : start + 500], number=start)])
+    questions: list[tuple[str, dict[str, Any], int]] = [
+        ("c10", {"region": "r2"}, 200), ("review", {"limit": 20}, 20), ("review", {"tags": ("gpu",), "limit": 20}, 20),
+        ("review>=1", {"region": "r0", "tags": ("gpu",), "limit": 20}, 20), ("", {"name": "a77"}, 1),
+    ]  # fmt: skip
+    for capability, conditions, count in questions:
+        directory.discover(capability, **conditions)  # sorts what is asked for the first time
+        looked = 0
+
+        def trace(_frame: Any, event: str, _arg: Any) -> Any:
+            nonlocal looked
+            looked += event in ("line", "call")
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            found = directory.discover(capability, **conditions)
+        finally:
+            sys.settrace(before)
+        assert len(found) == count
+        assert looked < 20 * (count + 20), (capability, conditions, looked)

@@ -57,6 +57,7 @@ demands = st.none() | st.builds(
     kind=st.sampled_from(["", "llm"]),
     agent=st.sampled_from([AgentId("")] * 5 + IDS[:2]),
     avoid=st.lists(st.sampled_from(IDS), max_size=2).map(tuple),
+    sticky=st.sampled_from(["", "", "k1", "k2"]),
 )
 
 
@@ -195,7 +196,8 @@ class Naive(RuleBasedStateMachine):
         told = self.made.explain(capability, needs, strategy, avoid)
         chosen = self.made.choose(capability, needs, strategy, avoid)
         assert (chosen in can) if can else (chosen is None)
-        how = strategy or self.strategies.get(capability) or self.default
+        key = needs.sticky if needs is not None else ""
+        how = Strategy.STICKY if key else strategy or self.strategies.get(capability) or self.default
         assert told["strategy"] == how
         shown = {row["agent"]: row for row in told["candidates"]}
         assert {agent for agent, row in shown.items() if row["eligible"]} == can
@@ -203,7 +205,7 @@ class Naive(RuleBasedStateMachine):
             assert set(shown) == {
                 a for a, record in self.agents.items() if any(o.name == capability for o in record.offers)
             }
-        if how is not Strategy.WEIGHTED_RANDOM:
+        if how not in (Strategy.WEIGHTED_RANDOM, Strategy.POWER_OF_TWO) and (how is not Strategy.STICKY or key):
             assert told["choice"] == chosen
         if how is Strategy.LEAST_LOADED and chosen is not None:
             assert self.load(chosen) == min(self.load(agent) for agent in can)

@@ -56,11 +56,14 @@ class Connection(Client):
         transport = self._transport
         if force_flush or not self.is_connected or type(transport) is not _Tcp or transport._io_writer is None:
             return await super()._flush_pending(force_flush)
-        if transport._io_writer.transport.get_write_buffer_size() > CLOGGED:
-            return await super()._flush_pending()
-        if self._pending:
-            pending, self._pending, self._pending_data_size = self._pending, [], 0
-            transport.writelines(pending)  # type: ignore[no-untyped-call]
+        try:
+            if transport._io_writer.transport.get_write_buffer_size() > CLOGGED:
+                return await super()._flush_pending()
+            if self._pending:
+                pending, self._pending, self._pending_data_size = self._pending, [], 0
+                transport.writelines(pending)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # uvloop's word for a socket that was closed since; the reader has yet to see it
+            raise errors.ConnectionClosedError from error
         return None
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:

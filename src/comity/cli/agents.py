@@ -22,6 +22,10 @@ Name = Annotated[str, typer.Argument(metavar="AGENT", help="Its id (node/name) o
 _STATUS = {"active": "green", "paused": "yellow", "unhealthy": "red", "draining": "cyan"}
 
 
+def status_of(status: str) -> str:
+    return paint(_STATUS.get(status, ""), status)
+
+
 @command(app, "list")
 async def list_(
     cli: Cli,
@@ -35,13 +39,13 @@ async def list_(
     async with cli.net() as net:
         records = await net.discover(capability, tags=tag, status=status)
         loads = {row["id"]: row for row in await net.agents()}
-    rows = [_row(record, loads.get(record.id, {})) for record in records]
+    rows = [row_of(record, loads.get(record.id, {})) for record in records]
     if cli.output.as_json:
         cli.output.show(rows)
         return
     cells = [
         (
-            r["id"], paint(_STATUS.get(r["status"], ""), r["status"]), state_of(r["node_state"]),
+            r["id"], status_of(r["status"]), state_of(r["node_state"]),
             f"{r['load']}/{r['concurrency']}", " ".join(r["tags"]), " ".join(r["capabilities"]), " ".join(r["broken"]),
         )
         for r in rows
@@ -51,7 +55,7 @@ async def list_(
     cli.output.table(columns, cells, "no such agents" if asked else "no agents; start some with: comity run MODULE_OR_FILE")
 
 
-def _row(record: AgentRecord, load: dict[str, Any]) -> dict[str, Any]:
+def row_of(record: AgentRecord, load: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": record.id,
         "name": record.name,
@@ -95,7 +99,7 @@ async def show(cli: Cli, agent: Name) -> None:
         load = next((row for row in await net.agents() if row["id"] == record.id), {})
     capabilities = [msgspec.to_builtins(capability) for capability in offered if capability is not None]
     value = {
-        **_row(record, load),
+        **row_of(record, load),
         "region": record.region,
         "zone": record.zone,
         "weight": record.weight,
@@ -108,7 +112,7 @@ async def show(cli: Cli, agent: Name) -> None:
     if cli.output.as_json:
         cli.output.show(value)
         return
-    print(f"{bold(record.id)}  {paint(_STATUS.get(record.status, ''), record.status)}")
+    print(f"{bold(record.id)}  {status_of(record.status)}")
     known = [
         ("node", f"{record.node}  {state_of(value['node_state'])}"),
         ("in flight", f"{value['load']} of {record.concurrency}"),
@@ -124,10 +128,10 @@ async def show(cli: Cli, agent: Name) -> None:
         schemas = [capability["input_schema"], capability["output_schema"]]
         named = {name: part for schema in schemas for name, part in schema.get("$defs", {}).items()}
         parts = [*zip(("input", "output"), schemas, strict=True), *named.items()]
-        cli.output.facts((name, plain(_brief(part))) for name, part in parts)
+        cli.output.facts((name, plain(brief(part))) for name, part in parts)
 
 
-def _brief(schema: Any) -> str:
+def brief(schema: Any) -> str:
     """A JSON Schema as one would say it: names and types; as JSON if it is not that simple."""
     if not isinstance(schema, dict) or not schema:
         return "anything"
@@ -135,20 +139,20 @@ def _brief(schema: Any) -> str:
     if schema.get("type") == "object" and isinstance(properties, dict):
         required = schema.get("required", ())
         names = sorted(properties, key=lambda name: name not in required)
-        parts = [f"{name}{'' if name in required else '?'}: {_brief(properties[name])}" for name in names]
+        parts = [f"{name}{'' if name in required else '?'}: {brief(properties[name])}" for name in names]
         return "{" + ", ".join(parts) + "}"
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "enum" in schema or "const" in schema:
         return " | ".join(json.dumps(value, ensure_ascii=False) for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:
-        return " | ".join(_brief(part) for part in schema["anyOf"])
+        return " | ".join(brief(part) for part in schema["anyOf"])
     if schema.get("type") == "array" and "prefixItems" in schema:
-        return f"[{', '.join(_brief(part) for part in schema['prefixItems'])}]"
+        return f"[{', '.join(brief(part) for part in schema['prefixItems'])}]"
     if schema.get("type") == "array" and "items" in schema:
-        return f"[{_brief(schema['items'])}]"
+        return f"[{brief(schema['items'])}]"
     if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"{{string: {_brief(schema['additionalProperties'])}}}"
+        return f"{{string: {brief(schema['additionalProperties'])}}}"
     return str(schema["type"]) if isinstance(schema.get("type"), str) else json.dumps(schema)
 
 

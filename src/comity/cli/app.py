@@ -31,7 +31,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "tasks": ("tasks", "Tasks: list, show, watch, cancel, answer"),
         "schedules": ("schedules", "Tasks by the clock: add, list, show, remove"),
         "dead": ("dead", "Failed tasks: list, show, replay, drop"),
-        "agents": ("agents", "Agents: list, show, pause, resume, remove"),
+        "agents": ("agents_find", "Agents: list, find, watch, show, pause, resume, remove"),
+        "capabilities": ("capabilities", "What can be done here: list, show"),
         "nodes": ("nodes", "Nodes: list, show, drain, isolate, resume"),
         "events": ("events", "What happens, as it happens"),
         "stats": ("network_commands", "What the network is doing, in numbers"),
@@ -51,7 +52,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "version": ("tools", "Versions of Comity and of what it runs on"),
     },
 }
-GROUPS = ("tasks", "schedules", "dead", "agents", "nodes", "cluster", "backup", "context", "bench")
+GROUPS = ("tasks", "schedules", "dead", "agents", "capabilities", "nodes", "cluster", "backup", "context", "bench")
 _MODULES = {name: module for rows in SECTIONS.values() for name, (module, _) in rows.items()}
 
 

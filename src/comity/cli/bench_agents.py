@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from time import monotonic
+from typing import Any
 
 from comity import Agent, Attempt, Final, Message
 from comity.cli.bench_overload import Order, Told
@@ -100,6 +101,13 @@ async def mark(message: Message, body: str) -> None:
     """Change the record of the agent that is told to."""
     name = message.envelope.receiver.partition("/")[2]
     next(agent for agent in agents if agent.name == name).update(labels={"mark": body})
+
+
+@first.on("bench.join")
+async def join(body: str) -> None:
+    """Bring one more agent to this process's node."""
+    home: Any = first._home
+    home.add(first.twin(body))
 
 
 @first.on("bench.burst")

@@ -30,7 +30,7 @@ from comity.errors import Indefinite, TimedOut
 LOOK_S = 0.1
 PAUSE_S = 0.5
 GONE_S = 10.0
-APART_S = 5.5
+APART_S = 1.5
 """Between two deaths of the only server: one that soon dies again and again is started later and later, and then given up."""
 
 
@@ -80,7 +80,7 @@ class Trial:
         results = await asyncio.gather(*(task.result(LIMIT_S) for task in given), return_exceptions=True)
         self.wrong += sum(result != length for length, result in enumerate(results))
         if self._fault in (Fault.LEADER, Fault.SERVER):
-            await asyncio.to_thread(victim.wait, GONE_S)
+            await asyncio.wait_for(self._bench.ups[number].ended(), GONE_S)
             await self._bench.again(number)
         return took
 
@@ -104,7 +104,7 @@ class Trial:
 
         async def restart() -> None:
             victim.terminate()
-            await asyncio.to_thread(victim.wait, LIMIT_S)
+            await asyncio.wait_for(self._bench.ups[number].ended(), LIMIT_S)
             await self._bench.again(number)
 
         restarting = asyncio.create_task(restart())

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,9 +32,11 @@ Started = tuple[asyncio.subprocess.Process, dict[str, Any]]
 
 
 class Up(NamedTuple):
-    """A ``comity up`` that takes part, on its data; ``server`` is its server's name in the cluster, "" for one by itself."""
+    """A ``comity up`` that takes part, on its data; ``server`` is its server's name in the cluster, "" for one by itself.
+    ``ended`` waits for its end: whoever else waits for a child takes its end away from the event loop."""
 
     process: psutil.Process
+    ended: Callable[[], Awaitable[int]]
     data: Path
     server: str
     durability: str
@@ -186,7 +188,7 @@ async def _ready(data: Path, started: Started) -> Up:
             facts = json.loads(await asyncio.wait_for(process.stdout.readline(), READY_S))
     except (TimeoutError, ValueError) as error:
         raise ServerFailed(f"a server of the cluster did not start: {_end_of(_log(data))}") from error
-    return Up(psutil.Process(process.pid), data, facts.get("server", ""), facts["durability"])
+    return Up(psutil.Process(process.pid), process.wait, data, facts.get("server", ""), facts["durability"])
 
 
 def clean_env() -> dict[str, str]:
@@ -224,8 +226,7 @@ def _end_of(log: Path) -> str:
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):  # it was ended from outside, and awaited there
-            process.terminate()
+        process.terminate()
         try:
             await asyncio.wait_for(process.wait(), STOP_S)
         except TimeoutError:

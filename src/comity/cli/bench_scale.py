@@ -41,7 +41,8 @@ async def measure(bench: Bench, nodes: int, agents: int) -> dict[str, Any]:
         "client_bytes_per_agent": round(grown["client"] / agents),
         **await _discovery(bench, found),
         **await _reach(bench, found),
-        **await _changes(bench, found),
+        **await _seen(bench, found, "bench.mark", "change_seen_"),
+        **await _seen(bench, found, "bench.join", "join_seen_"),
         "peak_rss_mb": bench.peak_rss_mb(),
         "count": agents,
         "settings": bench.settings,
@@ -62,10 +63,10 @@ async def _all_seen(bench: Bench, count: int) -> dict[str, AgentRecord]:
 
 
 async def _discovery(bench: Bench, agents: list[AgentRecord]) -> dict[str, float]:
-    """To find one among them all: by its name, and by a tag that it alone has."""
+    """To find one among them all: by its name, and by a tag that it alone has; and twenty that all conditions let through."""
     net = bench.net
     step = max(1, len(agents) // LOOKS)
-    by_tag, by_name = [], []
+    by_tag, by_name, best = [], [], []
     for agent in agents[::step][:LOOKS]:
         began = perf_counter()
         found = await net.discover(name=agent.name, node=agent.node)
@@ -73,8 +74,11 @@ async def _discovery(bench: Bench, agents: list[AgentRecord]) -> dict[str, float
         began = perf_counter()
         tagged = await net.discover("bench.echo", tags=[agent.name])
         by_tag.append(perf_counter() - began)
+        began = perf_counter()
+        await net.discover("bench.echo>=1", status="active", limit=20)
+        best.append(perf_counter() - began)
         assert agent.id in {one.id for one in found} & {one.id for one in tagged}
-    return spread(by_name, "discover_name_") | spread(by_tag, "discover_tag_")
+    return spread(by_name, "discover_name_") | spread(by_tag, "discover_tag_") | spread(best, "discover_20_of_all_")
 
 
 async def _reach(bench: Bench, agents: list[AgentRecord]) -> dict[str, Any]:
@@ -93,28 +97,28 @@ async def _reach(bench: Bench, agents: list[AgentRecord]) -> dict[str, Any]:
     return {"reached_s": round(took, 3), "messages_per_s": round(len(agents) / took), **spread(latencies), "lost": wrong}
 
 
-async def _changes(bench: Bench, agents: list[AgentRecord]) -> dict[str, float]:
-    """How long until a change that an agent makes to its record is seen here."""
+async def _seen(bench: Bench, agents: list[AgentRecord], topic: str, prefix: str) -> dict[str, float]:
+    """How long until a change that an agent makes to its record is seen here, or an agent that it brings to its node."""
     net = bench.net
     seen: dict[str, asyncio.Future[None]] = {}
 
     async def watch() -> None:
         async for _, record in net.watch():
             if isinstance(record, AgentRecord):
-                waiter = seen.pop(record.labels.get("mark", ""), None)
+                waiter = seen.pop(record.name, None) or seen.pop(record.labels.get("mark", ""), None)
                 if waiter is not None:
                     waiter.set_result(None)
 
     watching = asyncio.create_task(watch())
     took = []
     for number, agent in enumerate(agents[:: max(1, len(agents) // CHANGES)][:CHANGES]):
-        mark = f"m{number}"
+        mark = f"{topic.rpartition('.')[2]}-{number}"
         seen[mark] = asyncio.get_running_loop().create_future()
         waiter, began = seen[mark], perf_counter()
-        await net.send(agent.id, mark, topic="bench.mark")
+        await net.send(agent.id, mark, topic=topic)
         async with asyncio.timeout(30):
             await waiter
         took.append(perf_counter() - began)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
-    return spread(took, "change_seen_")
+    return spread(took, prefix)

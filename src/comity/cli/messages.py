@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from comity.cli import terms as t
 from comity.cli.command import Cli, command, commands, read_json
 
 app = commands()
@@ -20,14 +21,24 @@ async def send(
     topic: Annotated[str, typer.Option("--topic", metavar="TOPIC", help="Which of its functions gets it.")] = "",
     request: Annotated[bool, typer.Option("--request/--no-request", help="Wait for a reply, and print it.")] = True,
     timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for it (30).")] = None,
+    strategy: t.StrategyName = None,
+    sticky: t.Sticky = None,
+    repeatable: Annotated[
+        bool, typer.Option("--repeatable", help="It may be done twice: ask another agent if the first is lost.")
+    ] = False,
+    hedge: Annotated[
+        float | None, typer.Option("--hedge", metavar="SECONDS", help="Ask a second agent, too, after so long without a reply.")
+    ] = None,
 ) -> None:
     """Say something to an agent, live: it is not kept if the agent is away."""
     value = read_json(body)
+    route: dict[str, Any] = {"topic": topic, "strategy": strategy, "sticky": sticky or ""}
     async with cli.net() as net:
         if request:
-            cli.output.show(await net.request(target, value, topic=topic, timeout=timeout))
+            asked = net.request(target, value, timeout=timeout, repeatable=repeatable, hedge_s=hedge, **route)
+            cli.output.show(await asked)
         else:
-            await net.send(target, value, topic=topic)
+            await net.send(target, value, **route)
 
 
 @command(app)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from comity.config import Loaded
 
 STOP_S = 15.0
+SHOWN = 10
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "A cluster"}
 _FOREIGN: dict[str, Any] = {"rich_help_panel": "Servers that are there"}
 app = commands()
@@ -191,6 +192,8 @@ async def stats(
 
 
 def _stats(cli: Cli, numbers: dict[str, Any]) -> None:
+    from comity.cli.figures import FIGURES, figures
+
     totals, rates, durability = numbers["totals"], numbers["rates"], numbers["log_durability"]
     held = numbers["held_retries"]
     safe = paint("green" if durability == "verified" else "yellow", durability)
@@ -218,6 +221,10 @@ def _stats(cli: Cli, numbers: dict[str, Any]) -> None:
     if rows:
         print()
         cli.output.table(("NODE", "STATE", "AGENTS", "RUNNING", "CPU", "MEMORY"), rows, "")
+    done = [(row["name"], f"{row['live']}/{row['agents']}", *figures(row)) for row in numbers["per_capability"][:SHOWN]]
+    if done:
+        print()
+        cli.output.table(("CAPABILITY", "LIVE", *FIGURES), done, "")
 
 
 def _counts(counts: dict[str, int]) -> str:

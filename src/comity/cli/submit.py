@@ -74,6 +74,7 @@ async def submit(
     tag: t.Tags = [],  # noqa: B006
     require: t.Needs = [],  # noqa: B006
     strategy: t.StrategyName = None,
+    sticky: t.Sticky = None,
     retries: t.Retries = None,
     retry_first: t.RetryFirst = None,
     retry_factor: t.RetryFactor = None,
@@ -91,10 +92,9 @@ async def submit(
     """
     from comity.model.limits import check_timeout
 
-    check_timeout(timeout)  # before it is submitted, not after
-    value = read_json(input_)
+    timeout, value = check_timeout(timeout), read_json(input_)  # before it is submitted, not after
     options = t.given(
-        deadline_s=deadline, strategy=strategy, retries=retries, requirements=requirements(require, tag),
+        deadline_s=deadline, strategy=strategy, sticky=sticky, retries=retries, requirements=requirements(require, tag),
         retry=t.retry(retry_first, retry_factor, retry_max, no_retry),
         progress_timeout_s=t.length(progress_timeout) if progress_timeout else None,
         at=t.moment(at, datetime.now().astimezone()) if at else None, in_s=t.length(in_) if in_ else None,

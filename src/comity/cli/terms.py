@@ -21,8 +21,10 @@ Needs = Annotated[
     list[str], typer.Option("--require", metavar="KEY=VALUE", help="What its agent must have: label=zone:a, gpu=1 ...")
 ]
 StrategyName = Annotated[
-    str | None, typer.Option("--strategy", metavar="NAME", help="least_loaded, round_robin, weighted_random or best_fit.")
+    str | None,
+    typer.Option("--strategy", metavar="NAME", help="least_loaded, round_robin, weighted_random, best_fit or power_of_two."),
 ]
+Sticky = Annotated[str | None, typer.Option("--sticky", metavar="KEY", help="The same key goes to the same agent.")]
 Retries = Annotated[int | None, typer.Option("--retries", metavar="N", help="How often it is tried again after a failure.")]
 RetryFirst = Annotated[str | None, typer.Option("--retry-first", metavar="TIME", help="Pause before the first retry: 10s.")]
 RetryFactor = Annotated[float | None, typer.Option("--retry-factor", metavar="X", help="Each further pause is X times as long.")]

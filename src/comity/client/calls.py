@@ -14,7 +14,7 @@ from comity.client.contact import Contact
 from comity.client.timers import Alarm, Timers
 from comity.errors import ComityError, PeerLost, TimedOut, Unreachable, from_wire
 from comity.model.codec import from_json
-from comity.model.wire import Answer, Item, Routed
+from comity.model.wire import Answer, Item, Pong, Routed
 
 SILENCE_S = 2.0
 """After so long without an answer, make sure of the leader and repeat."""
@@ -98,6 +98,13 @@ class Calls:
         call = self._open.get(item.ref)
         if call is not None and not call.future.done():
             call.future.set_result(item)
+
+    def on_pong(self, item: Pong) -> bool:
+        """Whether it answers a ping of ours."""
+        call = self._open.get(item.ref)
+        if call is not None and not call.future.done():
+            call.future.set_result(None)
+        return call is not None
 
     def on_unreachable(self, address: Address) -> None:
         """Nobody listens at ``address``. (Leaders are replaced; nodes are not.)"""

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from functools import partial
 from random import Random
 from typing import Any, TypeVar, Unpack
 
-import msgspec
-
-from comity.bus.base import LEADER, Bus, Link
+from comity.bus.base import Bus, Link
 from comity.bus.outbox import Outbox
-from comity.client import files, parts, standing
+from comity.client import files, looking, parts, standing
 from comity.client.exchange import Exchange
 from comity.client.later import DeadLetters, Schedules
 from comity.client.listing import listed
+from comity.client.live import LiveCall, check_repeats
 from comity.client.sightings import TOPICS
 from comity.client.standing import NodeHandle
 from comity.client.task import Pausing, Task
-from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, needs, terms, words
+from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, terms, words
 from comity.client.turns import PER_TURN
 from comity.config import Settings
-from comity.directory import Directory, Seen
-from comity.errors import BadInput, DeadlineExceeded, NoAgent, TimedOut, UnknownAgent, Unreachable, from_wire
-from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
+from comity.directory import Directory
+from comity.errors import BadInput, DeadlineExceeded, TimedOut, UnknownAgent, Unreachable
+from comity.model.capability import Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, check_token, node_of
 from comity.model.limits import INDEX_MAX, NAME_MAX, check_text, check_timeout, check_whole
 from comity.model.task import LOG_LIMIT, TaskSpec, task_state
-from comity.model.wire import CallEnded, Item, Route, Routed
+from comity.model.wire import Item
 from comity.registry.base import Registry
 from comity.store.base import Store
+from comity.talking import Talker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Client:
+class Client(Talker):
     """A process's way into the network. It works against the doors alone; ``comity.connect`` opens them.
 
     ``wall`` gives seconds since 1970; ``rng`` must be hard to guess outside tests. With an ``outbox`` the client is
@@ -47,6 +47,7 @@ class Client:
     """
 
     __slots__ = ("_exchange", "_scope")
+    _client = property(lambda self: self)
 
     def __init__(
         self,
@@ -244,56 +245,33 @@ class Client:
         timeout: float | None = None,
         strategy: Strategy | str | None = None,
         requirements: Requirements | None = None,
+        sticky: str = "",
+        repeatable: bool = False,
+        hedge_s: float | None = None,
     ) -> Any:
         """Ask an agent, live, and give the decoded body of its reply.
 
         ``target``: an agent's id (``node/name``), a capability, or else the name of one agent. For a capability the
-        leader picks the agent, by ``strategy`` and ``requirements``, and the next one if it refuses; ``topic`` is then
-        the capability's name unless given. Nothing is kept or repeated: after an Indefinite error it may have been
-        done. Raises UnknownAgent, UnknownCapability, NoAgent (nobody is free, or it refuses), PeerLost, TimedOut
-        (``timeout`` seconds, default ``request_timeout_s``), TooLarge, or what the agent's FAILURE says.
+        leader picks the agent, by ``strategy``, ``sticky`` and ``requirements``, and the next one if it refuses; ``topic``
+        is then the capability's name unless given. Nothing is kept or repeated: after an Indefinite error it may have been
+        done. Unless it is ``repeatable``: then another agent is asked if the first is lost before it answers, and a second
+        one after ``hedge_s`` without an answer; the first answer counts. Raises UnknownAgent, UnknownCapability, NoAgent
+        (nobody is free, or it refuses), PeerLost, TimedOut (``timeout`` seconds, default ``request_timeout_s``), TooLarge,
+        BadInput, or what the agent's FAILURE says.
         """
         self._exchange.check_open()
         wait_s = self._left_s(self._wait_s(timeout), self._scope.deadline)
         until = self._exchange.loop.time() + wait_s
         data, how = await self._exchange.depot.carried(to_json(body), wait_s), Performative(performative)
         agent = await self._agent(target, wait_s, or_capability=True)
+        check_repeats(repeatable, hedge_s, named=agent is not None)
         if agent is not None:
             return await self._request(agent, data, topic, how, until)
-        chosen = strategy_named(strategy) if strategy is not None else None
-        name, versions = name_of(target)
-        wanted = needs(requirements, (), versions)
-        call = partial(self._request, data=data, topic=topic or name, how=how)
-        while True:
-            try:
-                return await self._routed(name, wanted, chosen, until, call)
-            except NoAgent as refusal:
-                wanted = wanted or Requirements()
-                agent = refusal.details.get("agent")
-                if "refused" not in refusal.details or agent in wanted.avoid:
-                    raise
-                wanted = msgspec.structs.replace(wanted, avoid=(*wanted.avoid, agent))
-
-    async def _routed(
-        self,
-        name: str,
-        wanted: Requirements | None,
-        how: Strategy | None,
-        until: float,
-        call: Callable[..., Awaitable[Any]],
-    ) -> Any:
-        """Let the leader pick an agent, and ``call`` it; it counts as load until this returns."""
-        exchange = self._exchange
-        left_s = max(until - exchange.loop.time(), 0.001)
-        ref = exchange.calls.number()
-        try:
-            route = Route(ref, name, max(1, round(left_s * 1000)), wanted, how)
-            routed: Routed = await exchange.calls.ask(LEADER, route, ref, left_s, f"route to {name}")
-            if not routed.agent:
-                raise from_wire(routed.code, routed.message, {"capability": name})
-            return await call(routed.agent, until=until)
-        finally:
-            exchange.contact.post(CallEnded(ref))
+        live = LiveCall(
+            self._exchange, target, until, strategy=strategy, requirements=requirements, sticky=sticky, repeatable=repeatable
+        )
+        call = partial(self._request, data=data, topic=topic or live.capability, how=how, until=until)
+        return await live.answer(call, hedge_s)
 
     async def _agent(self, target: str, timeout_s: float, *, or_capability: bool) -> AgentId | None:
         """The agent meant by an id or a name; None for a capability. Raises UnknownAgent, BadInput, TimedOut."""
@@ -336,11 +314,22 @@ class Client:
         performative: Performative | str = Performative.INFORM,
         conversation: str = "",
         in_reply_to: str = "",
+        strategy: Strategy | str | None = None,
+        requirements: Requirements | None = None,
+        sticky: str = "",
     ) -> None:
-        """Tell an agent (by id, or by name if it is the only one) or a process something; no reply is awaited, and
-        whether it arrives is not known. Raises UnknownAgent, BadInput, TooLarge."""
+        """Tell an agent (by id, or by name if it is the only one), one that offers a capability (``topic`` is then its name
+        unless given) or a process something; no reply is awaited, and whether it arrives is not known. Raises UnknownAgent,
+        UnknownCapability, NoAgent, BadInput, TooLarge."""
         self._exchange.check_open()
-        agent = await self._named(target)
+        wait_s = self._exchange.settings.request_timeout_s
+        agent = await self._agent(target, wait_s, or_capability=True)
+        if agent is None:
+            if not self.directory.offers(name_of(target)[0]):
+                raise UnknownAgent(f"no agent is called {target!r}, and none offers it", name=target)
+            until = self._exchange.loop.time() + wait_s
+            live = LiveCall(self._exchange, target, until, strategy=strategy, requirements=requirements, sticky=sticky)
+            agent, topic = await live.agent(), topic or live.capability
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
             *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=Performative(performative),
@@ -380,42 +369,8 @@ class Client:
 
     # Who is here
 
-    async def discover(
-        self,
-        capability: str = "",
-        *,
-        tags: Iterable[str] = (),
-        any_tags: Iterable[str] = (),
-        labels: dict[str, str] | None = None,
-        kind: str = "",
-        status: AgentStatus | str | None = None,
-        node: str = "",
-        region: str = "",
-        name: str = "",
-    ) -> list[AgentRecord]:
-        """Agents that meet all the conditions given, by id, from the watched copy of the registry. See
-        ``Directory.discover``."""
-        await self.directory.ready(self._exchange.settings.request_timeout_s)
-        return self.directory.discover(
-            capability, tags=words(tags), any_tags=words(any_tags), labels=labels, kind=kind, status=status, node=node,
-            region=region, name=name,
-        )  # fmt: skip
-
-    async def watch(self) -> AsyncGenerator[Seen, None]:
-        """Agents and nodes that join, change or leave, from now on."""
-        await self.directory.ready(self._exchange.settings.request_timeout_s)
-        queue: asyncio.Queue[Seen] = asyncio.Queue()
-
-        def put(changes: list[Seen]) -> None:
-            for change in changes:
-                queue.put_nowait(change)
-
-        end = self.directory.watch(put)
-        try:
-            while True:
-                yield await queue.get()
-        finally:
-            end()
+    discover, performance, watch = looking.discover, looking.performance, looking.watch
+    capabilities, describe = looking.capabilities, looking.describe
 
     # The network
 
@@ -431,8 +386,7 @@ class Client:
             yield event
 
     async def stats(self) -> dict[str, Any]:
-        """Figures of the network: tasks, agents and nodes by state, rates, leader, log. As the leader has them at the
-        moment."""
+        """Figures of the network now, as the leader has them: tasks, agents and nodes by state, rates, leader, log."""
         return await self._ask("stats")
 
     async def head(self) -> int:
@@ -486,8 +440,7 @@ class Client:
         await self._control("remove", agent)
 
     async def _ask(self, what: str, **args: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._exchange.ask(what, args)
-        return answer
+        return dict(await self._exchange.ask(what, args))
 
     async def _control(self, what: str, target: str) -> None:
         agent = await self._named(target)

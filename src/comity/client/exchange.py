@@ -10,8 +10,11 @@ from typing import Any
 from comity.bus.base import EVERYONE, LEADER, Address, Bus, Cancel, Delivery, Link, to
 from comity.bus.outbox import Outbox
 from comity.client.calls import Calls, arguments
+from comity.client.complaints import Complaints
 from comity.client.contact import Contact
+from comity.client.dialog import Talks
 from comity.client.files import JSON, Depot, is_large
+from comity.client.finding import Finding
 from comity.client.listeners import Listeners
 from comity.client.messages import Messages
 from comity.client.outcomes import Outcomes
@@ -62,6 +65,7 @@ class Exchange:
         self.timers = Timers(self.loop)
         self.turns = Turns(self.loop)
         self.directory = Directory(registry, self.loop.time)
+        self.finding = Finding(self.directory, self.ask, self.loop.time)
         self.contact = Contact(bus, self.outbox, self.timers, rng, self.fail)
         self.calls = Calls(self.contact, self.outbox, self.timers, rng)
         self.outcomes = Outcomes(self.contact, self.timers, self.turns)
@@ -70,6 +74,8 @@ class Exchange:
         self.readings = Readings(bus, self.outbox, self.timers, rng, lambda task: self.ask("task", {"id": task}))
         self.depot = Depot(store, bus.process, wall)
         self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall, self.depot)
+        complaints = Complaints(self.contact.post, self.loop.time)
+        self.talks = Talks(bus.process, self.messages, self.outbox, self.timers, complaints)
         self.listeners = Listeners(self._reply, self.depot)
         self.sightings = Sightings(bus.process, self.directory, wall)
         self.task_ids = TaskIds(self.contact.now_ms, rng.getrandbits(40))
@@ -93,6 +99,7 @@ class Exchange:
             Part: self._to(self.readings.on_part),
             PartsEnd: self._to(self.readings.on_end),
             NoParts: self._to(self.readings.on_none),
+            wire.Pong: lambda item, _: self.calls.on_pong(item),
         }
 
     async def open(self) -> None:
@@ -196,6 +203,9 @@ class Exchange:
     def _on_message(self, item: wire.Message, sender: ProcessId) -> bool:
         envelope = item.envelope
         if envelope.in_reply_to and self.messages.on_reply(envelope, sender):
+            return True
+        if envelope.in_reply_to and envelope.protocol and envelope.receiver == self.bus.process:
+            self.talks.stray(envelope, sender)
             return True
         if self.is_hosted:
             return False

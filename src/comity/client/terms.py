@@ -44,7 +44,8 @@ class TaskOptions(TypedDict, total=False):
     """Options of ``submit`` and ``submit_many``.
 
     ``priority`` 0 to 9, higher first (5). ``deadline_s``: seconds until it must be done. ``tags`` the agent must have,
-    beside ``requirements``. ``strategy`` by which the agent is picked. ``retries`` after failures;
+    beside ``requirements``. ``strategy`` by which the agent is picked; ``sticky``: what has the same key goes to the same
+    agent while that can take it. ``retries`` after failures;
     ``attempt_timeout_s`` from an attempt's start; ``start_timeout_s`` from its assignment. ``queue`` False: be refused
     if no live agent can do it, busy or not. ``retry``: how it is tried again. ``progress_timeout_s``: an attempt that
     shows no progress for so long is moved. ``in_s`` seconds from now, or ``at`` a moment (with a time zone), it may
@@ -57,6 +58,7 @@ class TaskOptions(TypedDict, total=False):
     tags: Iterable[str]
     requirements: Requirements | None
     strategy: Strategy | str | None
+    sticky: str | None
     retries: int | None
     attempt_timeout_s: float | None
     start_timeout_s: float | None
@@ -120,7 +122,8 @@ def terms(
     spec = TaskSpec(
         TaskId(""), name, b"", submitter, 0, check_whole(options.get("priority", 5), "priority", 0, 9),
         check_whole(retries, "retries"), attempt_s, start_s, check_text(key, "key"),
-        needs(options.get("requirements"), options.get("tags", ()), versions), strategy(how) if how is not None else None,
+        needs(options.get("requirements"), options.get("tags", ()), versions, options.get("sticky") or ""),
+        strategy(how) if how is not None else None,
         scope.parent, scope.parent_epoch, scope.trace, 0, retry.pauses(), silence_s,
     )  # fmt: skip
     deadline = min(scope.deadline, max(now, start) + deadline_s) if deadline_s is not None else scope.deadline
@@ -157,17 +160,18 @@ def words(given: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted([check_word(tag, "tag") for tag in given]))
 
 
-def needs(requirements: Requirements | None, tags: Iterable[str], versions: str) -> Requirements | None:
-    """Requirements with tags and versions added; None if nothing is required. Raises BadInput."""
+def needs(requirements: Requirements | None, tags: Iterable[str], versions: str, sticky: str = "") -> Requirements | None:
+    """Requirements with tags, versions and a key added; None if nothing is required. Raises BadInput."""
     tags = words(tags)
-    if not tags and not versions and requirements is None:
+    check_text(sticky, "sticky")
+    if not tags and not versions and not sticky and requirements is None:
         return None
     known = Requirements() if requirements is None else requirements
     if not isinstance(known, Requirements):
         raise BadInput(f"requirements are comity.Requirements, not {type(known).__name__}")
     check_sound(known, "requirements")
     versions = ",".join(part for part in (known.version, versions) if part)
-    asked = msgspec.structs.replace(known, tags=(*known.tags, *tags), version=versions)
+    asked = msgspec.structs.replace(known, tags=(*known.tags, *tags), version=versions, sticky=sticky or known.sticky)
     check_requirements(asked)
     return asked
 

@@ -20,6 +20,7 @@ from comity.controller.admission import Admission, check_payload, refusal, stamp
 from comity.controller.events import Events
 from comity.controller.lag import Lag
 from comity.controller.liveness import Liveness
+from comity.controller.misfits import told
 from comity.controller.pipeline import ASSIGN_BYTES, COMMANDS_MAX, EntryClock, Pipeline, weight
 from comity.controller.resuming import Resuming
 from comity.controller.telling import Telling
@@ -83,6 +84,7 @@ from comity.model.wire import (
     SubmitTask,
     decode,
 )
+from comity.model.wire_talk import Misfit
 
 CODE_MAX = 200
 REASON_MAX = 2000
@@ -188,6 +190,7 @@ class Leader:
             AddSchedule: self.add_schedule,
             RateTask: self._rate,
             Answer: self.witnessed,
+            Misfit: lambda item, sender: self.events.live(told(item, sender, self.clock.now_ms())),
             Pong: lambda _item, sender: self.liveness.answered(sender),
             **self.resuming.takers,
         }

@@ -9,6 +9,7 @@ import msgspec
 
 from comity.controller.census import Census
 from comity.controller.leader import Leader
+from comity.controller.performance import busiest
 from comity.core.breaker import HALF_OPEN, OPEN, PROBING
 from comity.core.changes import Totals
 from comity.core.rotation import why_out
@@ -93,6 +94,7 @@ def stats(leader: Leader, census: Census, rates: Rates, durability: tuple[str, s
         "events": dict(leader.events.counts),
         "per_node": per_node,
         "per_agent": loads(leader, census, 50),
+        "per_capability": busiest(leader.reconcile.scheduling, leader.clock.now_ms(), 50),
     }
 
 

@@ -19,6 +19,7 @@ from comity.controller.keeping import Keeping
 from comity.controller.leader import Leader
 from comity.controller.liveness import Liveness
 from comity.controller.numbers import Rates, loads, nodes, stats
+from comity.controller.performance import performance
 from comity.controller.pipeline import EntryClock, Pipeline
 from comity.controller.replaying import Replaying
 from comity.controller.room import Room
@@ -93,7 +94,7 @@ class Term:
         self.pipeline = Pipeline(c.log, c.ledger, clock, self.leader.fill, self.leader.effective, self._broken)
         self.hearing = Hearing(c.log, self.pipeline)
         timing = Timing(lease_s=settings.lease_s, beacon_s=settings.beacon_s, departures=c.sees_departures)
-        self.routing = Routing(self.reconcile, c.outbox)
+        self.routing = Routing(self.reconcile, c.outbox, clock.now_ms)
         machine = Membership(timing, c.state.ended)
         self.liveness = Liveness(
             machine, c.outbox, self.reconcile,
@@ -127,6 +128,7 @@ class Term:
                 "stats": lambda _args: self.stats(),
                 "nodes": lambda _args: {"nodes": nodes(self.leader, c.census)},
                 "agents": lambda _args: {"agents": loads(self.leader, c.census)},
+                "performance": lambda args: performance(c.scheduling, args.capability, self.clock.now_ms()),
             },
             slow={
                 "shutdown": self._shutdown,

@@ -20,6 +20,8 @@ _RULES = {
     Strategy.ROUND_ROBIN: "next in turn",
     Strategy.WEIGHTED_RANDOM: "drawn at random in proportion to score; the first drawn from is shown",
     Strategy.BEST_FIT: "highest score, ties in rotation",
+    Strategy.POWER_OF_TWO: "the less loaded of two drawn at random; one of them is shown",
+    Strategy.STICKY: "has the key, or would have it without those that cannot take it",
 }
 
 
@@ -38,6 +40,7 @@ class Question:
         self.capability = capability
         self.how = how
         self.needs = needs
+        self.key = needs.sticky if needs is not None else ""
         self.match = match
         self.hidden = hidden
         self.benched = benched
@@ -79,7 +82,7 @@ def serves(needs: Requirements, capability: str, among: Collection[Candidate]) -
 
 def explain(question: Question, pool: Pool, among: Collection[Candidate], fits: Fits) -> dict[str, Any]:
     """``pool`` ranks ``among``, or at least those of it that meet the requirements; ``choice`` is the first of them."""
-    eligible = list(islice(filter(question.accepts, islice(pool.ranked(), _LOOKED_AT)), SHOWN))
+    eligible = list(islice(filter(question.accepts, islice(pool.ranked(question.key), _LOOKED_AT)), SHOWN))
     rows = [_row(question, candidate, "", fits) for candidate in eligible]
     reasons: dict[str, int] = {}
     for candidate in islice(among, _LOOKED_AT):
@@ -113,7 +116,7 @@ def _row(question: Question, candidate: Candidate, why_not: str, fits: Fits) -> 
 
 
 def _score(how: Strategy, candidate: Candidate, fits: Fits) -> float:
-    if how is Strategy.LEAST_LOADED:
+    if how in (Strategy.LEAST_LOADED, Strategy.POWER_OF_TWO):
         return 0.0 - candidate.load  # an idle one has 0, not -0
     if how is Strategy.WEIGHTED_RANDOM:
         return candidate.weight

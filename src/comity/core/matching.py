@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Generic, TypeVar
 
 from comity.errors import BadInput
 from comity.model.capability import AgentRecord, Requirements, parse_range, version_in_range
 
+T = TypeVar("T")
 Signature = tuple[Any, ...]
 Feature = tuple[str, ...]
 """Something agents can be found by: a tag, a label with its value, a kind."""
 
 
 def signature(needs: Requirements) -> Signature:
-    """Equal for requirements that the same agents meet, but for ``agent`` and ``avoid``, which name agents. Empty if none."""
+    """Equal for requirements that the same agents meet, but for ``agent`` and ``avoid``, which name agents, and ``sticky``,
+    which orders them. Empty if none."""
     labels = tuple(sorted(needs.labels.items())) if needs.labels else ()
     key = (needs.tags, needs.any_tags, labels, needs.cpu, needs.memory_mb, needs.gpu, needs.version, needs.kind)
     return key if any(key) else ()
@@ -124,3 +127,27 @@ def asked(needs: Requirements) -> list[Feature]:
     if needs.kind:
         wanted.append(("kind", needs.kind))
     return wanted
+
+
+class Found(Generic[T]):
+    """Whom each feature can be found at."""
+
+    __slots__ = ("_by_feature",)
+
+    def __init__(self) -> None:
+        self._by_feature: dict[Feature, dict[T, None]] = {}
+
+    def add(self, one: T, agent: AgentRecord) -> None:
+        for feature in features(agent):
+            self._by_feature.setdefault(feature, {})[one] = None
+
+    def remove(self, one: T, agent: AgentRecord) -> None:
+        for feature in features(agent):
+            have = self._by_feature[feature]
+            del have[one]
+            if not have:
+                del self._by_feature[feature]
+
+    def rarest(self, needs: Requirements, among: Collection[T]) -> Collection[T]:
+        """The smallest set known to hold each of ``among`` that meets ``needs``."""
+        return min((among, *(self._by_feature.get(feature, {}) for feature in asked(needs))), key=len)

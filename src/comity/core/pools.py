@@ -86,12 +86,16 @@ class Pool(Protocol):
         """Put a member where it belongs now."""
         ...
 
-    def pick(self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0) -> Candidate | None:
-        """The next one that is ready, not hidden and accepted by ``match``, which is asked at most ``tries`` times."""
+    def pick(
+        self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0, key: str = ""
+    ) -> Candidate | None:
+        """The next one that is ready, not hidden and accepted by ``match``, which is asked at most ``tries`` times. A ``Ring``
+        goes by ``key``."""
         ...
 
-    def ranked(self) -> Iterator[Candidate]:
-        """Those that are ready, best first (an ``Urn``: heavier classes first). Do not change the pool meanwhile."""
+    def ranked(self, key: str = "") -> Iterator[Candidate]:
+        """Those that are ready, best first (an ``Urn``: heavier classes first; ``Pairs``: in no order). Do not change the pool
+        meanwhile."""
         ...
 
     def members(self) -> Iterator[Candidate]: ...
@@ -156,7 +160,9 @@ class Queues:
         """The lowest occupied level, or OUT."""
         return (self._occupied & -self._occupied).bit_length() - 1
 
-    def pick(self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0) -> Candidate | None:
+    def pick(
+        self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0, key: str = ""
+    ) -> Candidate | None:
         if not hidden and match is None:
             occupied = self._occupied
             if not occupied:
@@ -173,7 +179,7 @@ class Queues:
     def rotate(self, candidate: Candidate) -> None:
         self._queues[self._levels[candidate]].move_to_end(candidate)
 
-    def ranked(self) -> Iterator[Candidate]:
+    def ranked(self, key: str = "") -> Iterator[Candidate]:
         occupied = self._occupied
         while occupied:
             lowest = occupied & -occupied
@@ -285,7 +291,9 @@ class Urn:
             self._occupied ^= 1 << level
         self._total -= 1 << level
 
-    def pick(self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0) -> Candidate | None:
+    def pick(
+        self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0, key: str = ""
+    ) -> Candidate | None:
         aside = [candidate for candidate in hidden if self._places.get(candidate, (OUT, 0))[0] != OUT]
         for candidate in aside:
             self._leave(*self._places[candidate])
@@ -320,7 +328,7 @@ class Urn:
                 return None
         return None
 
-    def ranked(self) -> Iterator[Candidate]:
+    def ranked(self, key: str = "") -> Iterator[Candidate]:
         for members in reversed(self._classes):
             yield from members
 

@@ -243,7 +243,7 @@ class Reconcile:
         if attempt.ending in (Ending.COMPLETED, Ending.FAILED, Ending.TIMED_OUT) and attempt.started_at:
             ran_ms = attempt.ended_at - attempt.started_at
             done = attempt.ending is Ending.COMPLETED
-            self.scheduling.measured(attempt.agent, task.spec.capability, float(ran_ms), done)
+            self.scheduling.measured(attempt.agent, task.spec.capability, float(ran_ms), done, now_ms=self._now_ms)
         self.watch.ended(task.spec.id, attempt.node)
         first = task.retries_used == (1 if change.kind == "task.retrying" else 0)
         completed = attempt.ending is Ending.COMPLETED

@@ -20,9 +20,9 @@ from typing import Any
 
 from comity.core.explaining import Question, explain, serves
 from comity.core.hosts import AT_ONCE, Hosts
-from comity.core.matching import Feature, Matcher, Signature, asked, features, same_place, signature
+from comity.core.matching import Found, Matcher, Signature, same_place, signature
 from comity.core.pools import Candidate, Pool, first_of
-from comity.core.strategies import Offering, PoolKey, free_of, make_pool, weight_of
+from comity.core.strategies import Fits, Offering, PoolKey, free_of, make_pool, weight_of
 from comity.model.capability import AgentRecord, AgentStatus, Requirements, Strategy
 from comity.model.capability import strategy as strategy_named
 from comity.model.ids import AgentId, ProcessId
@@ -45,7 +45,7 @@ class Scheduling:
         self._hosts = Hosts()
         self._offerings: dict[str, Offering] = {}
         self._chosen_strategies: dict[str, Strategy] = {}
-        self._by_feature: dict[Feature, dict[Candidate, None]] = {}
+        self._found: Found[Candidate] = Found()
         self._matchers: dict[tuple[str, Signature], Matcher] = {}
         self._selective: OrderedDict[PoolKey, Pool] = OrderedDict()
         self._selective_members = 0
@@ -168,14 +168,13 @@ class Scheduling:
         self._stale.clear()
 
     def measured(
-        self, agent: AgentId, capability: str, latency_ms: float, ok: bool, accuracy: float | None = None
+        self, agent: AgentId, capability: str, latency_ms: float, ok: bool, accuracy: float | None = None, now_ms: int = 0
     ) -> None:
-        """An attempt ended, before it is given back. ``accuracy`` in [0, 1] if it was rated at once."""
+        """An attempt or a call ended, before it is given back. ``accuracy`` in [0, 1] if it was rated at once."""
         candidate, offering = self._candidates.get(agent), self._offerings.get(capability)
         if candidate is None or offering is None or candidate not in offering.candidates:
             return
-        fit = offering.fits.make(candidate)
-        fit.measure(latency_ms, ok, candidate.load, offering.fits.reference)
+        fit = offering.fits.measured(candidate, latency_ms, ok, now_ms)
         if accuracy is not None:
             fit.rate(accuracy)
         self._loaded(candidate)
@@ -205,6 +204,8 @@ class Scheduling:
         if self._stale:
             self._settle()
         how = strategy or self._chosen_strategies.get(capability) or offering.strategy or self._default
+        if needs is not None and needs.sticky:
+            how = Strategy.STICKY
         pool = offering.base.get(how)
         if pool is None:
             pool = self._base_pool(offering, how)
@@ -226,18 +227,18 @@ class Scheduling:
             return self._this_one(offering, needs, hidden)
         key = signature(needs)
         if not key:
-            return pool.pick(hidden)
+            return pool.pick(hidden, key=needs.sticky)
         full_key = (offering.name, key, how)
         known = offering.pools.get(full_key)
         if known is not None:
             self._selective.move_to_end(full_key)
-            return known[1].pick(hidden)
+            return known[1].pick(hidden, key=needs.sticky)
         match = self._matcher(needs, offering, key)
         if match.asked + TRIES < len(self._rarest(offering, needs)):
-            found = pool.pick(hidden, match, TRIES)
+            found = pool.pick(hidden, match, TRIES, needs.sticky)
             if found is not None:
                 return found
-        return self._selective_pool(offering, needs, match, full_key).pick(hidden)
+        return self._selective_pool(offering, needs, match, full_key).pick(hidden, key=needs.sticky)
 
     def _hidden(self, agents: tuple[AgentId, ...]) -> Collection[Candidate]:
         """Those to be avoided, each once, in order."""
@@ -291,13 +292,7 @@ class Scheduling:
             candidate.pools.remove(pool)
 
     def _rarest(self, offering: Offering, needs: Requirements) -> Collection[Candidate]:
-        """The smallest set known to hold every agent that meets ``needs``."""
-        smallest = offering.candidates
-        for feature in asked(needs):
-            candidates = self._by_feature.get(feature, {})
-            if len(candidates) < len(smallest):
-                smallest = candidates
-        return smallest
+        return self._found.rarest(needs, offering.candidates)
 
     def explain(
         self,
@@ -310,6 +305,8 @@ class Scheduling:
         load, limit, score, eligible, why_not), choice, reason, offered, live. Draws nothing at random. BadInput as ``choose``."""
         self._settle()
         how = strategy_named(strategy) if strategy is not None else self.strategy_of(capability)
+        if needs is not None and needs.sticky:
+            how = Strategy.STICKY
         hidden = self._hidden(avoid + needs.avoid if needs is not None else avoid)
         offering = self._offerings.get(capability) or Offering(capability)
         key = signature(needs) if needs is not None else ()
@@ -350,7 +347,7 @@ class Scheduling:
         if key in offering.pools:
             return offering.pools[key][1]
         ask = match.asked + TRIES < len(self._rarest(offering, needs))
-        if not offering.candidates or (ask and first_of(pool.ranked(), hidden, match.meets, TRIES) is not None):
+        if not offering.candidates or (ask and first_of(pool.ranked(needs.sticky), hidden, match.meets, TRIES) is not None):
             return pool
         return self._selective_pool(offering, needs, match, key)
 
@@ -393,6 +390,11 @@ class Scheduling:
     def capabilities(self) -> list[str]:
         return sorted(self._offerings)
 
+    def fits(self, capability: str) -> Fits | None:
+        """What was measured, and is believed, of those that offer it."""
+        offering = self._offerings.get(capability)
+        return offering.fits if offering is not None else None
+
     def strategy_of(self, capability: str) -> Strategy:
         """How its agents are chosen unless a call says otherwise."""
         offering = self._offerings.get(capability)
@@ -403,8 +405,7 @@ class Scheduling:
 
     def _list(self, candidate: Candidate, agent: AgentRecord) -> None:
         self._hosts.enter(candidate, agent.node)
-        for feature in features(agent):
-            self._by_feature.setdefault(feature, {})[candidate] = None
+        self._found.add(candidate, agent)
         candidate.names = tuple(dict.fromkeys(offer.name for offer in agent.offers))
         self._offers += len(candidate.names)
         for name in candidate.names:
@@ -434,11 +435,7 @@ class Scheduling:
         for pool in candidate.pools:
             pool.discard(candidate)
         candidate.pools.clear()
-        for feature in features(agent):
-            have = self._by_feature[feature]
-            del have[candidate]
-            if not have:
-                del self._by_feature[feature]
+        self._found.remove(candidate, agent)
         self._hosts.leave(candidate, agent.node)
         self._offers -= len(candidate.names)
 

@@ -1,8 +1,9 @@
 """The strategies: what makes one agent come before another.
 
 ``least_loaded`` ranks by attempts and calls in flight, ``round_robin`` not at all, ``weighted_random`` draws by the agent's
-set weight or its node's free CPU and memory. ``best_fit`` scores what is known of the agent at the requested capability as
-a weighted product of ratios (Bridgman 1922; Triantaphyllou 2000, section 2.2.2):
+set weight or its node's free CPU and memory; for ``power_of_two`` see ``core.pairs``, for ``sticky`` ``core.ring``. ``best_fit``
+scores what is known of the agent at the requested capability as a weighted product of ratios (Bridgman 1922; Triantaphyllou
+2000, section 2.2.2):
 
     score = success^2 x accuracy^2 x throughput^0.5 x free^0.5 x idle / latency
 
@@ -21,7 +22,10 @@ from math import inf, isnan, log2
 from operator import attrgetter
 
 from comity.core.matching import Matcher, Signature
+from comity.core.pairs import Pairs
+from comity.core.performance import OF_AGENT, OF_CAPABILITY, Tally
 from comity.core.pools import HEAVIEST, LIGHTEST, OUT, Candidate, Match, Pool, Queues, Urn, first_of
+from comity.core.ring import Ring
 from comity.model.capability import Performance, Strategy, strategy
 
 PRIOR = 4.0
@@ -81,7 +85,7 @@ class Fit:
     """How well one agent does one capability. Latency and throughput are log2 of ms and tasks/s, and geometric means; they
     count once ``samples`` > 0. ``quality`` is what ``weigh`` last found; None when figures changed since."""
 
-    __slots__ = ("accuracy", "latency", "outcomes", "quality", "ratings", "samples", "success", "throughput")
+    __slots__ = ("accuracy", "latency", "outcomes", "quality", "ratings", "samples", "success", "tally", "throughput")
 
     def __init__(self, declared: Performance | None, concurrency: int) -> None:
         self.samples = 0.0
@@ -92,6 +96,7 @@ class Fit:
         self.outcomes = PRIOR
         self.ratings = PRIOR
         self.quality: float | None = None
+        self.tally: Tally | None = None
         if declared is not None:
             self._declare(declared, max(concurrency, 1))
 
@@ -157,10 +162,11 @@ _UNKNOWN = Fit(None, 1)
 
 
 class Fits:
-    """Everything ``best_fit`` knows about one capability."""
+    """Everything ``best_fit`` knows about one capability, and what else was measured of it."""
 
     def __init__(self) -> None:
         self.reference = Reference()
+        self.tally = Tally(OF_CAPABILITY)
         self.by_agent: dict[Candidate, Fit] = {}
 
     def declare(self, candidate: Candidate, declared: Performance | None, concurrency: int) -> None:
@@ -183,6 +189,16 @@ class Fits:
         fit = self.by_agent.get(candidate)
         if fit is None:
             fit = self.by_agent[candidate] = Fit(None, candidate.limit)
+        return fit
+
+    def measured(self, candidate: Candidate, latency_ms: float, ok: bool, now_ms: int) -> Fit:
+        """An attempt or a call ended; it still counts as load."""
+        fit = self.make(candidate)
+        fit.measure(latency_ms, ok, candidate.load, self.reference)
+        if fit.tally is None:
+            fit.tally = Tally(OF_AGENT)
+        fit.tally.add(latency_ms, ok, now_ms)
+        self.tally.add(latency_ms, ok, now_ms)
         return fit
 
     def octaves(self, candidate: Candidate) -> float:
@@ -241,7 +257,9 @@ class Ranked:
             self._known.place(candidate, OUT)
             self._unknown.place(candidate, self._level(candidate))
 
-    def pick(self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0) -> Candidate | None:
+    def pick(
+        self, hidden: Collection[Candidate] = (), match: Match | None = None, tries: int = 0, key: str = ""
+    ) -> Candidate | None:
         if not hidden and match is None:
             known, unknown = self._known.lowest(), self._unknown.lowest()
             if unknown != OUT and (known == OUT or unknown + self._behind() <= known):
@@ -253,7 +271,7 @@ class Ranked:
             queues.rotate(found)
         return found
 
-    def ranked(self) -> Iterator[Candidate]:
+    def ranked(self, key: str = "") -> Iterator[Candidate]:
         behind = self._behind()
         known, unknown = self._known.ranked(), self._unknown.ranked()
         left, right = next(known, None), next(unknown, None)
@@ -286,6 +304,10 @@ def make_pool(how: Strategy, fits: Fits, random: Callable[[], float]) -> Pool:
         return Queues(lambda candidate: 0)
     if how is Strategy.WEIGHTED_RANDOM:
         return Urn(random)
+    if how is Strategy.POWER_OF_TWO:
+        return Pairs(random)
+    if how is Strategy.STICKY:
+        return Ring(random)
     return Ranked(fits)
 
 

@@ -33,6 +33,8 @@ class Strategy(enum.StrEnum):
     ROUND_ROBIN = "round_robin"
     WEIGHTED_RANDOM = "weighted_random"
     BEST_FIT = "best_fit"
+    POWER_OF_TWO = "power_of_two"
+    STICKY = "sticky"
 
 
 def strategy(name: str) -> Strategy:
@@ -176,7 +178,8 @@ class NodeRecord(msgspec.Struct, kw_only=True, array_like=True, gc=False):
 
 
 class Requirements(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
-    """What a task demands of its agent, beside the capability. ``version`` is a range such as ``>=1.2,<2``."""
+    """What a task demands of its agent, beside the capability. ``version`` is a range such as ``>=1.2,<2``. What has the same
+    ``sticky`` key goes to the same agent while that can take it."""
 
     tags: tuple[str, ...] = ()
     any_tags: tuple[str, ...] = ()
@@ -188,6 +191,7 @@ class Requirements(msgspec.Struct, array_like=True, frozen=True, kw_only=True, g
     kind: str = ""
     agent: AgentId = AgentId("")
     avoid: tuple[AgentId, ...] = ()
+    sticky: str = ""
 
     def met_by(self, agent: AgentRecord, offer: Offer) -> bool:
         """Whether ``agent`` may do it through ``offer``. A bad version range raises BadInput when parsed, at submit."""

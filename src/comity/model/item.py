@@ -1,4 +1,4 @@
-"""What everything that travels on internal subjects has in common."""
+"""The root of what processes say to each other; see ``wire``."""
 
 from __future__ import annotations
 

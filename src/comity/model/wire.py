@@ -19,6 +19,7 @@ from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.item import Item as Item
 from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered, ReadParts
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
+from comity.model.wire_talk import Misfit
 
 BATCH_LIMIT = 512 * 1024
 """Bytes of one bus message, and of one item."""
@@ -71,17 +72,21 @@ class FollowEvents(Item, tag=5):
 
 
 class Route(Item, tag=6):
-    """Which agent shall answer this live call? Counts as load until ``CallEnded`` or ``for_ms``. Answered by ``Routed``."""
+    """Which agent shall answer this live call? None of ``asked``, and on another node if possible. It counts as load until
+    ``CallEnded`` (``ok`` None: that says nothing about the agent) or ``for_ms``. Answered by ``Routed``."""
 
     ref: int
     capability: str
     for_ms: int
     requirements: Requirements | None = None
     strategy: Strategy | None = None
+    asked: tuple[AgentId, ...] = ()
 
 
 class CallEnded(Item, tag=7):
     ref: int
+    took_ms: float = 0.0
+    ok: bool | None = None
 
 
 class AddSchedule(Item, tag=8):
@@ -119,7 +124,7 @@ class Refused(Item, tag=21):
     task: TaskId
     code: str
     message: str
-    details: dict[str, Any] = {}  # noqa: RUF012 - each Struct gets one of its own
+    details: dict[str, Any] = {}  # noqa: RUF012 - a Struct's own copy
 
 
 class Ended(Item, tag=22):
@@ -283,7 +288,7 @@ class Beacon(Item, tag=60):
     host_cpu_free: float = 0.0
     host_memory_free_mb: float = 0.0
     draining: bool = False
-    calls: dict[AgentId, int] = {}  # noqa: RUF012
+    calls: dict[AgentId, int] = {}  # noqa: RUF012 - a Struct's own copy
     wall_ms: int = 0
 
 
@@ -420,7 +425,7 @@ Any_ = (
     | Beacon | Began | Done | Failed | Declined | Slot | Live | Leaving | RateTask | Progress
     | StepDone | Checkpointed | InputAsked | Recall | AnswerTask
     | Message | Control | Ping | Pong
-    | PartsOffered | ReadParts | Part | PartsEnd | NoParts
+    | PartsOffered | ReadParts | Part | PartsEnd | NoParts | Misfit
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

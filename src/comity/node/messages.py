@@ -20,13 +20,17 @@ import msgspec
 import structlog
 
 from comity.agent import Agent, Listener, Offered
-from comity.bus.base import to
+from comity.bus.base import LEADER, to
 from comity.client.client import Client
+from comity.client.complaints import Complaints
 from comity.client.files import JSON, Depot, is_large
+from comity.core.protocols import may_answer
 from comity.errors import (
     BadInput,
     ComityError,
+    Conflict,
     InvalidInput,
+    NoAgent,
     NotSerializable,
     Refuse,
     ShuttingDown,
@@ -39,6 +43,8 @@ from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.files import REFERENCE
 from comity.model.ids import AgentId, ProcessId, TaskId, base32, check_token
+from comity.node.brokering import Broker
+from comity.node.conversing import Conversing
 from comity.node.failing import failure_of, place, said_by
 from comity.node.performing import Performer, ended, is_closing
 from comity.node.resuming import Forgetful
@@ -140,6 +146,8 @@ class Messages:
         self._replies: set[asyncio.Task[None]] = set()
         self._listeners: dict[str, dict[str, Agent]] = {}
         self._fresh: list[Call] = []
+        self._complaints = Complaints(lambda item: post(LEADER, item), self.now)
+        self.conversing = Conversing(self._send, self._stop_work, post, self._complaints)
 
     def utc(self, at: float) -> datetime:
         return datetime.fromtimestamp(self._wall(), UTC) + timedelta(seconds=at - self.now())
@@ -170,6 +178,7 @@ class Messages:
         """A message from ``sender``, as the bus says, that no request of this process's waits for."""
         if envelope.sender.partition("/")[0] != sender or not _is_somewhere(envelope.reply_to):
             self.forged += 1
+            self._complaints.tell(envelope, f"it came from {sender}, which cannot speak for {envelope.sender}")
         elif envelope.remaining_ms < 0 or 0 < envelope.expires_at <= self._wall() * 1000:
             self.expired += 1
         elif not envelope.receiver:
@@ -187,13 +196,18 @@ class Messages:
                 self._start(envelope, agent, listener, f"{envelope.id}/{name}")
 
     def _deliver(self, envelope: Envelope) -> None:
-        if envelope.performative is Performative.CANCEL:
+        if envelope.performative is Performative.CANCEL and not envelope.protocol:
             call = self.calls.get((envelope.sender, envelope.in_reply_to))
             if call is not None:
                 self._stop(call)
                 return
         node, _, name = envelope.receiver.partition("/")
         agent = self._find(name) if node == self._node else None
+        if envelope.protocol and name and node == self._node:
+            taken = self.conversing.take(envelope, agent)
+            if taken is None:
+                return
+            envelope = taken
         if agent is None:
             if not name and (envelope.in_reply_to or envelope.performative not in ASKING):
                 self.late += 1
@@ -205,12 +219,17 @@ class Messages:
             self._fail(envelope, self._node, ShuttingDown(f"node {self._node} is leaving"))
         elif to_do is not None:
             self._start(envelope, agent, to_do, envelope.id)
+            if envelope.protocol:
+                self.conversing.started(envelope, AgentId(envelope.receiver))
         elif envelope.performative in ASKING:
             about = f"topic {envelope.topic!r}" if envelope.topic else f"a {envelope.performative} without a topic"
             said = {"message": f"{envelope.receiver} has no function for {about}"}
             self._answer(envelope, AgentId(envelope.receiver), Performative.NOT_UNDERSTOOD, said)
 
-    def _function(self, agent: Agent, envelope: Envelope) -> Listener | Offered | None:
+    def _function(self, agent: Agent, envelope: Envelope) -> Listener | Offered | Broker | None:
+        own = self.conversing.function(agent, envelope) if envelope.protocol else None
+        if own is not None:
+            return own
         listener = agent.listeners.get(envelope.topic)
         if listener is None and envelope.performative in ANSWERED:
             offered = agent.offered.get(envelope.topic)
@@ -220,7 +239,7 @@ class Messages:
 
     # Doing it
 
-    def _start(self, envelope: Envelope, agent: Agent, to_do: Listener | Offered, number: str) -> None:
+    def _start(self, envelope: Envelope, agent: Agent, to_do: Listener | Offered | Broker, number: str) -> None:
         key = (envelope.sender, number)
         if key in self.calls:
             return
@@ -244,16 +263,19 @@ class Messages:
         call.is_canceled = True
         self._loop.call_soon(call.work.cancel)
 
-    async def _run(self, key: tuple[str, str], call: Call, to_do: Listener | Offered) -> None:
+    async def _run(self, key: tuple[str, str], call: Call, to_do: Listener | Offered | Broker) -> None:
         envelope = call.envelope
         try:
             if call.is_canceled:
                 return
             if envelope.content_type == REFERENCE:
-                call.envelope = await self._depot.fetched(envelope)
-            data = await (self._offered(call, to_do) if isinstance(to_do, Offered) else self._listener(call, to_do))
-            if data is not None and envelope.performative in ANSWERED:
-                self._send(envelope, call.agent, Performative.INFORM, *await self._depot.carried(data))
+                call.envelope = envelope = await self._depot.fetched(envelope)
+            data = await self._perform(call, to_do)
+            if envelope.protocol:
+                self.conversing.returned(envelope, call.agent, data)
+            elif data is not None and envelope.performative in ANSWERED:
+                body, kind = await self._depot.carried(data)
+                self._send(envelope, call.agent, Performative.INFORM, body, content_type=kind)
         except Refuse as refusal:
             self._answer(envelope, call.agent, Performative.REFUSE, {"message": said_by(refusal.reason)})
         except asyncio.CancelledError as error:
@@ -267,6 +289,16 @@ class Messages:
             del self.calls[key]
             if call.timer is not None:
                 call.timer.cancel()
+
+    async def _perform(self, call: Call, to_do: Listener | Offered | Broker) -> bytes | None:
+        if isinstance(to_do, Offered):
+            return await self._offered(call, to_do)
+        return await (to_do.relay(call) if isinstance(to_do, Broker) else self._listener(call, to_do))
+
+    def _stop_work(self, sender: str, id: str) -> None:
+        call = self.calls.get((sender, id))
+        if call is not None:
+            self._stop(call)
 
     async def _offered(self, call: Call, offered: Offered) -> bytes:
         if call.hosted.status is not AgentStatus.ACTIVE:
@@ -294,8 +326,15 @@ class Messages:
     # Sending back
 
     def _reply(self, agent: AgentId, envelope: Envelope, performative: Performative, body: Any) -> None:
-        """``Message.reply``, maybe from a thread. Raises NotSerializable, TooLarge."""
+        """``Message.reply``, maybe from a thread. Raises NotSerializable, TooLarge, BadInput (no answer to what was asked),
+        Conflict (its conversation has no place for it, any more)."""
         data = to_json(body)
+        if envelope.protocol:
+            reason = self.conversing.why_not(envelope, agent, performative)
+            if reason:
+                raise Conflict(f"no {performative} now: {reason}")
+        elif not may_answer(envelope.performative, performative):
+            raise BadInput(f"{performative} is no answer to a {envelope.performative}")
         send = self._begin_large if is_large(data) else self._send
         if threading.get_ident() == self._thread:
             send(envelope, agent, performative, data)
@@ -311,7 +350,8 @@ class Messages:
         self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes
     ) -> None:
         try:
-            self._send(envelope, agent, performative, *await self._depot.carried(data))
+            body, kind = await self._depot.carried(data)
+            self._send(envelope, agent, performative, body, content_type=kind)
         except ComityError as error:
             self._fail(envelope, agent, error)
 
@@ -329,20 +369,28 @@ class Messages:
     def _answer(
         self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, body: dict[str, Any]
     ) -> None:
+        if envelope.protocol and performative is Performative.REFUSE and self.conversing.why_not(envelope, agent, performative):
+            performative, body = Performative.FAILURE, {"code": NoAgent.code, **body}  # too late to refuse
         if envelope.performative in ASKING:
             self._send(envelope, agent, performative, to_json(body))
 
     def _send(
-        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes, content_type: str = JSON
+        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes, hold_ms: int = 0,
+        content_type: str = JSON,
     ) -> None:
-        """A reply to ``envelope``. Raises TooLarge."""
+        """A reply to ``envelope``, unless its conversation has no place for it any more. Raises TooLarge."""
+        if envelope.protocol:
+            held_ms = self.conversing.says(envelope, agent, performative, hold_ms)
+            if held_ms is None:
+                return
+            hold_ms = held_ms
         self._made += 1
         receiver = envelope.reply_to or envelope.sender
         reply = Envelope(
             id=f"{self._node}-{self._prefix}-{self._made}", performative=performative, sender=agent, receiver=receiver,
             topic=envelope.topic, protocol=envelope.protocol, conversation=envelope.conversation,
             in_reply_to=envelope.id, sent_at=int(self._wall() * 1000), trace=envelope.trace, body=data,
-            content_type=content_type,
+            content_type=content_type, remaining_ms=hold_ms,
         )  # fmt: skip
         self._post(to(receiver.partition("/")[0]), wire.Message(reply))
 
@@ -360,4 +408,6 @@ class Messages:
         for call in calls:
             self._fail(call.envelope, call.agent, ShuttingDown(f"node {self._node} has left"))
             self._stop(call)
+        self.conversing.leave(self.conversing.agents, f"node {self._node} has left")
         await ended([*(call.work for call in calls), *self._replies], grace_s)
+        self.conversing.close()

@@ -33,6 +33,7 @@ from comity.model.parts import ReadParts
 from comity.node.announce import Announcer
 from comity.node.attempts import Attempts
 from comity.node.control import Control
+from comity.node.health import Checkups
 from comity.node.lease import Lease
 from comity.node.measure import Measure, measured
 from comity.node.messages import Call, Messages
@@ -76,12 +77,10 @@ class Node:
         performer: Callable[[Pools], Performer] = Performer,
     ) -> None:
         self.node = bus.process
-        self.bus = bus
-        self.settings = settings
-        self.wall = wall
+        self.bus, self.settings, self.wall = bus, settings, wall
         self.incarnation = int(wall() * 1000) if incarnation is None else incarnation
         self.malformed = 0
-        self.is_draining = self.has_left = self._is_leaving = False
+        self.is_draining = self.has_left = self._is_leaving = self._is_started = False
         self.failure: Exception | None = None
         """A fault of ours that keeps the node from its work: whoever runs it stops it."""
         self.failed = asyncio.Event()
@@ -95,6 +94,7 @@ class Node:
             streams=Streams(self.outbox.post), keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
         )  # fmt: skip
         self._agents: dict[str, Agent] = {}
+        self.checkups = Checkups(calls, settings)
         self.messages = Messages(
             self.node, self.incarnation, self._agents.get, calls, self.outbox.post, self._speak_for_call, wall,
             self.client.depot,
@@ -105,7 +105,6 @@ class Node:
         self._about = about or NodeRecord(id=self.node, incarnation=0)
         self._started_at = int(wall() * 1000)
         self._controls = Control(self)
-        self._is_started = False
         self._ready = asyncio.Event()
         self._cancels: list[Cancel] = []
         self._held: list[tuple[float, wire.Item, ProcessId]] = []
@@ -113,9 +112,8 @@ class Node:
         self._tick_timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
         self._is_unheard = False  # what was said to the leader may not have reached it
-        self._due = 0.0
+        self._due = self._lag = 0.0
         self._ticks = 0
-        self._lag = 0.0
         self._thread = threading.get_ident()
         self._listen_for()
         for agent in agents:
@@ -123,7 +121,7 @@ class Node:
 
     def _listen_for(self) -> None:
         """What is taken from the leader only, and what from anybody. The client takes the rest."""
-        self._probing = Probing(self.outbox.post)
+        self._probing = Probing(self.outbox.post, self.client.handle)
         self._soon_s = SOON_S
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
@@ -217,6 +215,7 @@ class Node:
             await self._quiet(SETTLE_S)
         self.has_left = True
         self._probing.close()
+        await self.checkups.close()
         for timer in (self._tick_timer, self._soon):
             if timer is not None:
                 timer.cancel()
@@ -260,6 +259,7 @@ class Node:
         self.messages.listens(agent, agent.listeners)
         self._sight()
         self.announcer.put(agent)
+        self.checkups.look(agent)
 
     def remove(self, agent: Agent | str) -> None:
         """No longer host an agent, given itself, its name or its id. Its attempts are handed back. Raises UnknownAgent."""
@@ -267,7 +267,9 @@ class Node:
         del self._agents[hosted.name]
         self.attempts.hand_back(f"agent {hosted.name} has left", self.settings.cancel_grace_s, hosted)
         self.messages.forget(hosted, hosted.listeners)
+        self.messages.conversing.leave({f"{self.node}/{hosted.name}"}, f"agent {hosted.name} has left")
         self.announcer.remove(hosted)
+        self.checkups.forget(hosted)
         hosted.move_out()
 
     def find(self, agent: str) -> Agent:
@@ -285,6 +287,7 @@ class Node:
     def _changed(self, agent: Agent) -> None:
         if self._agents.get(agent.name) is agent:
             self.announcer.put(agent)
+            self.checkups.look(agent)
 
     def listens(self, agent: Agent, topic: str) -> None:
         """See ``agent.Home``."""
@@ -463,6 +466,7 @@ class Node:
     def _unreachable(self, address: str) -> None:
         """Nobody leads, or the leader is on its way back: once it acknowledges a beacon it is told everything again."""
         self._probing.unreachable(address)
+        self.messages.conversing.unreachable(address)
         if address == LEADER and not self.has_left:
             self._is_unheard = True
             self._beacon_soon()

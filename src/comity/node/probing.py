@@ -31,10 +31,11 @@ class Probe(NamedTuple):
 
 
 class Probing:
-    """Probes under way, by the number of their ping."""
+    """Probes under way, by the number of their ping. ``other`` takes an answer that is to none of them."""
 
-    def __init__(self, post: Callable[[Address, Item], None]) -> None:
+    def __init__(self, post: Callable[[Address, Item], None], other: Callable[[Item, ProcessId], bool]) -> None:
         self._post = post
+        self._other = other
         self._count = 0
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Probe] = {}
@@ -56,7 +57,9 @@ class Probing:
 
     def answered(self, item: Pong, sender: ProcessId) -> None:
         probe = self._open.get(item.ref)
-        if probe is not None and probe.node == sender:
+        if probe is None:
+            self._other(item, sender)
+        elif probe.node == sender:
             self._end(item.ref, True)
 
     def unreachable(self, address: Address) -> None:

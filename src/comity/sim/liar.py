@@ -13,6 +13,7 @@ from random import Random
 import msgspec
 
 from comity.bus.base import EVERYONE, LEADER, Address, to
+from comity.core.protocols import PROTOCOLS
 from comity.core.tasks import Tasks
 from comity.errors import Disconnected
 from comity.model import wire
@@ -84,7 +85,8 @@ class Liar:
             wire.Began(task, epoch), wire.Done(task, epoch, self.random.choice(payloads), self._number()),
             wire.Declined(task, epoch, "no"), wire.Failed(task, epoch, failure, self.random.random() < 0.5),
             wire.Slot(task, epoch, self.random.random() < 0.5), wire.Live(task, epoch, b'{"type":"completed"}'),
-            wire.RateTask(task, self._figure()), wire.CallEnded(epoch), self._record(task, epoch, self.random.choice(payloads)),
+            wire.RateTask(task, self._figure()), wire.CallEnded(epoch, self._figure(), True),
+            self._record(task, epoch, self.random.choice(payloads)),
         ])  # fmt: skip
         return LEADER, item
 
@@ -117,12 +119,12 @@ class Liar:
         return LEADER, wire.SubmitTask(msgspec.structs.replace(spec, **wrong), self.random.random() < 0.5, True)
 
     def _asks(self) -> Lie:
-        what = self.random.choice(["task", "tasks", "why", "stats", "nodes", "agents", "strategy", "nothing", ""])
+        what = self.random.choice(["task", "tasks", "why", "stats", "nodes", "agents", "performance", "strategy", "nothing", ""])
         args = self.random.choice([b"", b"{}", b"[]", b'{"id":7}', b'{"limit":"x"}', b'{"state":"odd"}', b"\xff", b"[" * 5000])
         item: wire.Item = self.random.choice([
             wire.Ask(self._number(), what, args), wire.FollowTask((self._task(), self._task())),
             wire.FollowEvents(self._number(), self.random.choice([-1, 0, 5, 2**62]), self._number()),
-            wire.Route(self._number(), "echo", 50, Requirements(gpu=self._figure())),
+            wire.Route(self._number(), "echo", 50, Requirements(gpu=self._figure()), None, (self._agent(), AgentId("odd"))),
         ])  # fmt: skip
         return LEADER, item
 
@@ -148,12 +150,13 @@ class Liar:
 
     def _speaks(self) -> Lie:
         """As somebody else, or wanting an answer nowhere."""
-        how = self.random.choice([Performative.REQUEST, Performative.INFORM])
+        how = self.random.choice([Performative.REQUEST, Performative.INFORM, *Performative])
         envelope = Envelope(
             id="lie", performative=how, topic="relay", body=self.random.choice([b"[]", b"\xff"]),
             sender=self.random.choice([self._agent(), self.me]), receiver=self._agent(),
             reply_to=self.random.choice(["", "*", "a b", self._other()]), in_reply_to=self.random.choice(["", "1"]),
-            remaining_ms=self.random.choice([0, 50, 2**62]),
+            remaining_ms=self.random.choice([0, 50, 2**62]), protocol=self.random.choice(["", "", "fipa-tango", *PROTOCOLS]),
+            conversation=self.random.choice(["", "c", "d"]),
         )  # fmt: skip
         return to(self._other()), wire.Message(envelope)
 

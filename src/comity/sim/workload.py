@@ -324,7 +324,11 @@ class Workload:
         await self.caller.result(task)
 
     async def _request(self) -> None:
-        asked = self.client.request("echo", {"value": 7}, timeout=CALL_S)
+        repeatable, choose = self.random.random() < 0.5, self.random.choice
+        asked = self.client.request(
+            "echo", {"value": 7}, timeout=CALL_S, sticky=choose(["", "", "ada", "bo"]), repeatable=repeatable,
+            hedge_s=choose([None, 0.05, 0.5]) if repeatable else None,
+        )  # fmt: skip
         answer = await self.caller.in_time(asked, CALL_S, "request")
         if answer != 7:
             raise Violation(f"a request of 7 was answered with {answer!r}")

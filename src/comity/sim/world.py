@@ -51,6 +51,7 @@ from comity.sim.liar import liar
 from comity.sim.linear import check
 from comity.sim.links import Event, Links, Trace
 from comity.sim.loop import Life, SimulationError, VirtualLoop, current_process
+from comity.sim.sights import Sights
 from comity.sim.workload import Caller, Workload
 from comity.store.memory import MemoryStore
 
@@ -117,6 +118,7 @@ class World:
         self.torture_s = self.random.choice([5.0, 10.0, 18.0]) if torture_s is None else torture_s
         self.settle_s = 120.0
         """How soon after healing everything must have ended."""
+        self.sights = Sights(self.servers.registry, [f"n{n}" for n in range(1, nodes + 1)], self.loop.abort)
         self.known: list[str] = []
         self._work: Work | None = None
         self._unfinished: dict[str, None] = {}  # clients at work
@@ -199,19 +201,21 @@ class World:
         except TimeoutError:
             open_ = [str(self.auditor.state.tasks.get(task)) for task in self.auditor.open_tasks()]
             lines = [f"{what} took more than {limit_s:g} s", f"clients at work: {list(self._unfinished)}"]
+            lines += [told for host in self.clients if (told := self.sights.differ(host.name))]
             lines += [f"in the leader's books: {load} running at {agent}" for agent, load in self._loads()]
             lines += [f"{len(open_)} open tasks:", *open_[:5], "waiting:", *self.loop.waiting()[:60]]
             raise Violation("\n".join(lines)) from None
 
     async def _settled(self) -> None:
-        """Everybody is back, the clients have done their work, every task has ended, nothing is on its way to the log, and
-        nothing runs according to the leader."""
+        """Everybody is back, the clients have done their work and see who is here, every task has ended, nothing is on its way to
+        the log, and nothing runs according to the leader."""
         while (
             not all(host.running for host in self.hosts)
             or self._unfinished
             or self.auditor.open_tasks()
             or self.links.late
             or self._loads()
+            or any(self.sights.differ(host.name) for host in self.clients)
         ):
             await asyncio.sleep(LOOK_S)
 
@@ -287,6 +291,7 @@ class World:
 
     async def _client(self, host: Host, client: Client) -> None:
         self._unfinished[host.name] = None
+        self.sights.follow(host.name, client)
         if self._work is not None:
             await self._work(client)
         else:
