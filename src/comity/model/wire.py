@@ -6,18 +6,19 @@ itself, so no item repeats it. Times cross as what is left of them (milliseconds
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
 
 from comity.errors import InvalidInput
-from comity.model.capability import AgentRecord, Capability, NodeRecord, Requirements, Strategy
+from comity.model.capability import AgentRecord, NodeRecord, Requirements, Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.envelope import Envelope
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.item import Item as Item
 from comity.model.mail import Outgoing
+from comity.model.published import decode_capability as decode_capability
+from comity.model.published import encode_capability as encode_capability
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
 from comity.model.wire_mail import Deliver, Grouped, InGroups, MailDone, MailSettled, MailTaken, SendMail, StreamOver
 from comity.model.wire_talk import Misfit
@@ -438,7 +439,6 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Any_])
 _agents = msgspec.msgpack.Decoder(list[AgentRecord])
 _node = msgspec.msgpack.Decoder(NodeRecord)
-_sorted_json = msgspec.json.Encoder(order="deterministic")
 
 
 def encode(items: list[Item]) -> bytes:
@@ -490,16 +490,3 @@ def decode_node(data: bytes) -> NodeRecord:
         return _node.decode(data)
     except UNREADABLE as error:
         raise InvalidInput(f"not a node record: {error}") from error
-
-
-def encode_capability(capability: Capability) -> tuple[str, bytes]:
-    """A capability as a node publishes it once, under ``schemas/NODE/HASH``: the hash, and its JSON."""
-    data = _sorted_json.encode(capability)
-    return hashlib.blake2b(data, digest_size=16).hexdigest(), data
-
-
-def decode_capability(data: bytes) -> Capability:
-    try:
-        return msgspec.json.decode(data, type=Capability)
-    except UNREADABLE as error:
-        raise InvalidInput(f"not a capability: {error}") from error
