@@ -26,6 +26,7 @@ from comity.failpoints import durable
 from comity.handles import Attempt
 from comity.model.codec import to_json
 from comity.model.ids import ProcessId, TaskId
+from comity.model.mail import Outgoing
 from comity.model.task import LOG_LIMIT, Payload, Stored, TaskFailure
 from comity.model.wire import (
     Began,
@@ -97,6 +98,10 @@ class Running:
             if self._attempts.running.get(self.task) is not self:
                 self._memory.end()
         return self._memory
+
+    def mail(self) -> tuple[Outgoing, ...]:
+        """What was sent since the last record."""
+        return self._memory.take_mail() if self._memory is not None else ()
 
     def forget(self) -> None:
         """The attempt is over."""
@@ -394,7 +399,7 @@ class Attempts:
             ran_ms = self._ran_ms(running)
             key = f"{self._node}/results/{run.task}/{run.epoch}"
             result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(key, output)
-            return Done(run.task, run.epoch, result, ran_ms)
+            return Done(run.task, run.epoch, result, ran_ms, running.mail())
         except Refuse as refusal:
             return Declined(run.task, run.epoch, said_by(refusal.reason))
         except asyncio.CancelledError:
