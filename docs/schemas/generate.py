@@ -45,7 +45,7 @@ CHANNEL_PARAMETERS = {
 TO_LEADER = {
     "SubmitTask", "FollowTask", "CancelTask", "Ask", "FollowEvents", "Route", "CallEnded", "AddSchedule", "AnswerTask", "Beacon",
     "Began", "Done", "Failed", "Declined", "Slot", "Live", "Leaving", "RateTask", "Progress", "StepDone", "Checkpointed",
-    "InputAsked", "Recall", "Misfit",
+    "InputAsked", "Recall", "Misfit", "SendMail", "MailDone", "InGroups",
 }  # fmt: skip
 TO_ALL = {"Leading", "Message"}
 

@@ -92,6 +92,9 @@ class Home(Protocol):
     def listens(self, agent: Agent, topic: str) -> None:
         """It has a function for a new topic, or no longer one."""
 
+    def joins(self, agent: Agent, group: str) -> None:
+        """It is in another group, or no longer in one."""
+
     def client_for(self, agent: AgentId) -> Client:
         """The node's client, speaking for an agent."""
         ...
@@ -109,8 +112,9 @@ class Agent(Speaker):
     """
 
     __slots__ = (
-        "__weakref__", "_checkup", "_home", "_listeners", "_offered", "_registered_at", "bids", "brokers", "concurrency",
-        "endpoints", "kind", "labels", "lends", "name", "region", "resources", "status", "tags", "version", "weight", "zone",
+        "__weakref__", "_checkup", "_groups", "_home", "_listeners", "_offered", "_registered_at", "bids", "brokers",
+        "concurrency", "endpoints", "kind", "labels", "lends", "name", "region", "resources", "status", "tags", "version",
+        "weight", "zone",
     )  # fmt: skip
 
     tags: tuple[str, ...]
@@ -148,6 +152,7 @@ class Agent(Speaker):
         self.bids: dict[str, Listener] = {}
         self.brokers: Callable[[str, list[AgentRecord]], AgentRecord] | None = None
         self.lends: dict[str, float] = {}
+        self._groups: dict[str, None] = {}
         self._registered_at = 0
         self._set(
             tags=tags, labels=labels or {}, kind=kind, version=version, region=region, zone=zone, resources=resources or {},
@@ -325,6 +330,25 @@ class Agent(Speaker):
         stays lent. Raises BadInput."""
         self.lends[check_name(resource, "a resource")] = check_amount(amount, "amount")
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups it means to be in."""
+        return tuple(self._groups)
+
+    def join(self, group: str) -> None:
+        """Be in a group, from a moment after now on: mail to the group is mail to it. Before or while a node hosts it. It stays
+        a member if its node is lost, and no longer if the node leaves. Raises BadInput."""
+        self._groups[check_token(group, "a group")] = None
+        if self._home is not None:
+            self._home.joins(self, group)
+
+    def leave(self, group: str) -> None:
+        """Be in it no more."""
+        if group in self._groups:
+            del self._groups[group]
+            if self._home is not None:
+                self._home.joins(self, group)
+
     # What it is
 
     def update(self, **changes: Any) -> None:
@@ -370,6 +394,7 @@ class Agent(Speaker):
         twin = Agent(name, **{field: getattr(self, field) for field in _FIELDS if field != "status"})
         twin._offered, twin._listeners, twin._checkup = dict(self._offered), dict(self._listeners), self._checkup
         twin.bids, twin.brokers, twin.lends = dict(self.bids), self.brokers, dict(self.lends)
+        twin._groups = dict(self._groups)
         return twin
 
     def move_in(self, home: Home, at_ms: int) -> None:

@@ -93,6 +93,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     breaker_open_s: float = 5.0
     """When an agent that fails is given a rest: see ``core.breaker``."""
 
+    mail_ttl_s: float = 7 * 86_400.0
+    max_mailbox: int = 10_000
+    max_mail: int = 1_000_000
+    """Durable mail that does not say how long it is kept; how much of it may wait for one agent, and for all together."""
+
     dedup_window_s: float = 600.0
     keep_finished: int = 1_000_000
     keep_finished_s: float = 7 * 86_400.0
@@ -181,7 +186,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 _LEAST = {
     "retries": 0, "retry_factor": 1, "retry_budget": 0, "poison_nodes": 0, "max_waiting": 1, "max_waiting_bytes": 1,
     "max_waiting_per_submitter": 0, "keep_finished": 1, "keep_dead": 0, "snapshot_every": 1, "replicas": 1,
-    "breaker_failures": 1, "health_failures": 1, "health_successes": 1, "inspect_rate_mb": 0,
+    "breaker_failures": 1, "health_failures": 1, "health_successes": 1, "inspect_rate_mb": 0, "max_mailbox": 1, "max_mail": 1,
 }  # fmt: skip
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Settings)}
 

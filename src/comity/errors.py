@@ -15,6 +15,7 @@
     │   │   └── UnknownCapability     nobody offers it
     │   ├── NoAgent                   nobody alive can do it now, and queueing was not wanted
     │   ├── Overloaded                refused by admission control; carries retry_after_s
+    │   │   └── MailboxFull               the receiver has as much mail waiting as it may have
     │   ├── ShuttingDown              the network or node refuses new work
     │   ├── Conflict                  a compare-and-set, key or name is already taken
     │   │   └── Fenced                    another attempt has the task, or it has ended
@@ -54,7 +55,7 @@ from typing import Any, ClassVar
 __all__ = [
     "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ComityError", "Conflict", "Corrupt",
     "DeadlineExceeded", "Definite", "Disconnected", "Fenced", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
-    "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "OutOfProtocol", "Overloaded",
+    "MailboxFull", "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "OutOfProtocol", "Overloaded",
     "PeerLost", "Poisoned", "Refuse", "ServerFailed", "ShuttingDown", "Stuck", "TaskCanceled", "TaskError", "TaskFailed",
     "TaskRejected", "TimedOut", "TooLarge", "TooOld", "Unanswered", "UnknownAgent", "UnknownCapability", "UnknownNode",
     "UnknownTask", "Unreachable", "by_code", "from_wire",
@@ -148,6 +149,11 @@ class NoAgent(Definite):
 class Overloaded(Definite):
     code = "overloaded"
     advice = "Wait for retry_after_s and submit again, add nodes, or raise max_waiting."
+
+
+class MailboxFull(Overloaded):
+    code = "mailbox-full"
+    advice = "Wait until the receiver has taken some, see what it waits for (comity mail list), or raise max_mailbox."
 
 
 class ShuttingDown(Definite):

@@ -69,13 +69,17 @@ class Speaker(Talker):
         """Ask an agent, or any that offers a capability, live; gives the reply's body. See ``Client.request``."""
         return await self._client.request(target, body, **options)
 
-    async def send(self, target: str, body: Any = None, **options: Any) -> None:
-        """Tell an agent something. See ``Client.send``."""
-        await self._client.send(target, body, **options)
+    async def send(self, target: str, body: Any = None, **options: Any) -> str:
+        """Tell an agent something, live or durably. See ``Client.send``."""
+        return await self._client.send(target, body, **options)
 
-    async def broadcast(self, body: Any = None, **options: Any) -> None:
-        """Tell every agent that listens and has the tags. See ``Client.broadcast``."""
-        await self._client.broadcast(body, **options)
+    async def broadcast(self, body: Any = None, **options: Any) -> str:
+        """Tell every agent that listens and has the tags, or a group, live or durably. See ``Client.broadcast``."""
+        return await self._client.broadcast(body, **options)
+
+    async def receipts(self, id: str) -> dict[str, Any]:
+        """Who has a durable mail. See ``Client.receipts``."""
+        return await self._client.receipts(id)
 
     async def discover(self, capability: str = "", **options: Any) -> list[AgentRecord]:
         """Who is here and offers it. See ``Client.discover``."""
@@ -267,13 +271,24 @@ class Attempt(Speaker):
 
 class Message:
     """A message in the hands of the function that receives it. Times are UTC. ``is_answered``: it was replied to by ``reply``, so
-    that what the function returns is not sent."""
+    that what the function returns is not sent. Of durable mail, ``is_repeat``: the function may have had it before, when its node
+    was lost in the middle; ``fence`` grows with every life of the node: pass it, and ``id``, to whatever must refuse a stale or
+    second effect (0: a live message)."""
 
-    __slots__ = ("_answer", "envelope", "is_answered")
+    __slots__ = ("_answer", "envelope", "fence", "is_answered", "is_repeat")
 
-    def __init__(self, envelope: Envelope, answer: Callable[[Envelope, Performative, Any], None]) -> None:
+    def __init__(
+        self,
+        envelope: Envelope,
+        answer: Callable[[Envelope, Performative, Any], None],
+        *,
+        fence: int = 0,
+        is_repeat: bool = False,
+    ) -> None:
         self.envelope = envelope
         self._answer = answer
+        self.fence = fence
+        self.is_repeat = is_repeat
         self.is_answered = False
 
     @property

@@ -66,6 +66,12 @@ def test_messages(user: Terminal) -> None:
     assert (told["broadcasts"], told["count"]) == (5, 100)
 
 
+def test_durable_mail(user: Terminal) -> None:
+    figures = run(user, "messages", "--durable", "--count", "2000", "--agents", "4", "--nodes", "2")
+    assert figures.keys() >= MESSAGES | LATENCY | {"arrived_per_s"} and figures["twice"] == 0
+    assert run(user, "messages", "--durable", "--count", "30", "--sequential").keys() >= MESSAGES | LATENCY
+
+
 def test_scale(user: Terminal) -> None:
     figures = run(user, "scale", "--agents", "600", "--nodes", "2")
     own = {"bytes_per_agent", "controller_bytes_per_agent", "registered_s", "reached_s", "messages_per_s"}

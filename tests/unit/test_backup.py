@@ -24,8 +24,9 @@ from comity.core.tasks import Tasks
 from comity.errors import BadInput, Conflict, Corrupt, ForeignData, NotFound
 from comity.log.base import Item
 from comity.log.memory import MemoryLog
-from comity.model import wire
-from comity.model.ids import EPOCH_BITS, NetworkId, ProcessId, TaskId
+from comity.model import wire, wire_mail
+from comity.model.ids import EPOCH_BITS, NetworkId, ProcessId, TaskId, TaskIds
+from comity.model.mail import Note, Outgoing
 from comity.model.records import Records, Step
 from comity.model.task import Dropped, Logged, Stored, Task, TaskFailure, TaskSpec, TaskState
 from comity.store.memory import MemoryStore
@@ -433,6 +434,28 @@ async def test_dead_letters_schedules_and_nodes_set_aside_come_back(
     assert set(there.schedules) == {"nightly"} and set(there.aside) == {"n1"}
     found = await (await world.peer("c9")).ask("replay-dead", ids=[old, new])
     assert [one["id"] for one in found["replayed"]] == [old, new]
+    await controller.stop()
+
+
+async def test_mail_and_groups_come_back(here: Town, folder: Path) -> None:
+    client, state = here.client, here.controller.state
+    kept = await MemoryStore(here.world.store).put("c1/mail/x", HUGE, ttl_s=600)
+    stream = TaskIds(lambda: int(here.world.now() * 1000), 7).next()
+    for number, body in enumerate((b"1", kept), 1):
+        note = Note("c1", "news", "inform", body)
+        await client.say(wire_mail.SendMail(stream, number, Outgoing(note, "away/agent")))
+    await client.hear(wire_mail.MailTaken, lambda taken: taken.upto == 2)
+    await here.node.say(wire_mail.InGroups((("n1/a", "ops", True),)))
+    await here.node.hear(wire_mail.Grouped)
+    made = (await create(here, folder)).manifest
+    assert kept.key in {held.key for held in made.objects}
+    await check(FolderTarget(folder), made)
+    world, _ = await restored(folder, made, "new")
+    controller = await world.controller("k9")
+    there = controller.state
+    there.check()
+    assert there.mail.letters == state.mail.letters and there.mail.groups == state.mail.groups != {}
+    assert await MemoryStore(world.store).read(kept.key) == HUGE
     await controller.stop()
 
 

@@ -116,6 +116,9 @@ def frames(state: Tasks, ledger: Ledger, found: Logging) -> Iterator[bytes]:
     tasks = [state.tasks[task_id] for task_id in sorted(state.tasks)]
     for group in _groups(tasks, [mark(task.spec.id) for task in tasks], GROUP):
         yield frame(_encode([_whole(task, found.stored) for task in group]))
+    for part in state.mail.parts():
+        for mails in _groups(list(part), [mark(TaskId(mail.id)) for mail in part], GROUP):
+            yield frame(_encode(mails))
 
 
 def _groups(things: list[T], marks: list[int], about: int) -> Iterator[list[T]]:

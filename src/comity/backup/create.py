@@ -211,4 +211,5 @@ def referred(state: Tasks) -> dict[str, None]:
         for _, payload in carried_by(task):
             if type(payload) is Stored:
                 keys[payload.key] = None
+    keys.update(dict.fromkeys(body.key for body in state.mail.bodies()))
     return keys

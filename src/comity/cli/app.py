@@ -41,6 +41,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Talk": {
         "send": ("messages", "Say something to an agent, and print its reply"),
         "broadcast": ("messages", "Say something to every agent"),
+        "mail": ("mail", "Durable mail: list, boxes, show, dead, drop"),
+        "groups": ("groups", "Groups of agents: list, show, watch, remove"),
     },
     "Look after": {
         "down": ("network_commands", "Shut the network down: tell everyone, let running tasks end, stop"),
@@ -52,7 +54,9 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "version": ("tools", "Versions of Comity and of what it runs on"),
     },
 }
-GROUPS = ("tasks", "schedules", "dead", "agents", "capabilities", "nodes", "cluster", "backup", "context", "bench")
+GROUPS = (
+    "tasks", "schedules", "dead", "agents", "capabilities", "nodes", "cluster", "mail", "groups", "backup", "context", "bench",
+)  # fmt: skip
 _MODULES = {name: module for rows in SECTIONS.values() for name, (module, _) in rows.items()}
 
 

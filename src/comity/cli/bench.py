@@ -38,6 +38,8 @@ Profile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help=
 
 SLOTS = 256
 CALLS = 1024
+DURABLE_AT_ONCE, MAILBOX = 1024, 1_000_000
+"""Mails in flight, at least, and waiting for one agent, at most: what is measured is the pipeline, not its limits."""
 
 
 @command(app, connects=False)
@@ -89,15 +91,23 @@ async def messages(
     sequential: Sequential = False,
     one_way: Annotated[bool, typer.Option("--one-way", help="Messages that nobody answers.")] = False,
     broadcast: Annotated[bool, typer.Option("--broadcast", help="Messages to every agent.")] = False,
+    durable: Annotated[bool, typer.Option("--durable", help="Durable mail: on disk before the sender is told.")] = False,
     profile: Profile = None,
 ) -> None:
-    """Live messages between this process and agents in others: requests and replies, or one way, or to everyone."""
+    """Messages between this process and agents in others: live requests and replies, or one way, or to everyone; or durable
+    mail."""
+    from comity.cli import bench_mail
     from comity.cli import bench_messages as work
     from comity.cli.bench_network import network
     from comity.cli.bench_profile import profiled
 
-    async with network(nodes, agents, slots=CALLS) as bench, profiled(bench, profile):
-        if one_way:
+    settings = {"max_mailbox": MAILBOX} if durable else {}
+    async with network(nodes, agents, slots=CALLS, **settings) as bench, profiled(bench, profile):
+        if durable:
+            at_once = 1 if sequential else max(in_flight, DURABLE_AT_ONCE)
+            count = count or (1000 if sequential else 50_000)
+            mode, figures = f"durable, {at_once} in flight", await bench_mail.durable(bench, count, payload, at_once)
+        elif one_way:
             mode, figures = "one way", await work.one_way(bench, count or 100_000, payload)
         elif broadcast:
             mode, figures = "broadcast", await work.broadcasts(bench, count or 100_000, payload)
@@ -106,7 +116,7 @@ async def messages(
         else:
             mode, figures = f"{in_flight} in flight", await work.requests(bench, count or 20_000, payload, in_flight)
     figures["settings"] |= {"payload": payload, "mode": mode}
-    _print(cli.output, "live messages", figures)
+    _print(cli.output, "durable mail" if durable else "live messages", figures)
 
 
 @command(app, connects=False)

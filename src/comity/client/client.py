@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 from typing import Any, TypeVar, Unpack
 
 from comity.bus.base import Bus, Link
 from comity.bus.outbox import Outbox
-from comity.client import files, looking, parts, standing
+from comity.client import files, looking, parts
 from comity.client.exchange import Exchange
 from comity.client.later import DeadLetters, Schedules
-from comity.client.listing import listed
 from comity.client.live import LiveCall, check_repeats
+from comity.client.mail import Groups, Mail
+from comity.client.network import Network
 from comity.client.sightings import TOPICS
-from comity.client.standing import NodeHandle
 from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, terms, words
 from comity.client.turns import PER_TURN
@@ -25,12 +25,12 @@ from comity.config import Settings
 from comity.directory import Directory
 from comity.errors import BadInput, DeadlineExceeded, TimedOut, UnknownAgent, Unreachable
 from comity.model.capability import Requirements, Strategy
-from comity.model.capability import strategy as strategy_named
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, check_token, node_of
-from comity.model.limits import INDEX_MAX, NAME_MAX, check_text, check_timeout, check_whole
-from comity.model.task import LOG_LIMIT, TaskSpec, task_state
+from comity.model.limits import NAME_MAX, check_text, check_timeout
+from comity.model.mail import Outgoing
+from comity.model.task import LOG_LIMIT, TaskSpec
 from comity.model.wire import Item
 from comity.registry.base import Registry
 from comity.store.base import Store
@@ -39,7 +39,7 @@ from comity.talking import Talker
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Client(Talker):
+class Client(Network, Talker):
     """A process's way into the network. It works against the doors alone; ``comity.connect`` opens them.
 
     ``wall`` gives seconds since 1970; ``rng`` must be hard to guess outside tests. With an ``outbox`` the client is
@@ -72,12 +72,13 @@ class Client(Talker):
         deadline: float = FOREVER,
         pausing: Pausing | None = None,
         trace: str = "",
+        outgoing: Callable[[Outgoing], None] | None = None,
     ) -> Client:
         """The same client speaking for an agent or an attempt: its messages are from ``sender``, its tasks are children
-        of ``parent`` (at ``parent_epoch``) that end with it and by its ``deadline`` (the loop's clock)."""
+        of ``parent`` (at ``parent_epoch``) that end with it and by its ``deadline`` (the loop's clock); see ``Scope``."""
         child = object.__new__(Client)
         child._exchange = self._exchange
-        child._scope = Scope(sender, parent, parent_epoch, deadline, pausing, trace)
+        child._scope = Scope(sender, parent, parent_epoch, deadline, pausing, trace, outgoing)
         return child
 
     async def open(self) -> None:
@@ -317,11 +318,26 @@ class Client(Talker):
         strategy: Strategy | str | None = None,
         requirements: Requirements | None = None,
         sticky: str = "",
-    ) -> None:
+        durable: bool = False,
+        ttl_s: float | None = None,
+    ) -> str:
         """Tell an agent (by id, or by name if it is the only one), one that offers a capability (``topic`` is then its name
-        unless given) or a process something; no reply is awaited, and whether it arrives is not known. Raises UnknownAgent,
-        UnknownCapability, NoAgent, BadInput, TooLarge."""
+        unless given) or a process something; the message's id. Live: no reply is awaited, and whether it arrives is not
+        known. Raises UnknownAgent, UnknownCapability, NoAgent, BadInput, TooLarge.
+
+        ``durable``: it is on disk when this returns, and is kept for ``ttl_s`` seconds (default ``mail_ttl_s``) until the
+        agent's function has returned, whether or not the agent is here now; of those that offer a capability the next live
+        one. Raises MailboxFull, Overloaded, and the Indefinite errors of a submit as well. Inside an attempt it is sent with
+        the next step, checkpoint or end, or not at all, and has no id before.
+        """
         self._exchange.check_open()
+        if durable:
+            if strategy is not None or requirements is not None or sticky:
+                raise BadInput("durable mail goes to the next agent in turn: no strategy, requirements or sticky")
+            return await self.mail.post(
+                body, to=target, topic=topic, performative=performative, conversation=conversation,
+                in_reply_to=in_reply_to, ttl_s=ttl_s,
+            )  # fmt: skip
         wait_s = self._exchange.settings.request_timeout_s
         agent = await self._agent(target, wait_s, or_capability=True)
         if agent is None:
@@ -336,6 +352,7 @@ class Client(Talker):
             receiver=agent, topic=topic, conversation=conversation, in_reply_to=in_reply_to, trace=scope.trace,
         )  # fmt: skip
         messages.post(node_of(agent), envelope)
+        return envelope.id
 
     async def broadcast(
         self,
@@ -344,16 +361,41 @@ class Client(Talker):
         topic: str = "",
         tags: Iterable[str] = (),
         performative: Performative | str = Performative.INFORM,
-    ) -> None:
+        group: str = "",
+        durable: bool = False,
+        ttl_s: float | None = None,
+    ) -> str:
         """Tell every agent that has all ``tags`` and listens to the topic, and (without tags) every client; not the
-        sender."""
+        sender. ``durable``, as for ``send``: every agent registered now, all with ``tags``, or those in ``group``; who has
+        it, tells ``receipts``."""
         self._exchange.check_open()
+        if durable:
+            return await self.mail.post(
+                body, group=group, tags=tags, topic=topic, performative=performative, ttl_s=ttl_s
+            )
+        if group:
+            raise BadInput("a group is reached by durable mail: durable=True", group=group)
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
             *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=Performative(performative),
             topic=topic, tags=words(tags), trace=scope.trace,
         )  # fmt: skip
         messages.broadcast(envelope)
+        return envelope.id
+
+    @property
+    def mail(self) -> Mail:
+        """Durable mail: list what waits, show who has it, look at dead letters."""
+        return Mail(self._exchange, self._scope, self._timely)
+
+    @property
+    def groups(self) -> Groups:
+        """Groups of agents: list, watch."""
+        return Groups(self._exchange, self.events)
+
+    async def receipts(self, id: str) -> dict[str, Any]:
+        """Who has a durable mail (``has``), who has not yet (``has_not``), to whom it is ``dead``. Raises NotFound."""
+        return await self.mail.show(id)
 
     def on(self, topic: str) -> Callable[[F], F]:
         """Receive messages of a topic (or performative) with a function, plain or async: as a decorator, at any time.
@@ -372,79 +414,6 @@ class Client(Talker):
     discover, performance, watch = looking.discover, looking.performance, looking.watch
     capabilities, describe = looking.capabilities, looking.describe
 
-    # The network
-
-    async def events(self, after: int | None = None, *, follow: bool = True) -> AsyncGenerator[dict[str, Any], None]:
-        """What happens in the network, without end: dicts with ``type``, ``at`` (UTC ms) and ``index``. From now on, or
-        what follows log index ``after`` first; ``events.gap`` tells of a part that the leader no longer has. Without
-        ``follow`` only what has happened (``after`` 0 unless given)."""
-        self._exchange.check_open()
-        if after is not None:
-            check_whole(after, "after", -1, INDEX_MAX)
-        stream = self._exchange.streams.open(after if after is not None else -1 if follow else 0)
-        async for event in self._exchange.streams.events(stream, follow=follow):
-            yield event
-
-    async def stats(self) -> dict[str, Any]:
-        """Figures of the network now, as the leader has them: tasks, agents and nodes by state, rates, leader, log."""
-        return await self._ask("stats")
-
-    async def head(self) -> int:
-        """A log entry that is durable now, nothing known before this call being later: see ``backup``."""
-        await self._ask("barrier")
-        return int((await self.stats())["log_head"])
-
-    async def tasks(
-        self, *, state: str | None = None, capability: str | None = None, limit: int = 50, before: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Tasks, newest first, each as ``Task.status`` has it. ``before`` a task id: the page after it. Raises BadInput (no such
-        state, no id)."""
-        if state is not None:
-            task_state(state)
-        if before is not None:
-            check_task_id(before)
-        return await listed(self._ask, limit, before, state=state, capability=capability)
-
-    async def nodes(self) -> list[dict[str, Any]]:
-        """Nodes with a lease: membership state and last figures."""
-        return list((await self._ask("nodes"))["nodes"])
-
-    def node(self, id: str) -> NodeHandle:
-        """A node by its id, to be drained, isolated or resumed."""
-        return NodeHandle(self._exchange, id)
-
-    async def agents(self) -> list[dict[str, Any]]:
-        """The busiest agents first: what is in flight at each, against what it takes at once."""
-        return list((await self._ask("agents"))["agents"])
-
-    async def why(self, id: str) -> dict[str, Any]:
-        """See ``Task.why``."""
-        return await self.task(id).why()
-
-    async def set_strategy(self, capability: str, strategy: Strategy | str) -> None:
-        """How agents are picked for tasks of ``capability`` that do not say. Raises BadInput."""
-        await self._ask("strategy", capability=capability, strategy=strategy_named(strategy))
-
-    shutdown = standing.shutdown
-
-    async def pause(self, agent: str) -> None:
-        """Give an agent no new work. Raises UnknownAgent, BadInput (a name of several), PeerLost, TimedOut."""
-        await self._control("pause", agent)
-
-    async def resume(self, agent: str) -> None:
-        """Give a paused agent work again. See ``pause``."""
-        await self._control("resume", agent)
-
-    async def remove(self, agent: str) -> None:
-        """Make an agent leave its node. See ``pause``."""
-        await self._control("remove", agent)
-
-    async def _ask(self, what: str, **args: Any) -> dict[str, Any]:
-        return dict(await self._exchange.ask(what, args))
-
-    async def _control(self, what: str, target: str) -> None:
-        agent = await self._named(target)
-        await self._exchange.control(node_of(agent), what, {"agent": agent})
 
     def _wait_s(self, timeout: float | None) -> float:
         return check_timeout(timeout) or self._exchange.settings.request_timeout_s

@@ -18,6 +18,7 @@ from comity.client.finding import Finding
 from comity.client.listeners import Listeners
 from comity.client.messages import Messages
 from comity.client.outcomes import Outcomes
+from comity.client.posts import Posts
 from comity.client.readings import Readings
 from comity.client.sightings import Sightings
 from comity.client.streams import Streams
@@ -34,6 +35,7 @@ from comity.model.ids import ProcessId, TaskId, TaskIds
 from comity.model.limits import check_text, check_timeout
 from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered
 from comity.model.payload import LOG_LIMIT, Payload
+from comity.model.wire_mail import MailTaken, StreamOver
 from comity.registry.base import Registry
 from comity.store.base import Store
 
@@ -79,6 +81,7 @@ class Exchange:
         self.listeners = Listeners(self._reply, self.depot)
         self.sightings = Sightings(bus.process, self.directory, wall)
         self.task_ids = TaskIds(self.contact.now_ms, rng.getrandbits(40))
+        self.posts = Posts(self.contact, self.timers, self.task_ids.next)
         self._subscriptions: list[Cancel] = []
         self._look_until = float("inf")
         self.ended = asyncio.Event()
@@ -100,6 +103,8 @@ class Exchange:
             PartsEnd: self._to(self.readings.on_end),
             NoParts: self._to(self.readings.on_none),
             wire.Pong: lambda item, _: self.calls.on_pong(item),
+            MailTaken: self._on_mail,
+            StreamOver: self._on_mail,
         }
 
     async def open(self) -> None:
@@ -134,6 +139,7 @@ class Exchange:
             self.streams.end(error)
             self.readings.end()
             self.messages.close(error)
+            self.posts.close(error)
 
     def check_open(self) -> None:
         if self._closed is not None:
@@ -199,6 +205,14 @@ class Exchange:
     def _on_leading(self, item: wire.Leading, sender: ProcessId) -> bool:
         self.contact.on_leading(item, sender)
         return False
+
+    def _on_mail(self, item: MailTaken | StreamOver, sender: ProcessId) -> bool:
+        if self.contact.is_leader(sender):
+            if isinstance(item, MailTaken):
+                self.posts.on_taken(item)
+            else:
+                self.posts.on_over(item)
+        return True
 
     def _on_message(self, item: wire.Message, sender: ProcessId) -> bool:
         envelope = item.envelope

@@ -125,6 +125,10 @@ class Messages:
         self._given_up: dict[str, AgentId] = {}
         directory.watch(self._on_seen)
 
+    def wall_ms(self) -> int:
+        """What this process's clock says, in UTC milliseconds."""
+        return int(self._wall() * 1000)
+
     def envelope(
         self, body: bytes, content_type: str = JSON, *, sender: str, timeout_s: float = 0.0, conversation: str = "", **fields: Any
     ) -> Envelope:

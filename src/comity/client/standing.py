@@ -1,15 +1,11 @@
-"""The network as those see it who look after it: a node to be drained, isolated, resumed; all of it to be shut down."""
+"""A node as those see it who look after the network: to be drained, isolated, resumed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from comity.client.exchange import Exchange
 from comity.errors import TimedOut
-from comity.model.limits import check_timeout
-
-if TYPE_CHECKING:
-    from comity.client.client import Client
 
 
 class NodeHandle:
@@ -42,13 +38,3 @@ class NodeHandle:
         """Give it attempts again."""
         told: dict[str, Any] = await self._exchange.ask("resume-node", {"id": self.id, "reason": reason})
         return told
-
-
-async def shutdown(self: Client, timeout: float | None = None) -> dict[str, Any]:
-    """Announce the end to every agent, refuse submits, wait up to ``timeout`` seconds (default ``drain_timeout_s``)
-    for what runs, stop. What still ran and what waits: both go on when the network is started again."""
-    exchange = self._exchange
-    drain_s = 0.0 if timeout == 0 else check_timeout(timeout) or exchange.settings.drain_timeout_s
-    wait_s = drain_s + exchange.settings.request_timeout_s
-    answer: dict[str, Any] = await exchange.ask("shutdown", {"timeout_s": drain_s}, wait_s)
-    return answer

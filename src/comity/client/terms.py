@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import NamedTuple, TypedDict, TypeVar
 
@@ -22,6 +22,7 @@ from comity.model.limits import (
     check_whole,
     check_word,
 )
+from comity.model.mail import Outgoing
 from comity.model.task import Payload, TaskSpec
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ FOREVER = float("inf")
 
 class Scope(NamedTuple):
     """In whose name a client speaks. ``deadline`` (the loop's clock) bounds its tasks and requests; ``pausing`` is told
-    of waits for tasks."""
+    of waits for tasks; ``outgoing`` keeps an attempt's durable mail until its next record."""
 
     sender: str = ""
     parent: TaskId | None = None
@@ -38,6 +39,7 @@ class Scope(NamedTuple):
     deadline: float = FOREVER
     pausing: Pausing | None = None
     trace: str = ""
+    outgoing: Callable[[Outgoing], None] | None = None
 
 
 class TaskOptions(TypedDict, total=False):

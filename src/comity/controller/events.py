@@ -28,6 +28,7 @@ FOLLOWED_AT_ONCE = 64
 _encode = msgspec.json.Encoder().encode
 _INTERNAL = frozenset({
     "archive.grown", "archive.dropped", "snapshot.taken", "snapshot.dropped", "task.rated", "record.dropped", "dead.emptied",
+    "mail.posted", "mail.dropped",
 })  # fmt: skip
 
 
@@ -46,6 +47,8 @@ def describe(change: Change, at_ms: int) -> dict[str, Any]:
         event["epoch"] = attempt.epoch
     if change.node is not None:
         event["node"] = change.node
+    if change.agent is not None:
+        event["agent"] = change.agent
     if change.reason:
         event["reason"] = change.reason
         if attempt is not None and attempt.failure is not None:

@@ -116,7 +116,7 @@ class Keeping:
         """Take note of what an entry changed."""
         for change in changes:
             mine = change.kind == "record.dropped" and change.reason.startswith(MOVED)
-            if mine or change.kind in ("archive.dropped", "snapshot.dropped", "dead.emptied"):
+            if mine or change.kind in ("archive.dropped", "snapshot.dropped", "dead.emptied", "mail.dropped"):
                 self._doomed.append(change.reason)
             elif change.kind in RECORDED and change.task is not None:
                 self._adopting.look(change.task)

@@ -20,6 +20,7 @@ from comity.controller.admission import Admission, check_payload, refusal, stamp
 from comity.controller.events import Events
 from comity.controller.lag import Lag
 from comity.controller.liveness import Liveness
+from comity.controller.mailing import Mailing
 from comity.controller.misfits import told
 from comity.controller.pipeline import ASSIGN_BYTES, COMMANDS_MAX, EntryClock, Pipeline, weight
 from comity.controller.resuming import Resuming
@@ -31,6 +32,7 @@ from comity.core.tasks import Tasks
 from comity.errors import BadInput, ComityError, InvalidInput, TooLarge
 from comity.model.codec import from_json
 from comity.model.ids import ProcessId, TaskId
+from comity.model.mail import AckMail, BuryMail, PostMail, SkipMail
 from comity.model.records import AskInput, RecordStep, SaveCheckpoint
 from comity.model.task import (
     Attempt,
@@ -93,6 +95,8 @@ LIVE_KINDS = ("progress", "log", "part")
 LIVE_MAX = 64 * 1024
 """Bytes of a live event; a larger one is dropped and counted."""
 
+MAIL = frozenset({PostMail, SkipMail, AckMail, BuryMail})
+
 Report = Began | Done | Failed | Declined | InputAsked
 
 
@@ -128,6 +132,7 @@ class Leader:
         """Reports refused before they got into the log; those refused there are in the totals."""
         self.pipeline: Pipeline
         self.liveness: Liveness
+        self.mailing: Mailing
         self.ask: Callable[[Ask, ProcessId], None]
         self.route: Callable[[Route, ProcessId], None]
         self.call_ended: Callable[[CallEnded, ProcessId], None]
@@ -154,6 +159,7 @@ class Leader:
         term, leader = self.state.term, self.bus.process
         self.outbox.post(EVERYONE, Leading(term, leader, self.clock.now_ms()))
         self.telling.resume()
+        self.mailing.begin()
         self.wake()
 
     def end(self) -> None:
@@ -193,6 +199,7 @@ class Leader:
             Misfit: lambda item, sender: self.events.live(told(item, sender, self.clock.now_ms())),
             Pong: lambda _item, sender: self.liveness.answered(sender),
             **self.resuming.takers,
+            **self.mailing.takers,
         }
 
     def receive(self, delivery: Delivery) -> None:
@@ -294,6 +301,7 @@ class Leader:
     def _beacon(self, item: Beacon, sender: ProcessId) -> None:
         if self.liveness.beacon(item, sender):
             self.telling.repeat(sender)
+            self.mailing.repeat(sender)
         self._pending += self.reconcile.stuck(sender, self._now_ms)
 
     def _progress(self, item: Progress, sender: ProcessId) -> None:
@@ -323,9 +331,10 @@ class Leader:
         if type(item) is Done:
             try:
                 check_payload(item.result, sender)
+                mail = self.mailing.posting.committed(item.mail, sender)
             except ComityError as error:
                 return Fail(item.task, item.epoch, TaskFailure(error.code, error.message[:REASON_MAX], retryable=False))
-            return Complete(item.task, item.epoch, item.result, max(0, item.ran_ms))
+            return Complete(item.task, item.epoch, item.result, max(0, item.ran_ms), mail)
         if type(item) is Failed:
             not_before = self.clock.now_ms() + self.reconcile.pause_ms(task)
             ending = Ending.CANCELED if item.canceled and task.cancel_at else Ending.FAILED
@@ -403,6 +412,7 @@ class Leader:
         changes = self.state.apply(entry, index)
         self.reconcile.observe(changes)
         self.telling.react(changes)
+        self.mailing.react(changes)
         for command in entry.commands:
             kind = type(command)
             if kind is Submit:
@@ -413,8 +423,11 @@ class Leader:
                 self.resuming.applied(command)  # type: ignore[arg-type]
             elif kind is NodeUp or kind is Evict or kind is NodeLeft:
                 self.liveness.applied(command)  # type: ignore[arg-type]
+                self.mailing.applied(command)
             elif kind is DrainNode or kind is IsolateNode or kind is ResumeNode:
                 self.liveness.aside_changed(command.node)  # type: ignore[union-attr]
+            elif kind in MAIL:
+                self.mailing.applied(command)
             elif kind is Barrier:
                 for call in self._barriers.popleft():
                     call()

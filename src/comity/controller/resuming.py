@@ -18,6 +18,7 @@ from comity.errors import BadInput, ComityError, NotFound, TooLarge
 from comity.model.codec import to_json
 from comity.model.ids import ProcessId, TaskId, check_task_id
 from comity.model.limits import FAR_S, NUMBER_MAX, check_line
+from comity.model.mail import Outgoing, Posted
 from comity.model.payload import Logged, Payload, size_of
 from comity.model.records import (
     NAME_BYTES,
@@ -106,6 +107,7 @@ class Resuming:
         self._settle = settle
         self._barrier = barrier
         self.ask: Callable[[Ask, ProcessId], None]
+        self.mail: Callable[[tuple[Outgoing, ...], ProcessId], tuple[Posted, ...]]
         self._under_way: set[Key] = set()
         self._work: set[asyncio.Task[None]] = set()
         self.takers: dict[type[Item], Callable[[Any, ProcessId], None]] = {
@@ -133,16 +135,22 @@ class Resuming:
         task = self._running(item, sender)
         if task is not None:
             command = RecordStep(item.task, item.epoch, item.name, item.result)
-            self._record(task, command, ("step", item.name), item.result, sender)
+            self._record(task, command, ("step", item.name), item.result, item.mail, sender)
 
     def _checkpoint(self, item: Checkpointed, sender: ProcessId) -> None:
         task = self._running(item, sender)
         if task is not None and 0 < item.number <= NUMBER_MAX:
             command = SaveCheckpoint(item.task, item.epoch, item.number, item.state)
-            self._record(task, command, ("checkpoint", str(item.number)), item.state, sender)
+            self._record(task, command, ("checkpoint", str(item.number)), item.state, item.mail, sender)
 
     def _record(
-        self, task: Task, command: RecordStep | SaveCheckpoint, what: tuple[str, str], payload: Payload, sender: ProcessId
+        self,
+        task: Task,
+        command: RecordStep | SaveCheckpoint,
+        what: tuple[str, str],
+        payload: Payload,
+        mail: tuple[Outgoing, ...],
+        sender: ProcessId,
     ) -> None:
         kind, name = what
         if _holds(task, command):
@@ -155,6 +163,8 @@ class Resuming:
             check_name(name)
             check_payload(payload, sender)
             check_room(task, size_of(payload), kind == "step")
+            if mail:
+                command = msgspec.structs.replace(command, mail=self.mail(mail, sender))
         except ComityError as error:
             self._outbox.post(to(sender), Recorded(*key, error.code, error.message))
             return
@@ -179,10 +189,11 @@ class Resuming:
             check_payload(item.ask, sender)
             if not 0 <= item.timeout_ms <= FAR_S * 1000:
                 raise BadInput("a time-out must not be negative, nor beyond reason")
+            mail = self.mail(item.mail, sender)
         except ComityError as error:
             return Fail(item.task, item.epoch, TaskFailure(error.code, error.message, retryable=False))
         until_ms = self._now_ms() + item.timeout_ms if item.timeout_ms else 0
-        return AskInput(item.task, item.epoch, item.name, item.ask, until_ms, max(0, item.ran_ms))
+        return AskInput(item.task, item.epoch, item.name, item.ask, until_ms, max(0, item.ran_ms), mail)
 
     # What they ask for
 

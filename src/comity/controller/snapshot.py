@@ -2,13 +2,14 @@
 is encoded just before it does (copy on write), so that the whole is the state after exactly one entry.
 
 Format: length-prefixed MessagePack frames; the first is a ``Head``, then come lists of the archive's chunks, then of dead
-letters, then of tasks.
+letters, then of tasks, then of mail: letters, dead ones, and what is known to have arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
@@ -16,11 +17,13 @@ from comity.core.archive import Chunk
 from comity.core.changes import Aside, NodeLease, Totals
 from comity.core.dead import Dead
 from comity.core.ledger import Ledger, LedgerState
+from comity.core.mail import MailHead
 from comity.core.tasks import Tasks
 from comity.errors import Corrupt, ForeignData
 from comity.model.capability import Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.ids import NetworkId, ProcessId
+from comity.model.mail import DeadMail, Letter
 from comity.model.task import Restored, Schedule, SnapshotTaken, Task, TaskState
 
 FORMAT = 2
@@ -49,6 +52,7 @@ class Head(msgspec.Struct, array_like=True):
     dead: int = 0
     aside: dict[ProcessId, Aside] = {}
     origin: Restored | None = None
+    mail: MailHead = msgspec.field(default_factory=MailHead)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -56,6 +60,8 @@ _head = msgspec.msgpack.Decoder(Head)
 _chunks = msgspec.msgpack.Decoder(list[Chunk])
 _dead = msgspec.msgpack.Decoder(list[Dead])
 _tasks = msgspec.msgpack.Decoder(list[Task])
+_letters = msgspec.msgpack.Decoder(list[Letter])
+_dead_mail = msgspec.msgpack.Decoder(list[DeadMail])
 
 
 def frame(data: bytes) -> bytes:
@@ -75,13 +81,14 @@ class Writing:
         self._archive = list(state.archive)
         self._dead = list(state.dead.letters.values())
         self._left = dict(state.tasks)
+        self._mail: tuple[list[Any], ...] = state.mail.parts()
         self._saved: list[Task | bytes] = []
         nodes = {node: (lease.incarnation, lease.since_ms) for node, lease in state.nodes.items()}
         head = Head(
             FORMAT, ledger.state(), state.leader, state.generation, state.last_epoch, len(self._left),
             len(self._archive), nodes, state.snapshots, state.totals, state.strategies, state.ended,
             state.schedules, len(self._dead),
-            state.aside, state.origin,
+            state.aside, state.origin, state.mail.head(),
         )  # fmt: skip
         self.head = _encode(head)
         state.before_change = self._save
@@ -110,6 +117,10 @@ class Writing:
                 if batch:
                     yield frame(_encode(batch))
                 await asyncio.sleep(0)
+            for kind in self._mail:
+                for at in range(0, len(kind), SLICE):
+                    yield frame(_encode(kind[at : at + SLICE]))
+                    await asyncio.sleep(0)
         finally:
             self.close()
 
@@ -131,6 +142,9 @@ async def load(chunks: AsyncIterator[bytes], network: NetworkId) -> tuple[Tasks,
     tasks: list[Task] = []
     archive: list[Chunk] = []
     dead: list[Dead] = []
+    letters: list[Letter] = []
+    dead_mail: list[DeadMail] = []
+    known: list[Letter] = []
     try:
         async for frame in _frames(chunks):
             if head is None:
@@ -142,15 +156,24 @@ async def load(chunks: AsyncIterator[bytes], network: NetworkId) -> tuple[Tasks,
                 archive += _chunks.decode(frame)
             elif len(dead) < head.dead:
                 dead += _dead.decode(frame)
-            else:
+            elif len(tasks) < head.tasks:
                 tasks += _tasks.decode(frame)
+            elif len(letters) < head.mail.letters:
+                letters += _letters.decode(frame)
+            elif len(dead_mail) < head.mail.dead:
+                dead_mail += _dead_mail.decode(frame)
+            else:
+                known += _letters.decode(frame)
     except UNREADABLE as error:
         raise Corrupt(f"a snapshot cannot be read: {error}") from error
     if head is None or (head.tasks, head.chunks, head.dead) != (len(tasks), len(archive), len(dead)):
         raise Corrupt("a snapshot is incomplete")
+    if (head.mail.letters, head.mail.dead, head.mail.known) != (len(letters), len(dead_mail), len(known)):
+        raise Corrupt("a snapshot is incomplete: mail is missing")
     state = _restore(head, archive, tasks, network)
     for letter in dead:
         state.dead.put(letter)
+    state.mail.restore(head.mail, letters, dead_mail, known)
     return state, Ledger.restore(head.ledger)
 
 

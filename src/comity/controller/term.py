@@ -18,6 +18,7 @@ from comity.controller.inspection import LOG_ENTRY, Inspection
 from comity.controller.keeping import Keeping
 from comity.controller.leader import Leader
 from comity.controller.liveness import Liveness
+from comity.controller.mailing import Mailing
 from comity.controller.numbers import Rates, loads, nodes, stats
 from comity.controller.performance import performance
 from comity.controller.pipeline import EntryClock, Pipeline
@@ -40,7 +41,7 @@ from comity.failpoints import durable
 from comity.model.capability import AgentRecord, AgentStatus, strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
-from comity.model.ids import NodeId, ProcessId, TaskId, TaskIds
+from comity.model.ids import AgentId, NodeId, ProcessId, TaskId, TaskIds
 from comity.model.limits import FAR_S
 from comity.model.moment import iso
 from comity.model.server import Damage
@@ -114,6 +115,10 @@ class Term:
             c.state, c.ledger, c.log, c.store, tell=self._damaged, now_ms=clock.now_ms,
             rate_mb=settings.inspect_rate_mb, pause_s=settings.inspect_pause_s,
         )  # fmt: skip
+        self.mailing = Mailing(
+            c.state, c.outbox, settings, c.census.agents, now_ms=clock.now_ms,
+            propose=self.leader.propose, barrier=self.leader.barrier, effective=self._effective,
+        )  # fmt: skip
         self.schedules, self.replaying = self._makers_of_tasks()
         self.answers = self._answers()
         self._join()
@@ -139,6 +144,7 @@ class Term:
                 "replay-dead": self.replaying.replay,
                 "drop-dead": self.replaying.drop,
                 **self._standing(),
+                **self.mailing.questions,
             },
         )  # fmt: skip
 
@@ -166,6 +172,8 @@ class Term:
         leader = self.leader
         leader.pipeline = self.pipeline
         leader.liveness = self.liveness
+        leader.mailing = self.mailing
+        leader.resuming.mail = self.mailing.posting.committed
         leader.ask = leader.resuming.ask = self.answers.ask
         leader.telling.propose = leader.propose
         leader.telling.follow_missing = self.answers.follow_missing
@@ -179,7 +187,7 @@ class Term:
         leader.rate_missing = self.answers.rate_missing
         census = self._controller.census
         census.put = self._put_agent
-        census.remove = self.reconcile.remove_agent
+        census.remove = self._remove_agent
         census.changed = self._agent_changed
         census.damaged = self._copy_damaged
 
@@ -206,6 +214,7 @@ class Term:
         self.routing.end()
         self.witnesses.end()
         self.keeping.end()
+        self.mailing.end()
         self.inspection.end()
         self.events.end()
         self.answers.end()
@@ -254,6 +263,7 @@ class Term:
         self.vanished.look(self._time())
         self.choices.pulse()
         self.schedules.look(self.clock.now_ms())
+        self.mailing.pulse()
 
     def _may_fire(self) -> bool:
         return not self.admission.shutting_down and self._controller.state.waiting < self.admission.max_waiting
@@ -294,7 +304,12 @@ class Term:
 
     def _put_agent(self, agent: AgentRecord) -> None:
         self.reconcile.put_agent(agent)
+        self.mailing.put(agent)
         self.pipeline.wake()
+
+    def _remove_agent(self, agent: AgentId) -> None:
+        self.reconcile.remove_agent(agent)
+        self.mailing.remove(agent)
 
     def _agent_changed(self, kind: str, agent: AgentRecord) -> None:
         status = AgentStatus.LEFT if kind == "agent.left" else agent.status
@@ -373,6 +388,7 @@ class Term:
             "restored_from": f"entry {origin.index} of network {origin.origin}" if origin is not None else "",
             "storage": self.inspection.figures(),
             "damaged_copies": c.census.damages(),
+            "mail": self.mailing.figures(),
         }
 
     async def _ask_durability(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from comity.model.ids import ProcessId, TaskId
+from comity.model.ids import AgentId, ProcessId, TaskId
+from comity.model.mail import Letter
 from comity.model.task import Attempt, Task
 
 
@@ -17,6 +18,8 @@ class Change(msgspec.Struct, gc=False):
     node: ProcessId | None = None
     reason: str = ""
     task_id: TaskId | None = None
+    agent: AgentId | None = None
+    letter: Letter | None = None
 
 
 class NodeLease(msgspec.Struct, array_like=True, gc=False):

@@ -48,6 +48,8 @@ def check(state: Tasks) -> None:
     _hold(same and backlog.by_submitter == state.backlog.by_submitter, "backlog", "holds what waits")
     _hold(counted == state.counts, "counts", "count what is there")
     _hold(all(state.tasks[t].attempt is not None for t in on_nodes), "nodes", "list only running attempts")
+    broken = state.mail.check()
+    _hold(not broken, "mail", broken)
     broken = aside.check(state)
     _hold(not broken, "aside", broken)
     broken = origin.check(state)

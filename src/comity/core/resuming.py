@@ -65,6 +65,7 @@ class Resuming:
         result = placed(command.result, index, ordinal)
         records.steps[command.name] = Step(result, size, self._tasks.time_ms, command.epoch)
         records.size += size
+        self._tasks.mail.commit(task, f"step.{command.name}", command.mail)
         self._say("task.step", task, command.name)
 
     def _checkpoint(self, command: SaveCheckpoint, index: int, ordinal: int) -> None:
@@ -82,6 +83,7 @@ class Resuming:
         state = placed(command.state, index, ordinal)
         records.checkpoint = Checkpoint(state, size, self._tasks.time_ms, command.epoch, command.number)
         records.size += grown
+        self._tasks.mail.commit(task, f"checkpoint.{command.epoch}-{command.number}", command.mail)
         self._say("task.checkpoint", task, "")
         if last is not None:
             self._dropped(last.state)
@@ -102,6 +104,7 @@ class Resuming:
             ask = placed(command.ask, index, ordinal)
             records.questions[command.name] = Question(ask, size, tasks.time_ms, command.until_ms)
             records.size += size
+            tasks.mail.commit(task, f"ask.{command.name}", command.mail)
             attempt = tasks._end_attempt(task, Ending.INPUT_REQUIRED, None, command.ran_ms)
             tasks._move(task, TaskState.INPUT_REQUIRED)
             tasks.changes.append(Change("task.input_required", task, attempt, reason=command.name))

@@ -25,6 +25,7 @@ from comity.core.backlog import Backlog
 from comity.core.changes import Aside, Change, NodeLease, Totals
 from comity.core.dead import DeadLetters
 from comity.core.invariants import check
+from comity.core.mail import Mail
 from comity.core.resuming import Resuming
 from comity.model.capability import Strategy
 from comity.model.ids import NetworkId, ProcessId, TaskId, epoch
@@ -101,8 +102,10 @@ class Tasks:
         self.before_change: Callable[[Task], None] | None = None
         """Set while a snapshot is being written: told of a task just before it changes (copy on write)."""
         self._resuming = Resuming(self)
+        self.mail = Mail(self)
         self._appliers: dict[type, Callable[[Any, int, int], None]] = {
             **self._resuming.appliers,
+            **self.mail.appliers,
             Lead: self._lead,
             Submit: self._submit,
             Assign: self._assign,
@@ -239,6 +242,7 @@ class Tasks:
         if task is None:
             return
         task.result = placed(command.result, index, ordinal)
+        self.mail.commit(task, "end", command.mail)
         attempt = self._end_attempt(task, Ending.COMPLETED, None, command.ran_ms)
         self._finish(task, TaskState.COMPLETED, "task.completed", attempt)
 
@@ -388,6 +392,7 @@ class Tasks:
             return
         self.changes.append(Change("node.left", node=command.node))
         self.end_lease(command.node, lease, "left")
+        self.mail.node_left(command.node)
 
     def end_lease(self, node: ProcessId, lease: NodeLease, reason: str, poison_nodes: int | None = None) -> None:
         """Its attempts go elsewhere. ``poison_nodes`` None: it left by itself, so none of them took it down."""

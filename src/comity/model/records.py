@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from comity.model.ids import TaskId
+from comity.model.mail import Posted
 from comity.model.payload import Payload
 
 RECORDS_MAX = 1000
@@ -133,6 +134,7 @@ class RecordStep(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=40)
     epoch: int
     name: str
     result: Payload
+    mail: tuple[Posted, ...] = ()
 
 
 class SaveCheckpoint(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=41):
@@ -140,6 +142,7 @@ class SaveCheckpoint(msgspec.Struct, array_like=True, frozen=True, gc=False, tag
     epoch: int
     number: int
     state: Payload
+    mail: tuple[Posted, ...] = ()
 
 
 class AskInput(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=42):
@@ -151,6 +154,7 @@ class AskInput(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=42):
     ask: Payload
     until_ms: int = 0
     ran_ms: int = 0
+    mail: tuple[Posted, ...] = ()
 
 
 class GiveAnswer(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=43):

@@ -9,6 +9,7 @@ import msgspec
 from comity.errors import BadInput
 from comity.model.capability import Requirements, Retry, Strategy
 from comity.model.ids import AgentId, ProcessId, TaskId
+from comity.model.mail import AckMail, BuryMail, DropMail, ExpireMail, JoinGroup, LeaveGroup, Posted, PostMail, SkipMail
 from comity.model.payload import INLINE_LIMIT as INLINE_LIMIT
 from comity.model.payload import LOG_LIMIT as LOG_LIMIT
 from comity.model.payload import Logged as Logged
@@ -165,12 +166,14 @@ class Start(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
 
 
 class Complete(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
-    """``ran_ms``: how long the attempt ran, so that a start that was never logged has its time."""
+    """``ran_ms``: how long the attempt ran, so that a start that was never logged has its time. ``mail``: what
+    it sent since its last record."""
 
     task: TaskId
     epoch: int
     result: Payload
     ran_ms: int = 0
+    mail: tuple[Posted, ...] = ()
 
 
 class Fail(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
@@ -376,6 +379,7 @@ Command = (
     | PutSchedule | DropSchedule | Fire | DropDead | Replay
     | RecordStep | SaveCheckpoint | AskInput | GiveAnswer | EndWait | MoveRecord
     | DrainNode | IsolateNode | ResumeNode | Restored
+    | PostMail | SkipMail | AckMail | BuryMail | ExpireMail | DropMail | JoinGroup | LeaveGroup
 )  # fmt: skip
 
 

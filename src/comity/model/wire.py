@@ -6,19 +6,22 @@ itself, so no item repeats it. Times cross as what is left of them (milliseconds
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
 
 from comity.errors import InvalidInput
-from comity.model.capability import AgentRecord, Capability, NodeRecord, Requirements, Strategy
+from comity.model.capability import AgentRecord, NodeRecord, Requirements, Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.envelope import Envelope
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.item import Item as Item
+from comity.model.mail import Outgoing
 from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered, ReadParts
+from comity.model.published import decode_capability as decode_capability
+from comity.model.published import encode_capability as encode_capability
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
+from comity.model.wire_mail import Deliver, Grouped, InGroups, MailDone, MailSettled, MailTaken, SendMail, StreamOver
 from comity.model.wire_talk import Misfit
 
 BATCH_LIMIT = 512 * 1024
@@ -124,7 +127,7 @@ class Refused(Item, tag=21):
     task: TaskId
     code: str
     message: str
-    details: dict[str, Any] = {}  # noqa: RUF012 - a Struct's own copy
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Ended(Item, tag=22):
@@ -288,7 +291,7 @@ class Beacon(Item, tag=60):
     host_cpu_free: float = 0.0
     host_memory_free_mb: float = 0.0
     draining: bool = False
-    calls: dict[AgentId, int] = {}  # noqa: RUF012 - a Struct's own copy
+    calls: dict[AgentId, int] = msgspec.field(default_factory=dict)
     wall_ms: int = 0
 
 
@@ -302,6 +305,7 @@ class Done(Item, tag=62):
     epoch: int
     result: Payload
     ran_ms: int
+    mail: tuple[Outgoing, ...] = ()
 
 
 class Failed(Item, tag=63):
@@ -363,6 +367,7 @@ class StepDone(Item, tag=69):
     epoch: int
     name: str
     result: Payload
+    mail: tuple[Outgoing, ...] = ()
 
 
 class Checkpointed(Item, tag=70):
@@ -372,6 +377,7 @@ class Checkpointed(Item, tag=70):
     epoch: int
     number: int
     state: Payload
+    mail: tuple[Outgoing, ...] = ()
 
 
 class InputAsked(Item, tag=71):
@@ -383,6 +389,7 @@ class InputAsked(Item, tag=71):
     ask: Payload
     timeout_ms: int = 0
     ran_ms: int = 0
+    mail: tuple[Outgoing, ...] = ()
 
 
 class Recall(Item, tag=72):
@@ -426,13 +433,13 @@ Any_ = (
     | StepDone | Checkpointed | InputAsked | Recall | AnswerTask
     | Message | Control | Ping | Pong
     | PartsOffered | ReadParts | Part | PartsEnd | NoParts | Misfit
+    | SendMail | MailTaken | StreamOver | Deliver | MailDone | MailSettled | InGroups | Grouped
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Any_])
 _agents = msgspec.msgpack.Decoder(list[AgentRecord])
 _node = msgspec.msgpack.Decoder(NodeRecord)
-_sorted_json = msgspec.json.Encoder(order="deterministic")
 
 
 def encode(items: list[Item]) -> bytes:
@@ -484,16 +491,3 @@ def decode_node(data: bytes) -> NodeRecord:
         return _node.decode(data)
     except UNREADABLE as error:
         raise InvalidInput(f"not a node record: {error}") from error
-
-
-def encode_capability(capability: Capability) -> tuple[str, bytes]:
-    """A capability as a node publishes it once, under ``schemas/NODE/HASH``: the hash, and its JSON."""
-    data = _sorted_json.encode(capability)
-    return hashlib.blake2b(data, digest_size=16).hexdigest(), data
-
-
-def decode_capability(data: bytes) -> Capability:
-    try:
-        return msgspec.json.decode(data, type=Capability)
-    except UNREADABLE as error:
-        raise InvalidInput(f"not a capability: {error}") from error

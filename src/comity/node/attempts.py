@@ -317,7 +317,7 @@ class Attempts:
             result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(key, output)
             if running.out is not None:
                 running.out.complete()
-            return Done(run.task, run.epoch, result, ran_ms)
+            return Done(run.task, run.epoch, result, ran_ms, running.mail())
         except Refuse as refusal:
             return Declined(run.task, run.epoch, said_by(refusal.reason))
         except asyncio.CancelledError:

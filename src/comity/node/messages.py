@@ -318,14 +318,14 @@ class Messages:
                 said = {"code": error.code, "message": error.message}
                 self._answer(envelope, call.agent, Performative.NOT_UNDERSTOOD, said)
                 return None
-        message = Message(envelope, functools.partial(self._reply, call.agent))
+        message = Message(envelope, functools.partial(self.reply, call.agent))
         handles = (message,) if signature.handles else ()
         value = await self._performer.call(listener.function, signature, handles, arguments)
         return None if message.is_answered else signature.encode(value)
 
     # Sending back
 
-    def _reply(self, agent: AgentId, envelope: Envelope, performative: Performative, body: Any) -> None:
+    def reply(self, agent: AgentId, envelope: Envelope, performative: Performative, body: Any) -> None:
         """``Message.reply``, maybe from a thread. Raises NotSerializable, TooLarge, BadInput (no answer to what was asked),
         Conflict (its conversation has no place for it, any more)."""
         data = to_json(body)

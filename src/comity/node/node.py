@@ -27,7 +27,7 @@ from comity.client.sightings import TOPICS
 from comity.config import Settings
 from comity.errors import ComityError, Conflict, InvalidInput, ShuttingDown, TimedOut, UnknownAgent
 from comity.model import wire
-from comity.model.capability import AgentStatus, NodeRecord
+from comity.model.capability import NodeRecord
 from comity.model.ids import AgentId, ProcessId
 from comity.model.parts import ReadParts
 from comity.node.announce import Announcer
@@ -35,12 +35,14 @@ from comity.node.attempts import Attempts
 from comity.node.control import Control
 from comity.node.health import Checkups
 from comity.node.lease import Lease
+from comity.node.mail import Inbox
 from comity.node.measure import Measure, measured
 from comity.node.messages import Call, Messages
 from comity.node.parts import Streams
 from comity.node.performing import Performer, ended
 from comity.node.pools import Pools
 from comity.node.probing import Probing
+from comity.node.refusing import why_not
 from comity.node.running import Running
 from comity.registry.base import Registry
 from comity.store.base import Store
@@ -76,10 +78,8 @@ class Node:
         about: NodeRecord | None = None,
         performer: Callable[[Pools], Performer] = Performer,
     ) -> None:
-        self.node = bus.process
-        self.bus, self.settings, self.wall = bus, settings, wall
+        self.node, self.bus, self.settings, self.wall = bus.process, bus, settings, wall
         self.incarnation = int(wall() * 1000) if incarnation is None else incarnation
-        self.malformed = 0
         self.is_draining = self.has_left = self._is_leaving = self._is_started = False
         self.failure: Exception | None = None
         """A fault of ours that keeps the node from its work: whoever runs it stops it."""
@@ -113,14 +113,18 @@ class Node:
         self._soon: asyncio.TimerHandle | None = None
         self._is_unheard = False  # what was said to the leader may not have reached it
         self._due = self._lag = 0.0
-        self._ticks = 0
+        self._ticks = self.malformed = 0
         self._thread = threading.get_ident()
-        self._listen_for()
+        self._listen_for(calls, store)
         for agent in agents:
             self.add(agent)
 
-    def _listen_for(self) -> None:
+    def _listen_for(self, calls: Performer, store: Store) -> None:
         """What is taken from the leader only, and what from anybody. The client takes the rest."""
+        self.mail = Inbox(
+            self.node, self._agents.get, self.messages, calls, store, lambda item: self.outbox.post(LEADER, item),
+            lambda: self.incarnation, timeout_s=self.settings.attempt_timeout_s,
+        )  # fmt: skip
         self._probing = Probing(self.outbox.post, self.client.handle)
         self._soon_s = SOON_S
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
@@ -130,6 +134,7 @@ class Node:
             wire.Recorded: lambda item, sender: self.attempts.recorded(item),
             wire.Recalled: lambda item, sender: self.attempts.recalled(item),
             wire.Evicted: self._evicted,
+            **self.mail.takers,
         }
         self._on_any: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.BeaconAck: self._acknowledged,
@@ -210,6 +215,7 @@ class Node:
             return
         self._is_leaving = self.is_draining = True
         self.attempts.hand_back(f"node {self.node} has left", 0.0)
+        await self.mail.close(self.settings.cancel_grace_s)
         await self.messages.close(self.settings.cancel_grace_s)
         if self.lease.may_begin(self._loop.time()) and self.bus.link is Link.UP:
             await self._quiet(SETTLE_S)
@@ -260,6 +266,8 @@ class Node:
         self._sight()
         self.announcer.put(agent)
         self.checkups.look(agent)
+        for group in agent.groups:
+            self.mail.join(agent, group)
 
     def remove(self, agent: Agent | str) -> None:
         """No longer host an agent, given itself, its name or its id. Its attempts are handed back. Raises UnknownAgent."""
@@ -267,6 +275,7 @@ class Node:
         del self._agents[hosted.name]
         self.attempts.hand_back(f"agent {hosted.name} has left", self.settings.cancel_grace_s, hosted)
         self.messages.forget(hosted, hosted.listeners)
+        self.mail.forget(hosted)
         self.messages.conversing.leave({f"{self.node}/{hosted.name}"}, f"agent {hosted.name} has left")
         self.announcer.remove(hosted)
         self.checkups.forget(hosted)
@@ -288,6 +297,10 @@ class Node:
         if self._agents.get(agent.name) is agent:
             self.announcer.put(agent)
             self.checkups.look(agent)
+
+    def joins(self, agent: Agent, group: str) -> None:
+        """See ``agent.Home``."""
+        self._in_loop(self.mail.join, agent, group)
 
     def listens(self, agent: Agent, topic: str) -> None:
         """See ``agent.Home``."""
@@ -317,7 +330,7 @@ class Node:
         run = running.run
         return self.client.child(
             sender=run.agent, parent=run.task, parent_epoch=run.epoch, deadline=running.deadline_at or inf,
-            pausing=running.pausing, trace=run.trace,
+            pausing=running.pausing, trace=run.trace, outgoing=running.memory.send,
         )  # fmt: skip
 
     def _speak_for_call(self, call: Call) -> Client:
@@ -363,26 +376,11 @@ class Node:
         self.lease.term = max(self.lease.term, run.term)
         agent = self._agents.get(run.agent.rpartition("/")[2])
         offered = agent.offered.get(run.capability) if agent is not None else None
-        reason = self._why_not(run, agent)
+        reason = why_not(self, run, agent)
         if agent is None or offered is None or reason:
             self.attempts.decline(run, reason or f"{run.agent} does not offer {run.capability}")
         else:
             self.attempts.begin(run, agent, offered)
-
-    def _why_not(self, run: wire.Run, agent: Agent | None) -> str:
-        if run.term < self.lease.term:
-            return f"term {run.term} is over"
-        if run.incarnation != self.incarnation:
-            return f"node {self.node} was started anew"
-        if self.is_draining:
-            return f"node {self.node} is draining"
-        if not self.lease.may_begin(self._loop.time()):
-            return f"node {self.node} holds no lease"
-        if agent is None:
-            return f"node {self.node} hosts no agent {run.agent}"
-        if agent.status is not AgentStatus.ACTIVE:
-            return f"{run.agent} is {agent.status}"
-        return ""
 
     def _message(self, item: wire.Message, sender: ProcessId) -> None:
         if not self.client.handle(item, sender):
@@ -425,6 +423,7 @@ class Node:
         if is_new or self._is_unheard or self._loop.time() - before[2] > ack.lease_s:
             self._is_unheard = False
             self.attempts.repeat(all_of_it=True)
+            self.mail.repeat(all_of_it=True)
         held, self._held = self._held, []
         for at, item, said_by in held:
             if said_by == sender:
@@ -482,6 +481,7 @@ class Node:
                 self.attempts.hand_back(f"node {self.node} was out of contact for too long", 0.0)
             self._beacon()  # whatever becomes of what follows, it is known that we live
             self.attempts.repeat(all_of_it=False)
+            self.mail.repeat(all_of_it=False)
 
     def _beacon(self) -> None:
         if self._measure is None or self.has_left:

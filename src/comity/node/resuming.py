@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from comity.errors import BadInput, Fenced, InvalidOutput, TooLarge, Unanswered, from_wire
 from comity.model.codec import to_json
 from comity.model.limits import check_line, check_timeout
+from comity.model.mail import AT_ONCE, SENT_BYTES, Outgoing, size_of_mail
 from comity.model.payload import LOG_LIMIT, Payload, Stored
 from comity.model.records import NAME_BYTES, RECORDS_BYTES, RECORDS_MAX, Place
 from comity.model.typed import Decoder, decoder
@@ -30,14 +31,15 @@ _CHECKPOINT = Place("checkpoint", "")
 class Suspended(BaseException):
     """Ends the attempt until its question is answered. Not an ``Exception``: user code that catches those must not stop it."""
 
-    def __init__(self, name: str, ask: bytes, timeout_ms: int) -> None:
+    def __init__(self, name: str, ask: bytes, timeout_ms: int, mail: tuple[Outgoing, ...] = ()) -> None:
         super().__init__(f"waits for {name}")
         self.name = name
         self.ask = ask
         self.timeout_ms = timeout_ms
+        self.mail = mail
 
     def report(self, run: Run, ran_ms: int) -> InputAsked:
-        return InputAsked(run.task, run.epoch, self.name, self.ask, self.timeout_ms, ran_ms)
+        return InputAsked(run.task, run.epoch, self.name, self.ask, self.timeout_ms, ran_ms, self.mail)
 
 
 def suspension(error: BaseException) -> Suspended | None:
@@ -86,6 +88,7 @@ class Memory:
         self._last = self._known.get(_CHECKPOINT)
         self._state = b""
         self._is_over = False
+        self._outgoing: tuple[Outgoing, ...] = ()
 
     # What the attempt's function does
 
@@ -94,6 +97,7 @@ class Memory:
         place, read = self._place("step", name), _reader(kind)
         known = self._known.get(place)
         if known is not None:
+            self._outgoing = ()  # it went with the record
             return read(await self._load(known))
         self._check_room(0, 1)
         data = to_json(await self._doors.performer.run(call))
@@ -101,7 +105,7 @@ class Memory:
         self._check_room(len(data), 1)
         self._count, self._size = self._count + 1, self._size + len(data)
         payload = await self._carried(data)
-        await self._ask(place, StepDone(self._run.task, self._run.epoch, place.name, payload))
+        await self._ask(place, StepDone(self._run.task, self._run.epoch, place.name, payload, self.take_mail()))
         return value
 
     async def checkpoint(self, state: Any) -> None:
@@ -114,7 +118,7 @@ class Memory:
         self._size += grown
         self._last = Known("checkpoint", "", len(data))
         payload = await self._carried(data)
-        item = Checkpointed(self._run.task, self._run.epoch, number, payload)
+        item = Checkpointed(self._run.task, self._run.epoch, number, payload, self.take_mail())
         await self._ask(Place("checkpoint", str(number)), item)
 
     @property
@@ -135,6 +139,8 @@ class Memory:
         timeout = check_timeout(timeout)
         place = self._place("answer", name)
         answer = self._known.get(place)
+        if answer is not None or Place("unanswered", place.name) in self._known:
+            self._outgoing = ()
         if answer is not None:
             return _reader(kind)(await self._load(answer))
         if Place("unanswered", place.name) in self._known:
@@ -143,7 +149,24 @@ class Memory:
         if len(data) > LOG_LIMIT:
             raise TooLarge(f"a question of {len(data)} bytes", limit=LOG_LIMIT)
         self._check_room(len(data), 1)
-        raise Suspended(place.name, data, max(1, round(timeout * 1000)) if timeout is not None else 0)
+        raise Suspended(place.name, data, max(1, round(timeout * 1000)) if timeout is not None else 0, self.take_mail())
+
+    def send(self, mail: Outgoing) -> None:
+        """Keep a mail until the next record, with which it becomes durable. Raises TooLarge, Fenced."""
+        self._check_current()
+        if len(self._outgoing) >= AT_ONCE or sum(map(size_of_mail, self._outgoing)) + size_of_mail(mail) > SENT_BYTES:
+            said = f"an attempt sends at most {AT_ONCE} mails, of {SENT_BYTES} bytes, before its next step or checkpoint"
+            raise TooLarge(said, count=AT_ONCE, limit=SENT_BYTES)
+        self._outgoing += (mail,)
+
+    def take_mail(self) -> tuple[Outgoing, ...]:
+        """What is to go with a record."""
+        mail, self._outgoing = self._outgoing, ()
+        return mail
+
+    def _check_current(self) -> None:
+        if self._is_over:
+            raise Fenced(f"this attempt at task {self._run.task} is over", task=self._run.task, epoch=self._run.epoch)
 
     def _place(self, kind: str, name: str) -> Place:
         """Where the record is: the second of one name in this attempt is ``name#2``, in the order of the calls."""
@@ -181,8 +204,7 @@ class Memory:
 
     async def _ask(self, place: Place, item: Item) -> Payload | None:
         """Tell the leader, again and again, until it answers. Raises Fenced, or what it says."""
-        if self._is_over:
-            raise Fenced(f"this attempt at task {self._run.task} is over", task=self._run.task, epoch=self._run.epoch)
+        self._check_current()
         opened = self._open[place] = _Open(item, asyncio.get_running_loop().create_future())
         self._doors.is_waiting(self, True)
         try:

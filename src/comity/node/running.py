@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from comity.agent import Agent, Offered
 from comity.client.client import Client
 from comity.model.ids import TaskId
+from comity.model.mail import Outgoing as OutgoingMail
 from comity.model.wire import Item, Run
 from comity.node.parts import Outgoing
 from comity.node.resuming import Memory
@@ -55,6 +56,10 @@ class Running:
             if self._attempts.running.get(self.task) is not self:
                 self._memory.end()
         return self._memory
+
+    def mail(self) -> tuple[OutgoingMail, ...]:
+        """What was sent since the last record."""
+        return self._memory.take_mail() if self._memory is not None else ()
 
     def forget(self) -> None:
         """The attempt is over."""

@@ -320,6 +320,9 @@ class Auditor:
         for name in (*same, "term", "leader", "last_epoch"):
             if getattr(mine, name) != getattr(theirs, name):
                 raise Violation(f"{reader} read the whole log and holds other {name} than another reader")
+        for name in ("letters", "boxes", "dead", "known", "streams", "groups", "last", "posted", "taken"):
+            if getattr(mine.mail, name) != getattr(theirs.mail, name):
+                raise Violation(f"{reader} read the whole log and holds other mail ({name}) than another reader")
 
 
 def _mark(payload: Payload | None, entry: Entry) -> bytes:

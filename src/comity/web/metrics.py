@@ -76,6 +76,11 @@ def _of_leader(stats: dict[str, Any]) -> Iterator[Metric]:
     malformed.add_metric([], stats["malformed_messages"])
     yield malformed
     yield _gauge("comity_dead_letters", "Failed tasks kept to be replayed", [((), stats["dead_letters"])])
+    mail = stats["mail"]
+    kept = {state: mail[state] for state in ("waiting", "dead")}
+    yield _gauge("comity_mail", "Durable mail that waits to be taken, and that is dead", _by_key(kept), ["state"])
+    for what, help_ in (("posted", "taken in"), ("taken", "acknowledged, by receiver"), ("buried", "not taken: dead letters")):
+        yield _counter(f"comity_mail_{what}", f"Durable mail {help_}", [((), mail[what])])
     yield _gauge("comity_schedules", "Schedules", [((), stats["schedules"])])
     yield _gauge("comity_held_retries", "Retries held back by their budget", [((), stats["held_retries"])])
     yield _counter("comity_elections", "Controllers that came to lead, since the network began", [((), stats["term"])])
