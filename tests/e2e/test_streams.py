@@ -110,8 +110,9 @@ def test_a_stream_is_printed_as_it_comes(user: Terminal, node: Running) -> None:
     running = user.start("submit", "count", '{"n": 1000, "pause_s": 0.1}', "--stream")
     assert running.json() == {"part": [1, 1]}
     assert running.stop() == 130
-    states = {row["state"] for row in user.ok("tasks", "list", "--limit", "5").json if row["capability"] == "count"}
-    assert states == {"completed", "canceled"}
+    counts = [row["id"] for row in user.ok("tasks", "list", "--limit", "5").json if row["capability"] == "count"]
+    ends = {user.ok("tasks", "watch", id_).lines[-1]["type"] for id_ in counts}
+    assert ends == {"task.completed", "task.canceled"}
 
 
 async def test_parts_are_there_soon_and_a_slow_reader_costs_no_memory(user: Terminal, node: Running) -> None:
