@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test check bench bench-peers bench-plots sim sim-long mutants chaos python-venv
+.PHONY: help setup demo up test test-long check schemas bench bench-peers bench-plots sim sim-long mutants chaos python-venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,9 +40,15 @@ up: $(VENV)/base.stamp ## start a network here, in the foreground
 test: $(VENV)/dev.stamp ## run the tests, with coverage (ALL=1: the slow ones too, as in CI; TESTS=tests/unit: a part)
 	@$(BIN)/python -m pytest $(TESTS) --cov --cov-report=term $(COVERAGE) $(FEWER)
 
+test-long: $(VENV)/dev.stamp ## try the codec with 100,000 cases, and a live network with random bytes (half an hour)
+	@COMITY_CASES=11200 $(BIN)/python -m pytest tests/fuzz tests/e2e/test_fuzz.py -m "" --timeout=3600
+
 check: $(VENV)/dev.stamp ## lint and type-check
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+schemas: $(VENV)/base.stamp ## write docs/schemas anew, from the code
+	@$(BIN)/python docs/schemas/generate.py
 
 bench-plots: $(VENV)/base.stamp $(VENV)/plots.stamp ## measure how cost grows, and draw it: bench/plots/*.svg (half an hour)
 	@$(VENV)/plots/bin/python bench/plots.py --comity $(BIN)/comity

@@ -8,9 +8,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Agent",
     "Attempt",
+    "Break",
     "Client",
     "ComityError",
     "Envelope",
+    "FileRef",
+    "Final",
     "Message",
     "Performative",
     "Refuse",

@@ -13,6 +13,9 @@ from comity.model.capability import Retry as Retry
 from comity.model.capability import Strategy as Strategy
 from comity.model.envelope import Envelope as Envelope
 from comity.model.envelope import Performative as Performative
+from comity.model.files import FileRef as FileRef
+from comity.model.parts import Break as Break
+from comity.model.parts import Final as Final
 
 __version__: str
 __all__: list[str]

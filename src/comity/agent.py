@@ -465,8 +465,11 @@ def _check_limits(limits: Mapping[str, Any]) -> None:
             if not isinstance(value, Retry):
                 raise BadInput(f"retry is comity.Retry, not {type(value).__name__}", option=what)
             check_sound(value, what).check()
-        elif what == "declared" and not isinstance(value, Performance | None):
-            raise BadInput(f"declared is comity.Performance, not {type(value).__name__}")
+        elif what == "declared" and value is not None:
+            if not isinstance(value, Performance):
+                raise BadInput(f"declared is comity.Performance, not {type(value).__name__}")
+            for field, amount in msgspec.structs.asdict(value).items():
+                check_amount(amount, f"declared {field}")
 
 
 def _caller_names() -> Mapping[str, Any]:

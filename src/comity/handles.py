@@ -4,19 +4,23 @@ they call others."""
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 from comity.model.capability import AgentRecord
 from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
+from comity.model.files import FileRef
 from comity.model.ids import AgentId, TaskId
 from comity.model.typed import returned_by
 from comity.talking import Talker
 
 if TYPE_CHECKING:
     from comity.client.client import Client
+    from comity.client.parts import Parts
     from comity.client.task import Task
     from comity.client.terms import TaskOptions
 
@@ -45,6 +49,18 @@ class Speaker(Talker):
         """One task for each input. See ``Client.submit_many``."""
         return await self._client.submit_many(capability, inputs, **options)
 
+    def stream(
+        self,
+        capability: str,
+        input: Any = None,  # noqa: A002 - as the client calls it
+        *,
+        as_type: Any = Any,
+        key: str | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Parts:
+        """Submit a task, and read what its capability yields. See ``Client.stream``."""
+        return self._client.stream(capability, input, as_type=as_type, key=key, **options)
+
     def task(self, id: str) -> Task:
         """See ``Client.task``."""
         return self._client.task(id)
@@ -68,6 +84,14 @@ class Speaker(Talker):
     async def discover(self, capability: str = "", **options: Any) -> list[AgentRecord]:
         """Who is here and offers it. See ``Client.discover``."""
         return await self._client.discover(capability, **options)
+
+    async def put_file(self, path: str | os.PathLike[str], **options: Any) -> FileRef:
+        """Store a file; what stands for it. See ``Client.put_file``."""
+        return await self._client.put_file(path, **options)
+
+    async def get_file(self, ref: FileRef | dict[str, Any], path: str | os.PathLike[str]) -> Path:
+        """Write a stored file to ``path``. See ``Client.get_file``."""
+        return await self._client.get_file(ref, path)
 
     async def capabilities(self) -> list[dict[str, Any]]:
         """What can be done here. See ``Client.capabilities``."""

@@ -8,8 +8,11 @@ from typing import Any
 _WHERE = {
     "Agent": "comity.agent",
     "Attempt": "comity.handles",
+    "Break": "comity.model.parts",
     "Client": "comity.client",
     "Envelope": "comity.model.envelope",
+    "FileRef": "comity.model.files",
+    "Final": "comity.model.parts",
     "Message": "comity.handles",
     "Performative": "comity.model.envelope",
     "Requirements": "comity.model.capability",

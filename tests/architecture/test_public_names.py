@@ -12,8 +12,8 @@ from source import SRC, tree
 import comity
 
 PUBLIC = [
-    "Agent", "Attempt", "Client", "ComityError", "Envelope", "Message", "Performative", "Refuse", "Requirements", "Retry",
-    "Settings", "Strategy", "Task", "TaskFailed", "connect",
+    "Agent", "Attempt", "Break", "Client", "ComityError", "Envelope", "FileRef", "Final", "Message", "Performative", "Refuse",
+    "Requirements", "Retry", "Settings", "Strategy", "Task", "TaskFailed", "connect",
 ]  # fmt: skip
 MOST = 20
 

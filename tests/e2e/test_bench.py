@@ -52,6 +52,12 @@ def test_tasks_that_wait(user: Terminal) -> None:
     assert figures.keys() >= TASKS | {"submits_per_s", "bytes_per_task"}
 
 
+def test_streams(user: Terminal) -> None:
+    told = run(user, "streams", "--count", "2000", "--streams", "5")
+    assert told.keys() >= ALWAYS | LATENCY | {"parts_per_s", "first_p50_ms", "first_p99_ms"}
+    assert (told["count"], told["streams"], told["lost"]) == (2000, 5, 0)
+
+
 def test_messages(user: Terminal) -> None:
     assert run(user, "messages", "--count", "300").keys() >= MESSAGES | LATENCY
     assert run(user, "messages", "--count", "30", "--sequential").keys() >= MESSAGES | LATENCY

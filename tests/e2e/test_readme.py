@@ -174,6 +174,14 @@ def test_the_guides_steps_are_the_examples() -> None:
     assert code in (ROOT / "examples" / "research" / "agents.py").read_text()
 
 
+def test_the_guides_stream_is_the_examples() -> None:
+    example = (ROOT / "examples" / "assistant.py").read_text()
+    answering, reading = [block for block in blocks(GUIDE, "python") if "Answer" in block]
+    assert answering in example
+    for line in reading.splitlines()[1:]:
+        assert line.strip() in example
+
+
 def test_the_guides_simulation_runs() -> None:
     names: dict[str, Any] = {}
     (code,) = [block for block in blocks(GUIDE, "python") if "World(" in block]

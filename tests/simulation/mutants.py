@@ -21,6 +21,7 @@ sys.path[:0] = [str(HERE)]
 
 import planted as _planted  # noqa: E402, F401  each adds its own
 import planted_above as _planted_above  # noqa: E402, F401
+import planted_streams as _planted_streams  # noqa: E402, F401
 import planted_talk as _planted_talk  # noqa: E402, F401
 from planting import PLANTED, Planted  # noqa: E402
 

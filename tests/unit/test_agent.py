@@ -130,6 +130,7 @@ def test_one_function_may_serve_many_agents() -> None:
         {"attempt_timeout_s": 1e300},
         {"start_timeout_s": 0},
         {"declared": {"latency_ms": 3}},
+        {"declared": Performance(latency_ms=float("inf"))},
         {"colour": "red"},
     ],
 )

@@ -28,6 +28,7 @@ from comity.handles import Message
 from comity.model import wire
 from comity.model.capability import Capability, NodeRecord, Requirements, Strategy
 from comity.model.envelope import Envelope, Performative
+from comity.model.files import BODY_LIMIT
 from comity.model.ids import AgentId, ProcessId, TaskId
 
 Answer = Callable[[Envelope], tuple[Performative, Any] | None]
@@ -312,7 +313,7 @@ async def test_send_and_broadcast() -> None:
         await until(lambda: bool(heard))
         assert heard == [{"x": 2}]
         with pytest.raises(TooLarge):
-            await client.broadcast("x" * 300_000)
+            await client.broadcast("x" * BODY_LIMIT)
 
 
 async def test_a_client_answers_too() -> None:

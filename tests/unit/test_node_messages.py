@@ -17,6 +17,7 @@ from comity.handles import Attempt, Message
 from comity.model import wire
 from comity.model.capability import AgentStatus
 from comity.model.envelope import Performative
+from comity.model.files import BODY_LIMIT
 from comity.sim.loop import VirtualLoop
 
 staged = staged_on(VirtualLoop)
@@ -100,7 +101,7 @@ async def test_what_goes_wrong_is_told(stage: Stage) -> None:
 
     @agent.on("large")
     async def large() -> str:
-        return "x" * 1_000_000
+        return "x" * BODY_LIMIT
 
     await stage.started(agent)
     caller = await Caller.join(stage)
@@ -174,7 +175,7 @@ async def test_a_function_may_answer_by_itself_and_in_other_words(stage: Stage) 
 
     @agent.on("wrong")
     async def wrong(message: Message) -> None:
-        message.reply("x" * 1_000_000)
+        message.reply("x" * BODY_LIMIT)
 
     await stage.started(agent)
     caller = await Caller.join(stage)

@@ -120,6 +120,23 @@ async def messages(
 
 
 @command(app, connects=False)
+async def streams(
+    cli: Cli,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="Parts of the long stream.")] = 50_000,
+    number: Annotated[int, typer.Option("--streams", metavar="N", min=1, help="Short streams, one after the other.")] = 100,
+    payload: Payload = 64,
+) -> None:
+    """Streams: how many parts a second, and how late each part is, from where it is made to its reader."""
+    from comity.cli.bench_network import network
+    from comity.cli.bench_streams import measure
+
+    async with network(1, 1, slots=CALLS) as bench:
+        figures = await measure(bench, number, count, payload)
+    figures["settings"] |= {"payload": payload}
+    _print(cli.output, "streams", figures)
+
+
+@command(app, connects=False)
 async def scale(
     cli: Cli,
     agents: Annotated[int, typer.Option("--agents", metavar="N", min=1, help="Agents, over all nodes.")] = 10_000,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
-from comity import Agent, Attempt, Message
+from comity import Agent, Attempt, Final, Message
 from comity.cli.bench_overload import Order, Told
 from comity.cli.bench_overload import burst as burst_of
 
@@ -47,6 +49,17 @@ async def show(attempt: Attempt, number: int) -> int:
     finally:
         showing.discard(attempt)
     return number
+
+
+@first.capability(name="bench.stream")
+async def stream(n: int, payload: int, pause_s: float) -> AsyncIterator[dict[str, float | str] | Final[int]]:
+    """Parts of so many bytes, each with the moment in which it was made."""
+    text = "x" * payload
+    for _ in range(n):
+        if pause_s:
+            await asyncio.sleep(pause_s)
+        yield {"at": monotonic(), "text": text}
+    yield Final(n)
 
 
 @first.on("bench.stand-still")

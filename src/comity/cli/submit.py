@@ -13,6 +13,7 @@ from comity.cli import terms as t
 from comity.cli.command import Cli, command, commands, read_json
 from comity.cli.events import reason_of
 from comity.cli.looks import plain
+from comity.cli.parts import printed
 
 if TYPE_CHECKING:
     from comity import Requirements, Task
@@ -61,6 +62,7 @@ async def submit(
     capability: Annotated[str, typer.Argument(metavar="CAPABILITY", help="What is to be done: greet, or review>=1.2.")],
     input_: Annotated[str, typer.Argument(metavar="[JSON|@FILE|-]", help="Its input.", show_default=False)] = "{}",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result, and print it.")] = True,
+    stream: Annotated[bool, typer.Option("--stream", help="Print what it yields, as it comes; Ctrl-C cancels it.")] = False,
     timeout: Annotated[
         float | None, typer.Option("--timeout", metavar="SECONDS", help="How long to wait; the task goes on after.")
     ] = None,
@@ -90,8 +92,7 @@ async def submit(
     """
     from comity.model.limits import check_timeout
 
-    check_timeout(timeout)  # before it is submitted, not after
-    value = read_json(input_)
+    timeout, value = check_timeout(timeout), read_json(input_)  # before it is submitted, not after
     options = t.given(
         deadline_s=deadline, strategy=strategy, sticky=sticky, retries=retries, requirements=requirements(require, tag),
         retry=t.retry(retry_first, retry_factor, retry_max, no_retry),
@@ -100,10 +101,12 @@ async def submit(
         patience_s=patience,
     )  # fmt: skip
     async with cli.net() as net:
+        if stream:
+            return await printed(cli, net.stream(capability, value, key=key, priority=priority, queue=queue, **options), timeout)
         task = await net.submit(capability, value, key=key, priority=priority, queue=queue, **options)
         if not wait:
             cli.output.show({"id": task.id}) if cli.output.as_json else cli.output.say(task.id)
-            return
+            return None
         telling = asyncio.create_task(_tell(cli, task))
         try:
             cli.output.show(await task.result(timeout))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack
 
 from comity.bus.base import Bus, Link
 from comity.bus.outbox import Outbox
-from comity.client import looking
+from comity.client import files, looking, parts
 from comity.client.exchange import Exchange
 from comity.client.later import DeadLetters, Schedules
 from comity.client.live import LiveCall, check_repeats
@@ -19,19 +19,18 @@ from comity.client.mail import Groups, Mail
 from comity.client.network import Network
 from comity.client.sightings import TOPICS
 from comity.client.task import Pausing, Task
-from comity.client.terms import FOREVER, Scope, TaskOptions, Terms, name_of, terms, words
+from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, terms, words
 from comity.client.turns import PER_TURN
 from comity.config import Settings
 from comity.directory import Directory
 from comity.errors import BadInput, DeadlineExceeded, TimedOut, UnknownAgent, Unreachable
-from comity.failpoints import durable
 from comity.model.capability import Requirements, Strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, check_token, node_of
 from comity.model.limits import NAME_MAX, check_text, check_timeout
 from comity.model.mail import Outgoing
-from comity.model.task import LOG_LIMIT, Stored, TaskSpec
+from comity.model.task import LOG_LIMIT, TaskSpec
 from comity.model.wire import Item
 from comity.registry.base import Registry
 from comity.store.base import Store
@@ -120,6 +119,11 @@ class Client(Network, Talker):
         return self._exchange.bus.process
 
     @property
+    def depot(self) -> files.Depot:
+        """What the process keeps in the store for its messages."""
+        return self._exchange.depot
+
+    @property
     def directory(self) -> Directory:
         """The watched copy of the registry. ``discover`` waits until it is there."""
         return self._exchange.directory
@@ -160,6 +164,8 @@ class Client(Network, Talker):
         bad. Of an error later, ``details["accepted"]`` lists the ids of those accepted. See ``submit``."""
         return await self._submit(capability, "", options, list(inputs))
 
+    stream = parts.stream
+
     async def _submit(self, need: str, key: str, options: TaskOptions, inputs: list[Any]) -> list[Task]:
         exchange = self._exchange
         exchange.check_open()
@@ -184,7 +190,7 @@ class Client(Network, Talker):
             if number % PER_TURN == 0:
                 await asyncio.sleep(0)
             task = exchange.task_ids.next()
-            carried = payload if len(payload) <= LOG_LIMIT else await self._stored(task, payload, agreed)
+            carried = payload if len(payload) <= LOG_LIMIT else await files.stored_input(exchange, task, payload, agreed)
             specs.append(agreed.task(task, carried))
         outcomes = await exchange.submissions.send(
             specs, queue=agreed.queue, deadline=agreed.deadline, start=agreed.start,
@@ -197,14 +203,6 @@ class Client(Network, Talker):
         if not self._exchange.contact.is_timely:
             self._exchange.contact.seek()
             await self._made(self._left_s(max(0.0, until - self._exchange.loop.time()), deadline))
-
-    async def _stored(self, task: TaskId, payload: bytes, agreed: Terms) -> Stored:
-        """Put an input that is too large for the log into the store, for as long as its task may want it."""
-        settings, now = self._exchange.settings, self._exchange.loop.time()
-        waits_s = agreed.deadline - now if agreed.deadline < FOREVER else settings.keep_finished_s + max(0.0, agreed.start - now)
-        ttl_s = max(settings.keep_finished_s, settings.keep_dead_s) + waits_s
-        with durable("input.put"):
-            return await self._exchange.store.put(f"{self.process}/inputs/{task}", payload, ttl_s=ttl_s)
 
     def _left_s(self, timeout_s: float, deadline: float) -> float:
         """The shorter of a time-out and what is left until ``deadline``. Raises DeadlineExceeded if nothing is."""
@@ -231,6 +229,10 @@ class Client(Network, Talker):
     async def cancel(self, task: Task | str, reason: str = "") -> dict[str, Any]:
         """Ask for a task's end. See ``Task.cancel``."""
         return await (task if isinstance(task, Task) else self.task(task)).cancel(reason)
+
+    # Large things
+
+    put_file, get_file = files.put_file, files.get_file
 
     # Messages
 
@@ -261,7 +263,7 @@ class Client(Network, Talker):
         self._exchange.check_open()
         wait_s = self._left_s(self._wait_s(timeout), self._scope.deadline)
         until = self._exchange.loop.time() + wait_s
-        data, how = to_json(body), Performative(performative)
+        data, how = await self._exchange.depot.carried(to_json(body), wait_s), Performative(performative)
         agent = await self._agent(target, wait_s, or_capability=True)
         check_repeats(repeatable, hedge_s, named=agent is not None)
         if agent is not None:
@@ -294,13 +296,13 @@ class Client(Network, Talker):
         assert agent is not None
         return agent
 
-    async def _request(self, agent: AgentId, data: bytes, topic: str, how: Performative, until: float) -> Any:
+    async def _request(self, agent: AgentId, data: tuple[bytes, str], topic: str, how: Performative, until: float) -> Any:
         left_s = until - self._exchange.loop.time()
         if left_s <= 0:
             raise TimedOut(f"no time was left to ask {agent}", agent=agent)
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
-            data, sender=scope.sender, timeout_s=left_s, performative=how, receiver=agent, topic=topic, trace=scope.trace
+            *data, sender=scope.sender, timeout_s=left_s, performative=how, receiver=agent, topic=topic, trace=scope.trace
         )
         return await messages.request(agent, envelope, left_s)
 
@@ -346,8 +348,8 @@ class Client(Network, Talker):
             agent, topic = await live.agent(), topic or live.capability
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
-            to_json(body), sender=scope.sender, performative=Performative(performative), receiver=agent, topic=topic,
-            conversation=conversation, in_reply_to=in_reply_to, trace=scope.trace,
+            *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=Performative(performative),
+            receiver=agent, topic=topic, conversation=conversation, in_reply_to=in_reply_to, trace=scope.trace,
         )  # fmt: skip
         messages.post(node_of(agent), envelope)
         return envelope.id
@@ -375,8 +377,8 @@ class Client(Network, Talker):
             raise BadInput("a group is reached by durable mail: durable=True", group=group)
         messages, scope = self._exchange.messages, self._scope
         envelope = messages.envelope(
-            to_json(body), sender=scope.sender, performative=Performative(performative), topic=topic,
-            tags=words(tags), trace=scope.trace,
+            *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=Performative(performative),
+            topic=topic, tags=words(tags), trace=scope.trace,
         )  # fmt: skip
         messages.broadcast(envelope)
         return envelope.id

@@ -13,11 +13,13 @@ from comity.client.calls import Calls, arguments
 from comity.client.complaints import Complaints
 from comity.client.contact import Contact
 from comity.client.dialog import Talks
+from comity.client.files import JSON, Depot, is_large
 from comity.client.finding import Finding
 from comity.client.listeners import Listeners
 from comity.client.messages import Messages
 from comity.client.outcomes import Outcomes
 from comity.client.posts import Posts
+from comity.client.readings import Readings
 from comity.client.sightings import Sightings
 from comity.client.streams import Streams
 from comity.client.submissions import Submissions
@@ -31,6 +33,7 @@ from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import ProcessId, TaskId, TaskIds
 from comity.model.limits import check_text, check_timeout
+from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered
 from comity.model.payload import LOG_LIMIT, Payload
 from comity.model.wire_mail import MailTaken, StreamOver
 from comity.registry.base import Registry
@@ -70,10 +73,12 @@ class Exchange:
         self.outcomes = Outcomes(self.contact, self.timers, self.turns)
         self.submissions = Submissions(self.contact, self.outcomes, self.timers, self.turns, rng.random)
         self.streams = Streams(self.contact, self.timers, rng)
-        self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall)
+        self.readings = Readings(bus, self.outbox, self.timers, rng, lambda task: self.ask("task", {"id": task}))
+        self.depot = Depot(store, bus.process, wall)
+        self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall, self.depot)
         complaints = Complaints(self.contact.post, self.loop.time)
         self.talks = Talks(bus.process, self.messages, self.outbox, self.timers, complaints)
-        self.listeners = Listeners(self._reply)
+        self.listeners = Listeners(self._reply, self.depot)
         self.sightings = Sightings(bus.process, self.directory, wall)
         self.task_ids = TaskIds(self.contact.now_ms, rng.getrandbits(40))
         self.posts = Posts(self.contact, self.timers, self.task_ids.next)
@@ -93,6 +98,10 @@ class Exchange:
             wire.EventNotice: self._on_notice,
             wire.Leading: self._on_leading,
             wire.Message: self._on_message,
+            PartsOffered: self._to(self.readings.on_offered),
+            Part: self._to(self.readings.on_part),
+            PartsEnd: self._to(self.readings.on_end),
+            NoParts: self._to(self.readings.on_none),
             wire.Pong: lambda item, _: self.calls.on_pong(item),
             MailTaken: self._on_mail,
             StreamOver: self._on_mail,
@@ -128,6 +137,7 @@ class Exchange:
             self.outcomes.close(error)
             self.submissions.close(error)
             self.streams.end(error)
+            self.readings.end()
             self.messages.close(error)
             self.posts.close(error)
 
@@ -155,6 +165,16 @@ class Exchange:
         """Take in ``item``; False if it is not meant for a client (or not only: ``Leading``)."""
         take = self._take.get(type(item))
         return take is not None and take(item, sender)
+
+    @staticmethod
+    def _to(take: Callable[[Any, ProcessId], None]) -> Callable[[Any, ProcessId], bool]:
+        """``take`` as one of those that say whether an item was theirs: it is."""
+
+        def taken(item: Any, sender: ProcessId) -> bool:
+            take(item, sender)
+            return True
+
+        return taken
 
     def _on_accepted(self, item: wire.Accepted, sender: ProcessId) -> bool:
         if self.contact.is_leader(sender):
@@ -212,8 +232,22 @@ class Exchange:
         return True
 
     def _reply(self, to_this: Envelope, sender: ProcessId, performative: Performative, body: Any) -> None:
+        data = to_json(body)
+        if is_large(data):
+            self.listeners.spawn(self._reply_large(to_this, sender, performative, data))
+        else:
+            self._answer(to_this, sender, performative, data)
+
+    async def _reply_large(self, to_this: Envelope, sender: ProcessId, performative: Performative, data: bytes) -> None:
+        try:
+            self._answer(to_this, sender, performative, *await self.depot.carried(data))
+        except ComityError as error:
+            said = to_json({"code": error.code, "message": error.message})
+            self._answer(to_this, sender, Performative.FAILURE, said)
+
+    def _answer(self, to_this: Envelope, sender: ProcessId, how: Performative, data: bytes, content_type: str = JSON) -> None:
         answer = self.messages.envelope(
-            to_json(body), sender="", performative=performative, receiver=to_this.sender, topic=to_this.topic,
+            data, content_type, sender="", performative=how, receiver=to_this.sender, topic=to_this.topic,
             conversation=to_this.conversation, in_reply_to=to_this.id, trace=to_this.trace,
         )  # fmt: skip
         self.messages.post(sender, answer)

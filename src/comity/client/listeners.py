@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from comity.client.files import Depot
 from comity.errors import ComityError, Conflict, InvalidInput, Refuse
 from comity.handles import Message
 from comity.model.envelope import Envelope, Performative
@@ -25,10 +26,11 @@ class Listener(NamedTuple):
 
 
 class Listeners:
-    """``reply(to_this, sender, performative, body)`` sends an answer."""
+    """``reply(to_this, sender, performative, body)`` sends an answer; ``depot`` holds large bodies."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, depot: Depot) -> None:
         self._reply = reply
+        self._depot = depot
         self._by_topic: dict[str, Listener] = {}
         self._running: dict[asyncio.Task[None], None] = {}
 
@@ -51,17 +53,22 @@ class Listeners:
     def deliver(self, envelope: Envelope, sender: ProcessId) -> None:
         listener = self._by_topic.get(envelope.topic) or self._by_topic.get(envelope.performative)
         if listener is not None:
-            work = asyncio.get_running_loop().create_task(self._receive(listener, envelope, sender))
-            self._running[work] = None
-            work.add_done_callback(self._running.pop)
+            self.spawn(self._receive(listener, envelope, sender))
         elif envelope.receiver and envelope.performative in WANTS_REPLY:
             said = {"message": f"nothing here listens to {envelope.topic or envelope.performative!r}"}
             self._reply(envelope, sender, Performative.NOT_UNDERSTOOD, said)
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` in the background, until the client closes."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running[task] = None
+        task.add_done_callback(self._running.pop)
+
     async def _receive(self, listener: Listener, envelope: Envelope, sender: ProcessId) -> None:
         awaited = envelope.performative in WANTS_REPLY
-        message = Message(envelope, lambda to_this, how, body: self._reply(to_this, sender, how, body))
         try:
+            envelope = await self._depot.fetched(envelope)
+            message = Message(envelope, lambda to_this, how, body: self._reply(to_this, sender, how, body))
             body = await _call(listener, envelope, message)
             if awaited and not message.is_answered:
                 self._reply(envelope, sender, Performative.INFORM, body)

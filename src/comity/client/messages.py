@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from comity.bus.base import EVERYONE, Address, to
 from comity.bus.outbox import Outbox
+from comity.client.files import JSON, Depot
 from comity.client.timers import Alarm, Timers
 from comity.core.protocols import may_answer
 from comity.directory import Directory, Seen
@@ -29,9 +30,10 @@ from comity.errors import (
 from comity.model.capability import NodeRecord
 from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
+from comity.model.files import REFERENCE
 from comity.model.ids import AgentId, ProcessId, base32, node_of
 from comity.model.limits import NAME_MAX, check_text
-from comity.model.task import LOG_LIMIT
+from comity.model.payload import LOG_LIMIT
 from comity.model.wire import Message, Ping
 
 PING_S = 0.5
@@ -73,7 +75,10 @@ class Talk:
             reason = f"{envelope.performative} is no answer to a {self.asked}"
             self.fail(OutOfProtocol(f"{self.agent}: {reason}", agent=self.agent))
             return reason
-        if envelope.performative is not Performative.AGREE and not self.future.done():
+        if envelope.content_type == REFERENCE and envelope.performative is Performative.INFORM:
+            if not self.future.done():
+                self.future.set_result(envelope)  # to be fetched
+        elif envelope.performative is not Performative.AGREE and not self.future.done():
             try:
                 body = from_json(envelope.body)
                 error = error_in(self.agent, envelope.performative, body)
@@ -102,8 +107,10 @@ class Messages:
         timers: Timers,
         rng: Random,
         wall: Callable[[], float],
+        depot: Depot,
     ) -> None:
         self._process = process
+        self._depot = depot
         self._outbox = outbox
         self._directory = directory
         self._timers = timers
@@ -123,20 +130,22 @@ class Messages:
         return int(self._wall() * 1000)
 
     def envelope(
-        self, body: bytes, *, sender: str, timeout_s: float = 0.0, conversation: str = "", **fields: Any
+        self, body: bytes, content_type: str = JSON, *, sender: str, timeout_s: float = 0.0, conversation: str = "", **fields: Any
     ) -> Envelope:
-        """A new message of this process's, in a conversation of its own unless one is given. Raises TooLarge, BadInput."""
+        """A new message of this process's, in a conversation of its own unless one is given; of ``body`` and its type as
+        ``Depot.carried`` gives them. Raises BadInput, TooLarge."""
         check_text(fields.get("topic", ""), "topic", NAME_MAX)
         check_text(conversation, "conversation")
         check_text(fields.get("in_reply_to", ""), "in_reply_to")
         if len(body) > LOG_LIMIT:
-            raise TooLarge(f"a message of {len(body)} bytes: pass a reference to something stored", limit=LOG_LIMIT)
+            raise TooLarge(f"a message of {len(body)} bytes: pass a FileRef of put_file", limit=LOG_LIMIT)
         now_ms = int(self._wall() * 1000)
         left_ms = round(timeout_s * 1000)
         id = self.fresh_id()
         return Envelope(
             id=id, sender=sender or self._process, reply_to=self._process, conversation=conversation or id, body=body,
-            sent_at=now_ms, reply_by=now_ms + left_ms if left_ms else 0, remaining_ms=left_ms, **fields,
+            content_type=content_type, sent_at=now_ms, reply_by=now_ms + left_ms if left_ms else 0, remaining_ms=left_ms,
+            **fields,
         )  # fmt: skip
 
     def fresh_id(self) -> str:
@@ -175,7 +184,8 @@ class Messages:
         alarm = self._timers.after(timeout_s, lambda: self._give_up(envelope.id, talk, timeout_s))
         try:
             self._outbox.post(to(node), Message(envelope))
-            return await talk.future
+            reply = await talk.future
+            return await self._fetched(agent, reply, timeout_s) if isinstance(reply, Envelope) else reply
         except asyncio.CancelledError:
             called_off = self.envelope(
                 b"null", sender=envelope.sender, performative=Performative.CANCEL, receiver=agent, topic=envelope.topic,
@@ -192,6 +202,13 @@ class Messages:
         while len(self._given_up) >= GIVEN_UP:
             del self._given_up[next(iter(self._given_up))]
         self._given_up[id] = talk.agent
+
+    async def _fetched(self, agent: AgentId, reply: Envelope, timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return from_json((await self._depot.fetched(reply)).body)
+        except TimeoutError:
+            raise late(agent, timeout_s) from None
 
     def post(self, node: ProcessId, envelope: Envelope) -> None:
         self._outbox.post(to(node), Message(envelope))

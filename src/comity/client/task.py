@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from comity.client.outcomes import Outcome
+from comity.client.parts import Parts, parts_of
 from comity.errors import (
     BadInput,
     ComityError,
@@ -172,6 +173,11 @@ class Task:
         if not 0.0 <= score <= 1.0:
             raise BadInput(f"a rating is 0 to 1, not {score}", score=score)
         await self._exchange.rate(self.id, score, timeout)
+
+    def stream(self, as_type: Any = Any) -> Parts:
+        """What its capability yields, as it comes, each as an ``as_type``. Its submitter reads from the first part on; who comes
+        later, from the oldest that the node still has."""
+        return parts_of(self, as_type)
 
     async def events(self, after: int = -1) -> AsyncGenerator[dict[str, Any], None]:
         """What happens to it, live: changes of state, progress, log lines; ends with its last one. Each is a dict with

@@ -7,9 +7,11 @@ enums, unions, datetime ...) and pydantic models. Schemas are JSON Schema 2020-1
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import functools
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -20,12 +22,14 @@ import msgspec
 from comity.errors import BadInput, InvalidInput, InvalidOutput
 from comity.model import docstring
 from comity.model.codec import to_json
+from comity.model.parts import Final
 from comity.model.typed import Decoder, decoder, is_pydantic
 
 _ROOT = "Parameters__"
 _Parameter = inspect.Parameter
 _EMPTY = inspect.Parameter.empty
 _UNIONS = (types.UnionType, typing.Union)
+_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncGenerator, collections.abc.AsyncIterable)
 
 
 class Arguments(NamedTuple):
@@ -40,12 +44,14 @@ class Signature:
     """How to call a function with JSON, and what it gives back.
 
     ``handles``: the classes, among those offered by name, that its leading parameters want: annotated so, or called so.
-    ``takes_input``: it has other parameters too. ``input_schema`` and ``output_schema``: {} means any value.
+    ``takes_input``: it has other parameters too. ``input_schema`` and ``output_schema``: {} means any value. ``is_stream``: it is
+    an async generator, whose ``Final`` is the result (``has_final``: its annotation promises one), or else the list of its parts;
+    ``output_schema`` then tells of the parts under ``x-parts``.
     """
 
     __slots__ = (
-        "_input", "_named", "_optional", "_output", "_single", "_whole", "description", "handles", "input_schema", "is_async",
-        "name", "output_schema", "takes_input",
+        "_input", "_named", "_optional", "_output", "_part", "_single", "_whole", "description", "handles", "has_final",
+        "input_schema", "is_async", "is_stream", "name", "output_schema", "takes_input",
     )  # fmt: skip
 
     def __init__(
@@ -59,10 +65,12 @@ class Signature:
         """Read the signature of ``function``. ``namespace``: where names of local types are looked up. ``whole``: a function of
         one parameter gets the whole body, object or not. Raises BadInput naming the parameter that has no JSON form."""
         target = _target(function)
+        self.has_final = False
         self.name = getattr(target, "__name__", type(function).__name__)
-        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target)
-        if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
-            raise BadInput(f"{self.name}: a generator has no single result; return it, and tell of parts by progress()")
+        self.is_stream = inspect.isasyncgenfunction(target)
+        self.is_async = self.is_stream or inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target)
+        if inspect.isgeneratorfunction(target) or (whole and self.is_stream):
+            raise BadInput(f"{self.name}: a generator has no single result: only a capability may be one, and an async one")
         hints = _hints(target, namespace, self.name)
         parameters = list(inspect.signature(function).parameters.values())
         self.handles = _leading(parameters, hints, handles or {}, self.name)
@@ -81,7 +89,13 @@ class Signature:
         if self._whole:
             self.input_schema = _schema(only)
         output = hints.get("return", Any)
+        part: Any = Any
+        if self.is_stream:
+            part, output, self.has_final = _yielded(output)
         self.output_schema = self._schema_of(output, "its result")
+        if self.is_stream:
+            self.output_schema = {**self.output_schema, "x-parts": self._schema_of(part, "its parts")}
+        self._part = None if part is Any else decoder(part)
         self._output = None if output is Any else decoder(output)
 
     def _check(self, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> None:
@@ -133,12 +147,19 @@ class Signature:
 
     def encode(self, value: Any) -> bytes:
         """``value`` as JSON, checked against the annotated result. Raises NotSerializable, InvalidOutput."""
+        return self._encode(value, self._output, "returned")
+
+    def encode_part(self, value: Any) -> bytes:
+        """As ``encode``, of something it yielded."""
+        return self._encode(value, self._part, "yielded")
+
+    def _encode(self, value: Any, reads: Decoder | None, did: str) -> bytes:
         data = to_json(value)
-        if self._output is not None:
+        if reads is not None:
             try:
-                self._output.decode(data)
+                reads.decode(data)
             except (ValueError, RecursionError) as error:
-                raise InvalidOutput(f"{self.name} returned what its annotation does not allow: {error}") from error
+                raise InvalidOutput(f"{self.name} {did} what its annotation does not allow: {error}") from error
         return data
 
 
@@ -187,6 +208,20 @@ def _hint(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
     """The parameter's type; any value if it says none. A default of None allows null."""
     kind = hints.get(parameter.name, Any)
     return kind | None if parameter.default is None and kind is not Any else kind
+
+
+def _yielded(hint: Any) -> tuple[Any, Any, bool]:
+    """Of an annotation such as ``AsyncIterator[str | Final[Report]]``: the type of parts, of the result, and whether it promises
+    a ``Final``."""
+    named = typing.get_args(hint) if typing.get_origin(hint) in _STREAMS else ()
+    kind = named[0] if named else Any
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
+    finals = [part for part in kinds if (typing.get_origin(part) or part) is Final]
+    if not finals:
+        return kind, Any if kind is Any else types.GenericAlias(list, (kind,)), False
+    parts = [part for part in kinds if part not in finals]
+    result = typing.get_args(finals[0])
+    return functools.reduce(operator.or_, parts) if parts else Any, result[0] if result else Any, True
 
 
 def _default(value: Any) -> Any:

@@ -17,6 +17,7 @@ from comity.model.envelope import Envelope
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.item import Item as Item
 from comity.model.mail import Outgoing
+from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered, ReadParts
 from comity.model.published import decode_capability as decode_capability
 from comity.model.published import encode_capability as encode_capability
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
@@ -431,7 +432,7 @@ Any_ = (
     | Beacon | Began | Done | Failed | Declined | Slot | Live | Leaving | RateTask | Progress
     | StepDone | Checkpointed | InputAsked | Recall | AnswerTask
     | Message | Control | Ping | Pong
-    | Misfit
+    | PartsOffered | ReadParts | Part | PartsEnd | NoParts | Misfit
     | SendMail | MailTaken | StreamOver | Deliver | MailDone | MailSettled | InGroups | Grouped
 )  # fmt: skip
 

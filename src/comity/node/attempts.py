@@ -14,7 +14,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from math import inf
 from typing import Any, TypeVar
 
 import structlog
@@ -26,7 +25,6 @@ from comity.failpoints import durable
 from comity.handles import Attempt
 from comity.model.codec import to_json
 from comity.model.ids import ProcessId, TaskId
-from comity.model.mail import Outgoing
 from comity.model.task import LOG_LIMIT, Payload, Stored, TaskFailure
 from comity.model.wire import (
     Began,
@@ -44,8 +42,10 @@ from comity.model.wire import (
     Stop,
 )
 from comity.node.failing import MESSAGE_LIMIT, Failure, failure_of, place, said_by
+from comity.node.parts import Streams
 from comity.node.performing import Performer, is_closing
 from comity.node.resuming import Doors, Memory, suspension
+from comity.node.running import Running
 from comity.store.base import Store
 
 T = TypeVar("T")
@@ -62,94 +62,6 @@ STORE_PAUSE_S = 0.25
 _log = structlog.get_logger("comity.node")
 
 
-class Running:
-    """One attempt on this node, as its handle sees it. ``work`` is its asyncio task; ``began_at`` is 0 until the function runs,
-    ``progress_at`` until it shows progress; ``ending`` is what it will report once it was told to stop (None: nothing)."""
-
-    __slots__ = (
-        "_attempts", "_memory", "agent", "awaits", "began_at", "deadline_at", "ending", "hosted", "is_canceled", "is_looked_at",
-        "offered", "progress_at", "run", "stop_at", "timer", "work",
-    )  # fmt: skip
-
-    work: asyncio.Task[None]
-
-    def __init__(self, attempts: Attempts, run: Run, hosted: Agent, offered: Offered, now: float) -> None:
-        self._attempts = attempts
-        self.run = run
-        self.agent = run.agent
-        self.hosted = hosted
-        self.offered = offered
-        self.deadline_at = now + run.remaining_ms / 1000 if run.remaining_ms else 0.0
-        self.began_at = 0.0
-        self.progress_at = 0.0
-        self.stop_at = 0.0
-        self.awaits = 0
-        self.is_looked_at = False
-        self.is_canceled = False
-        self.ending: Item | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self._memory: Memory | None = None
-
-    @property
-    def memory(self) -> Memory:
-        """Made when it is used: most attempts record nothing."""
-        if self._memory is None:
-            self._memory = self._attempts.memory(self.run)
-            if self._attempts.running.get(self.task) is not self:
-                self._memory.end()
-        return self._memory
-
-    def mail(self) -> tuple[Outgoing, ...]:
-        """What was sent since the last record."""
-        return self._memory.take_mail() if self._memory is not None else ()
-
-    def forget(self) -> None:
-        """The attempt is over."""
-        if self._memory is not None:
-            self._memory.end()
-
-    @property
-    def task(self) -> TaskId:
-        return self.run.task
-
-    @property
-    def epoch(self) -> int:
-        return self.run.epoch
-
-    @property
-    def number(self) -> int:
-        return self.run.number
-
-    @property
-    def parent(self) -> TaskId | None:
-        return self.run.parent
-
-    @property
-    def capability(self) -> str:
-        return self.run.capability
-
-    @property
-    def deadline(self) -> datetime | None:
-        return self._attempts.utc(self.deadline_at) if self.deadline_at else None
-
-    def remaining_s(self) -> float:
-        return max(0.0, self.due() - self._attempts.now())
-
-    def due(self) -> float:
-        """When it will be stopped, on the loop's clock: by its own time-out or the task's deadline."""
-        return min(self.began_at + self.run.timeout_s if self.began_at else inf, self.deadline_at or inf)
-
-    def tell(self, body: dict[str, Any]) -> None:
-        self._attempts.tell(self, body)
-
-    def client(self) -> Client:
-        return self._attempts.speak(self)
-
-    def pausing(self, waits: bool) -> None:
-        """Around a wait for a child: the attempt holds no slot while it waits for at least one."""
-        self._attempts.pausing(self, waits)
-
-
 class Attempts:
     """See the module. Invariants: one attempt runs for a task, of the highest epoch seen; ``unsettled`` holds the reports that
     the leader has not settled, least recently sent first."""
@@ -163,6 +75,7 @@ class Attempts:
         speak: Callable[[Running], Client],
         wall: Callable[[], float],
         *,
+        streams: Streams,
         keep_s: float,
         grace_s: float,
     ) -> None:
@@ -181,6 +94,7 @@ class Attempts:
         self._performer = performer
         self._post = post
         self._wall = wall
+        self.streams = streams
         self._keep_s = keep_s
         self._grace_s = grace_s
         self._ended: OrderedDict[TaskId, int] = OrderedDict()
@@ -393,12 +307,16 @@ class Attempts:
             data = run.input if type(run.input) is bytes else await self._fetch(run.input)
             if run.known and running.memory.has_state:
                 await running.memory.load()
+            if running.offered.signature.is_stream:
+                running.out = self.streams.open(run)
             output = await self._performer.perform(
-                running.offered, data, lambda: Attempt(running), lambda: self._starts(running), run.no_retry
+                running.offered, data, lambda: Attempt(running), lambda: self._starts(running), run.no_retry, running.out
             )
             ran_ms = self._ran_ms(running)
             key = f"{self._node}/results/{run.task}/{run.epoch}"
             result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(key, output)
+            if running.out is not None:
+                running.out.complete()
             return Done(run.task, run.epoch, result, ran_ms, running.mail())
         except Refuse as refusal:
             return Declined(run.task, run.epoch, said_by(refusal.reason))
@@ -486,7 +404,7 @@ class Attempts:
         made: list[tuple[TaskId, int, int]] = []
         for task, running in self.running.items():
             if running.run.progress_timeout_s:
-                shown_at = now if running.awaits else running.progress_at
+                shown_at = now if running.awaits else running.shown_at(now)
                 if shown_at > since:
                     made.append((task, running.epoch, round((now - shown_at) * 1000)))
         return [Progress(tuple(made[at : at + PROGRESS_MAX])) for at in range(0, len(made), PROGRESS_MAX)]

@@ -23,6 +23,7 @@ from comity.agent import Agent, Listener, Offered
 from comity.bus.base import LEADER, to
 from comity.client.client import Client
 from comity.client.complaints import Complaints
+from comity.client.files import JSON, Depot, is_large
 from comity.core.protocols import may_answer
 from comity.errors import (
     BadInput,
@@ -33,7 +34,6 @@ from comity.errors import (
     NotSerializable,
     Refuse,
     ShuttingDown,
-    TooLarge,
     UnknownAgent,
 )
 from comity.handles import Attempt, Message
@@ -41,8 +41,8 @@ from comity.model import wire
 from comity.model.capability import AgentStatus
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
+from comity.model.files import REFERENCE
 from comity.model.ids import AgentId, ProcessId, TaskId, base32, check_token
-from comity.model.task import LOG_LIMIT
 from comity.node.brokering import Broker
 from comity.node.conversing import Conversing
 from comity.node.failing import failure_of, place, said_by
@@ -122,6 +122,7 @@ class Messages:
         post: Callable[[str, wire.Item], None],
         speak: Callable[[Call], Client],
         wall: Callable[[], float],
+        depot: Depot,
     ) -> None:
         self.expired = 0
         self.forged = 0
@@ -141,6 +142,8 @@ class Messages:
         self._performer = performer
         self._post = post
         self._wall = wall
+        self._depot = depot
+        self._replies: set[asyncio.Task[None]] = set()
         self._listeners: dict[str, dict[str, Agent]] = {}
         self._fresh: list[Call] = []
         self._complaints = Complaints(lambda item: post(LEADER, item), self.now)
@@ -265,11 +268,14 @@ class Messages:
         try:
             if call.is_canceled:
                 return
+            if envelope.content_type == REFERENCE:
+                call.envelope = envelope = await self._depot.fetched(envelope)
             data = await self._perform(call, to_do)
             if envelope.protocol:
                 self.conversing.returned(envelope, call.agent, data)
             elif data is not None and envelope.performative in ANSWERED:
-                self._send(envelope, call.agent, Performative.INFORM, data)
+                body, kind = await self._depot.carried(data)
+                self._send(envelope, call.agent, Performative.INFORM, body, content_type=kind)
         except Refuse as refusal:
             self._answer(envelope, call.agent, Performative.REFUSE, {"message": said_by(refusal.reason)})
         except asyncio.CancelledError as error:
@@ -329,12 +335,25 @@ class Messages:
                 raise Conflict(f"no {performative} now: {reason}")
         elif not may_answer(envelope.performative, performative):
             raise BadInput(f"{performative} is no answer to a {envelope.performative}")
-        if len(data) > LOG_LIMIT:
-            raise TooLarge(f"a reply of {len(data)} bytes: pass a reference to something stored", limit=LOG_LIMIT)
+        send = self._begin_large if is_large(data) else self._send
         if threading.get_ident() == self._thread:
-            self._send(envelope, agent, performative, data)
+            send(envelope, agent, performative, data)
         else:
-            self._loop.call_soon_threadsafe(self._send, envelope, agent, performative, data)
+            self._loop.call_soon_threadsafe(send, envelope, agent, performative, data)
+
+    def _begin_large(self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes) -> None:
+        work = self._loop.create_task(self._send_large(envelope, agent, performative, data))
+        self._replies.add(work)
+        work.add_done_callback(self._replies.discard)
+
+    async def _send_large(
+        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes
+    ) -> None:
+        try:
+            body, kind = await self._depot.carried(data)
+            self._send(envelope, agent, performative, body, content_type=kind)
+        except ComityError as error:
+            self._fail(envelope, agent, error)
 
     def _fail(self, envelope: Envelope, agent: AgentId | ProcessId, error: BaseException) -> None:
         failure = failure_of(error)
@@ -356,7 +375,8 @@ class Messages:
             self._send(envelope, agent, performative, to_json(body))
 
     def _send(
-        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes, hold_ms: int = 0
+        self, envelope: Envelope, agent: AgentId | ProcessId, performative: Performative, data: bytes, hold_ms: int = 0,
+        content_type: str = JSON,
     ) -> None:
         """A reply to ``envelope``, unless its conversation has no place for it any more. Raises TooLarge."""
         if envelope.protocol:
@@ -369,7 +389,8 @@ class Messages:
         reply = Envelope(
             id=f"{self._node}-{self._prefix}-{self._made}", performative=performative, sender=agent, receiver=receiver,
             topic=envelope.topic, protocol=envelope.protocol, conversation=envelope.conversation,
-            in_reply_to=envelope.id, sent_at=int(self._wall() * 1000), trace=envelope.trace, body=data, remaining_ms=hold_ms,
+            in_reply_to=envelope.id, sent_at=int(self._wall() * 1000), trace=envelope.trace, body=data,
+            content_type=content_type, remaining_ms=hold_ms,
         )  # fmt: skip
         self._post(to(receiver.partition("/")[0]), wire.Message(reply))
 
@@ -388,5 +409,5 @@ class Messages:
             self._fail(call.envelope, call.agent, ShuttingDown(f"node {self._node} has left"))
             self._stop(call)
         self.conversing.leave(self.conversing.agents, f"node {self._node} has left")
-        await ended([call.work for call in calls], grace_s)
+        await ended([*(call.work for call in calls), *self._replies], grace_s)
         self.conversing.close()

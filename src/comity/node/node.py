@@ -29,18 +29,21 @@ from comity.errors import ComityError, Conflict, InvalidInput, ShuttingDown, Tim
 from comity.model import wire
 from comity.model.capability import NodeRecord
 from comity.model.ids import AgentId, ProcessId
+from comity.model.parts import ReadParts
 from comity.node.announce import Announcer
-from comity.node.attempts import Attempts, Running
+from comity.node.attempts import Attempts
 from comity.node.control import Control
 from comity.node.health import Checkups
 from comity.node.lease import Lease
 from comity.node.mail import Inbox
 from comity.node.measure import Measure, measured
 from comity.node.messages import Call, Messages
+from comity.node.parts import Streams
 from comity.node.performing import Performer, ended
 from comity.node.pools import Pools
 from comity.node.probing import Probing
 from comity.node.refusing import why_not
+from comity.node.running import Running
 from comity.registry.base import Registry
 from comity.store.base import Store
 
@@ -75,13 +78,9 @@ class Node:
         about: NodeRecord | None = None,
         performer: Callable[[Pools], Performer] = Performer,
     ) -> None:
-        self.node = bus.process
-        self.bus = bus
-        self.settings = settings
-        self.wall = wall
+        self.node, self.bus, self.settings, self.wall = bus.process, bus, settings, wall
         self.incarnation = int(wall() * 1000) if incarnation is None else incarnation
-        self.malformed = 0
-        self.is_draining = self.has_left = self._is_leaving = False
+        self.is_draining = self.has_left = self._is_leaving = self._is_started = False
         self.failure: Exception | None = None
         """A fault of ours that keeps the node from its work: whoever runs it stops it."""
         self.failed = asyncio.Event()
@@ -92,30 +91,29 @@ class Node:
         calls = performer(self.pools)
         self.attempts = Attempts(
             self.node, store, calls, lambda item: self.outbox.post(LEADER, item), self._speak_for_attempt, wall,
-            keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
+            streams=Streams(self.outbox.post), keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
         )  # fmt: skip
         self._agents: dict[str, Agent] = {}
         self.checkups = Checkups(calls, settings)
         self.messages = Messages(
-            self.node, self.incarnation, self._agents.get, calls, self.outbox.post, self._speak_for_call, wall
-        )
+            self.node, self.incarnation, self._agents.get, calls, self.outbox.post, self._speak_for_call, wall,
+            self.client.depot,
+        )  # fmt: skip
         self.announcer = Announcer(self.node, registry, self.record, self._fail)
         self._loop = asyncio.get_running_loop()
         self._measure = measure
         self._about = about or NodeRecord(id=self.node, incarnation=0)
         self._started_at = int(wall() * 1000)
         self._controls = Control(self)
-        self._is_started = False
         self._ready = asyncio.Event()
         self._cancels: list[Cancel] = []
         self._held: list[tuple[float, wire.Item, ProcessId]] = []
         self._work: set[asyncio.Task[None]] = set()
         self._tick_timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
-        self._soon_s = SOON_S
         self._is_unheard = False  # what was said to the leader may not have reached it
         self._due = self._lag = 0.0
-        self._ticks = 0
+        self._ticks = self.malformed = 0
         self._thread = threading.get_ident()
         self._listen_for(calls, store)
         for agent in agents:
@@ -128,6 +126,7 @@ class Node:
             lambda: self.incarnation, timeout_s=self.settings.attempt_timeout_s,
         )  # fmt: skip
         self._probing = Probing(self.outbox.post, self.client.handle)
+        self._soon_s = SOON_S
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),
@@ -144,6 +143,7 @@ class Node:
             wire.Control: self._control,
             wire.Ping: lambda item, sender: self.outbox.post(to(sender), wire.Pong(item.ref)),
             wire.Pong: self._probing.answered,
+            ReadParts: self.attempts.streams.read,
         }
 
     # Joining and leaving
@@ -228,6 +228,7 @@ class Node:
         if self._is_started:
             self.outbox.post(LEADER, wire.Leaving(self.incarnation))
         await ended([*self._work, *self.attempts.lingering], self.settings.cancel_grace_s)
+        self.attempts.streams.close()
         await self.announcer.close()
         await self.client.close()
         await self.outbox.drain()

@@ -10,6 +10,7 @@ from typing import Any
 
 from comity.agent import Offered
 from comity.model.signature import Arguments, Signature
+from comity.node.parts import Outgoing, streamed
 from comity.node.pools import Pools
 
 
@@ -28,7 +29,8 @@ async def ended(tasks: Iterable[asyncio.Task[None]], within_s: float) -> None:
 
 
 class Performer:
-    """``perform`` calls ``handle`` if the function wants it in hand, and ``started`` when a plain function begins to run."""
+    """``perform`` calls ``handle`` if the function wants it in hand, and ``started`` when a plain function begins to run; what a
+    generator yields goes ``out``."""
 
     def __init__(self, pools: Pools) -> None:
         self._pools = pools
@@ -40,6 +42,7 @@ class Performer:
         handle: Callable[[], Any],
         started: Callable[[], None],
         no_retry: tuple[str, ...] = (),
+        out: Outgoing | None = None,
     ) -> bytes:
         """The JSON result. Raises InvalidInput, NotSerializable, InvalidOutput, and what the function raises."""
         signature = offered.signature
@@ -47,6 +50,8 @@ class Performer:
             return await self._pools.in_process(offered.function, data, (*offered.no_retry, *no_retry), started)
         arguments = signature.decode(data)
         handles = (handle(),) if signature.handles else ()
+        if signature.is_stream:
+            return await streamed(signature, offered.function(*handles, *arguments.positional, **arguments.named), out)
         if signature.is_async:
             return signature.encode(await offered.function(*handles, *arguments.positional, **arguments.named))
         return signature.encode(await self.call(offered.function, signature, handles, arguments, started))

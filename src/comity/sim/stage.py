@@ -10,6 +10,7 @@ from comity.errors import Refuse
 from comity.handles import Attempt
 from comity.model.task import TaskFailure
 from comity.node.failing import Failure, NoRetry
+from comity.node.parts import Outgoing
 from comity.node.performing import Performer
 from comity.node.pools import Pools, compute
 from comity.sim.checkers import Truth, Violation
@@ -62,12 +63,13 @@ class Stage(Performer):
         handle: Callable[[], Any],
         started: Callable[[], None],
         no_retry: tuple[str, ...] = (),
+        out: Outgoing | None = None,
     ) -> bytes:
         attempt = handle()
         if attempt.epoch:
             self._begin(attempt)
             attempt = Witness(attempt, self._truth.recollection, self._loop)
-        output = await super().perform(offered, data, lambda: attempt, started, no_retry)
+        output = await super().perform(offered, data, lambda: attempt, started, no_retry, out)
         if attempt.epoch:
             self._truth.end(attempt.id, attempt.epoch, output)
         return output
