@@ -88,9 +88,11 @@ class Disk:
         return sorted(self.data.glob("jetstream/**/streams/CY_main_LOG/msgs/*.blk"))
 
     def flip(self, chance: random.Random) -> str:
-        """Flip a bit in the first half of a block of the log. Says where."""
+        """Flip a bit of a record in the first half of a block of the log. Says where. Not of its time or the server's checksum: by
+        these alone damage cannot be told before the server has cut its copy there, and perhaps made the others do so."""
         block = max(self.blocks(), key=lambda path: path.stat().st_size)
-        at = chance.randrange(max(1, block.stat().st_size // 2))
+        begin, size = chance.choice(_records(block, block.stat().st_size // 2))
+        at = begin + chance.choice([byte for byte in range(size - 8) if not 12 <= byte < 20])
         with block.open("r+b") as file:
             file.seek(at)
             byte = file.read(1)[0]
@@ -104,3 +106,13 @@ class Disk:
         size = block.stat().st_size
         os.truncate(block, size // 2)
         return f"{block.name} cut from {size} to {size // 2} bytes"
+
+
+def _records(block: Path, until: int) -> list[tuple[int, int]]:
+    """Where each record before ``until`` begins, and its length, as nats-server writes it in front."""
+    data, at, found = block.read_bytes(), 0, []
+    while at <= until:
+        size = int.from_bytes(data[at : at + 4], "little") & 0x7FFF_FFFF
+        found.append((at, size))
+        at += size
+    return found

@@ -20,7 +20,6 @@ from comity.model.codec import ROOT_DIGEST, seal
 from comity.model.task import Barrier, Entry
 
 SUBJECT = b"cy.main.log"
-HEADERS = b"NATS/1.0\r\nNats-Expected-Last-Sequence: 1\r\n\r\n"
 
 
 def entry(index: int, size: int = 1) -> bytes:
@@ -34,8 +33,12 @@ def record(index: int, message: bytes, headers: bytes = b"") -> bytes:
     return struct.pack("<IQQH", length, index, 1_700_000_000, len(SUBJECT)) + body
 
 
+def headers(index: int) -> bytes:
+    return b"NATS/1.0\r\nNats-Expected-Last-Sequence: %d\r\n\r\n" % (index - 1)
+
+
 def records(first: int, last: int) -> list[bytes]:
-    return [record(n, entry(n, n % 5), HEADERS if n % 2 else b"") for n in range(first, last + 1)]
+    return [record(n, entry(n, n % 5), headers(n) if n % 2 else b"") for n in range(first, last + 1)]
 
 
 @pytest.fixture
@@ -72,11 +75,11 @@ async def test_a_copy_that_is_not_there_ends_before_its_beginning(tmp_path: Path
 
 
 def flips(blocks: list[Path]) -> Iterator[tuple[int, int]]:
-    """An entry, and a byte of its length, its index, its subject's length or its message, in the middle block."""
+    """An entry, and a byte of its length, its index, its subject, its headers or its message, in the middle block."""
     at = 0
     for index, data in enumerate(records(11, 20), start=11):
         message = data.index(b"C1")
-        for offset in [*range(12), 20, *range(message, len(data) - 8, 7)]:
+        for offset in [*range(12), *range(20, message), *range(message, len(data) - 8, 7)]:
             yield index, at + offset
         at += len(data)
 
