@@ -10,6 +10,7 @@ from math import ceil, exp
 OF_AGENT, OF_CAPABILITY = 64, 256
 """How many of the last ones count for latency and success."""
 _DECAY_MS = 30_000.0
+_STEP = 1000.0 / _DECAY_MS
 _FAILED = -1.0
 
 
@@ -17,29 +18,30 @@ class Tally:
     """``_took`` holds the last ``window`` in ms, failed ones as ``_FAILED``; ``_rate`` is a moving mean per second that forgets
     within ``_DECAY_MS``."""
 
-    __slots__ = ("_at_ms", "_next", "_rate", "_since_ms", "_took", "_window", "ended")
+    __slots__ = ("_at_ms", "_rate", "_since_ms", "_took", "_window", "ended")
 
     def __init__(self, window: int) -> None:
         self.ended = 0
         self._window = window
         self._took = array("f")
-        self._next = 0
         self._rate = 0.0
         self._at_ms = self._since_ms = 0
 
     def add(self, took_ms: float, ok: bool, now_ms: int) -> None:
         """One ended."""
-        if not self.ended:
+        number = self.ended
+        if not number:
             self._since_ms = self._at_ms = now_ms
-        took = max(took_ms, 0.0) if ok else _FAILED
-        if len(self._took) < self._window:
+        took = (took_ms if took_ms > 0.0 else 0.0) if ok else _FAILED
+        if number < self._window:
             self._took.append(took)
         else:
-            self._took[self._next] = took
-            self._next = (self._next + 1) % self._window
-        self.ended += 1
-        self._rate = self._faded(now_ms) + 1000.0 / _DECAY_MS
-        self._at_ms = max(self._at_ms, now_ms)
+            self._took[number % self._window] = took
+        self.ended = number + 1
+        if now_ms > self._at_ms:
+            self._rate = self._faded(now_ms)
+            self._at_ms = now_ms
+        self._rate += _STEP
 
     def _faded(self, now_ms: int) -> float:
         since_ms = now_ms - self._at_ms
