@@ -56,6 +56,7 @@ async def ok(town: Town, *words: str) -> Any:
     return said
 
 
+@pytest.mark.slow
 async def test_a_backup_under_load_is_restored_and_its_open_tasks_finish(town: Town, other: Town) -> None:
     up = await town.up()
     await town.hire("n1", "n2")

@@ -58,6 +58,7 @@ def test_streams(user: Terminal) -> None:
     assert (told["count"], told["streams"], told["lost"]) == (2000, 5, 0)
 
 
+@pytest.mark.slow
 def test_messages(user: Terminal) -> None:
     assert run(user, "messages", "--count", "300").keys() >= MESSAGES | LATENCY
     assert run(user, "messages", "--count", "30", "--sequential").keys() >= MESSAGES | LATENCY
@@ -79,11 +80,13 @@ def test_scale(user: Terminal) -> None:
     assert figures.keys() >= ALWAYS | own | seen | LATENCY
 
 
+@pytest.mark.slow
 def test_recovery(user: Terminal) -> None:
     figures = run(user, "recovery", "--count", "4", "--nodes", "3", "--attempts", "3")
     assert figures.keys() >= LATENCY | {"evicted_p50_ms", "count"}
 
 
+@pytest.mark.slow
 def test_overload(user: Terminal) -> None:
     words = ("overload", "--agents", "200", "--burst", "10", "--max-waiting", "400")
     patient = run(user, *words)
@@ -95,12 +98,14 @@ def test_overload(user: Terminal) -> None:
     assert 0 < hasty["retry_after_s"][0] <= hasty["retry_after_s"][1] <= 30
 
 
+@pytest.mark.slow
 def test_recovery_of_a_node_that_is_cut_off(user: Terminal) -> None:
     figures = run(user, "recovery", "--fault", "partition", "--count", "1", "--nodes", "3", "--attempts", "6")
     assert figures["moved"] > 0
     assert figures["p50_ms"] < 5000, "its lease is 3 s"
 
 
+@pytest.mark.slow
 def test_recovery_of_attempts_that_are_stuck(user: Terminal) -> None:
     figures = run(user, "recovery", "--fault", "stuck", "--count", "2", "--nodes", "3", "--attempts", "6")
     assert figures["moved"] > 0

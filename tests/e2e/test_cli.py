@@ -285,6 +285,7 @@ def test_up_prints_where_it_is_and_what_to_try_next(user: Terminal) -> None:
     running.told("stopping")
 
 
+@pytest.mark.slow
 def test_down_lets_running_tasks_end_and_up_carries_on_with_those_that_wait(user: Terminal) -> None:
     running, first = user.up()
     user.node("worker.py:worker", "--name", "w")
@@ -306,6 +307,7 @@ def test_down_lets_running_tasks_end_and_up_carries_on_with_those_that_wait(user
     assert running.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_killed_nodes_task_runs_elsewhere(user: Terminal) -> None:
     user.up()
     nodes = {name: user.node("worker.py:worker", "--name", name, timely=True) for name in ("w1", "w2")}
@@ -422,6 +424,7 @@ def test_a_place_that_cannot_be_written_to_is_a_setting_to_correct(user: Termina
     assert "name a folder that can be written to, with --data" in done.error["message"]
 
 
+@pytest.mark.slow
 def test_agents_may_be_started_before_the_network(user: Terminal) -> None:
     node = user.start("run", "worker.py", "--name", "early")
     assert "waiting for it" in node.told("no network can be reached yet")

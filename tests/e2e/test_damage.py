@@ -98,6 +98,7 @@ async def refused(data: Path) -> str:
     return caught.value.message
 
 
+@pytest.mark.slow
 def test_up_refuses_a_log_that_lost_its_end_and_doctor_names_the_place(user: Terminal, lived: Path) -> None:
     assert user.ok("doctor").json["healthy"]
     for index in log_of(user.data).glob("msgs/index.db"):

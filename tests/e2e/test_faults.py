@@ -143,6 +143,7 @@ async def test_a_killed_network_goes_on_with_what_it_had_accepted(
     assert again_s < 15.0
 
 
+@pytest.mark.slow
 async def test_a_paused_nodes_reports_come_too_late_and_it_comes_back(town: Town) -> None:
     await town.up()
     await town.hire("n1", "n2")
@@ -173,6 +174,7 @@ async def test_a_paused_nodes_reports_come_too_late_and_it_comes_back(town: Town
         assert attempts[0]["epoch"] < attempts[1]["epoch"]
 
 
+@pytest.mark.slow
 async def test_a_node_told_to_stop_loses_nothing(town: Town) -> None:
     await town.up()
     await town.hire("n1", "n2")

@@ -128,6 +128,7 @@ async def test_a_node_that_hangs_is_seen_by_nobody(town: Town) -> None:
     assert (unseen["node"], unseen["reason"]) == ("n2", "n2: not seen by n1 either")
 
 
+@pytest.mark.slow
 def test_nodes_are_set_aside_by_command(user: Terminal) -> None:
     user.up()
     user.node(str(Path(__file__).parents[2] / "examples" / "hello.py"), "--name", "hello")

@@ -52,6 +52,7 @@ def failed(user: Terminal, *words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_trust_over_a_restart(user: Terminal) -> None:
     network, _ = user.up()
     user.node("flaky.py", "--name", "first")
@@ -101,6 +102,7 @@ def test_a_task_that_kills_its_node_at_once_does_not_kill_them_all(user: Termina
     assert len(user.ok("nodes", "list").json) == 1
 
 
+@pytest.mark.slow
 def test_tables_tell_of_them(user: Terminal) -> None:
     user.up()
     user.node("flaky.py")
