@@ -38,6 +38,8 @@ SIMULATED = (
 
 WRITES = (
     *SIMULATED,
+    # those who send durable mail; its simulated lives are its own
+    "mail.put",
     # backends
     "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
     "jetstream.value", "jetstream.bury", "sqlite.create", "sqlite.append", "sqlite.trim", "folder.write", "folder.place",

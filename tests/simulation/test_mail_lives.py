@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from planted_mail import PLANTED, PlantedMail
 
+from comity.sim import World
 from comity.sim.loop import SimulationError
 from comity.sim.mail import live
 
@@ -16,6 +17,23 @@ LIVES = 40
 @pytest.mark.parametrize("seed", range(8))
 def test_mail_arrives_in_order_whatever_happens(seed: int) -> None:
     live(seed)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore:coroutine 'Sender._one' was never awaited")  # a process died before it began
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_sender_may_die_as_a_large_mail_is_stored(when: str) -> None:
+    for seed in range(10):
+        worlds: list[World] = []
+
+        def doom(world: World) -> None:
+            world.faults.doomed = f"mail.put.{when}", 0
+            worlds.append(world)  # noqa: B023
+
+        live(seed, doom, faults={"crash": 1.0})
+        if any(e.what == "crash" and e.detail.endswith(f" at mail.put.{when}") for e in worlds[0].trace.events):
+            return
+    pytest.fail("in ten lives no sender came to it")
 
 
 @pytest.mark.timeout(60)

@@ -9,6 +9,7 @@ attempt is never sent, that of the one that counts is sent once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
@@ -217,8 +218,9 @@ async def all_taken(client: Client) -> list[dict[str, Any]]:
         await asyncio.sleep(LOOK_S)
 
 
-def live(seed: int, **options: Any) -> tuple[MailJudge, Report]:
-    """One life of senders and receivers, judged; the judge and the world's report. Raises Violation."""
+def live(seed: int, prepare: Callable[[World], None] | None = None, **options: Any) -> tuple[MailJudge, Report]:
+    """One life of senders and receivers, judged; the judge and the world's report. ``prepare`` is given the world before it
+    begins. Raises Violation."""
     judge, random = MailJudge(), Random(f"{seed}/mail")
     torture_s = options.pop("torture_s", random.choice([5.0, 10.0]))
     settings = {"retries": 20, "poison_nodes": 0, **options.pop("settings", {})}
@@ -227,6 +229,8 @@ def live(seed: int, **options: Any) -> tuple[MailJudge, Report]:
     options = {"nodes": 2, "agents": lambda: crew(judge), "torture_s": torture_s, "settings": settings} | options
     world = World(seed, **options)
     until = world.loop.time() + torture_s
+    if prepare is not None:
+        prepare(world)
 
     async def work(client: Client) -> None:
         senders.append(client.process)
