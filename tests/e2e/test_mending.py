@@ -114,7 +114,8 @@ async def test_a_copy_that_is_damaged_while_it_leads_the_log(trio: Trio) -> None
 @pytest.mark.parametrize("kindly", [True, False], ids=["stopped", "killed"])
 @pytest.mark.parametrize("harm", ["bit flipped", "block truncated"])
 async def test_a_copy_that_is_damaged_while_its_server_is_down(trio: Trio, harm: str, kindly: bool) -> None:
-    """Stopped in order, a server believes in its files; killed, it reads them, and cuts them at the damage."""
+    """Stopped in order, a server believes in its files; killed, it reads them, and cuts them at the damage. A copy that only lost
+    its end, of a server whose death left the others without a leader, is not waited with: it catches up by itself."""
     await trio.form()
     victim = await log_leader(trio)
     trio.use(next(name for name in "abc" if name != victim))
@@ -137,7 +138,8 @@ async def test_a_copy_that_is_damaged_while_its_server_is_down(trio: Trio, harm:
             os.truncate(path, size // 2)
         began = time.perf_counter()
         await trio.again(victim)
-        await mended(trio, told, victim, began)
+        if kindly or harm == "bit flipped":
+            await mended(trio, told, victim, began)
         await stream.reaches(len(stream.accepted) + 2 * BATCH)
         await check(net, told, await stream.end())
     await whole(trio)
