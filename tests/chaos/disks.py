@@ -111,7 +111,7 @@ class Disk:
 def _records(block: Path, until: int) -> list[tuple[int, int]]:
     """Where each record before ``until`` begins, and its length, as nats-server writes it in front."""
     data, at, found = block.read_bytes(), 0, []
-    while at <= until:
+    while at <= until and data[at : at + 4].strip(b"\0"):
         size = int.from_bytes(data[at : at + 4], "little") & 0x7FFF_FFFF
         found.append((at, size))
         at += size
