@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from peers import LIMIT_S, World, until
 
-from comity.controller import doubt
+from comity.controller import census, doubt
 from comity.controller.controller import CONTROLLERS, Controller
 from comity.controller.doubt import Doubt, doubted, question
 from comity.errors import Corrupt
@@ -166,7 +166,32 @@ async def test_the_leader_tells_of_a_damaged_copy_and_of_its_end(world: World) -
     mine = [event for event in found if event["type"].startswith("replica.")]
     assert [event["type"] for event in mine] == ["replica.damaged", "replica.rebuilt"]
     assert {(event["server"], event["place"], event["reason"]) for event in mine} == {("s-1", "log entry 7", damage.reason)}
+    found.clear()
+    await report(msgspec.structs.replace(damage, index=9, mended=True))
+    await until(lambda: len(found) > 1)
+    mine = [(event["type"], event["place"]) for event in found]
+    assert mine == [("replica.damaged", "log entry 9"), ("replica.rebuilt", "log entry 9")], "it went by unseen"
     await registry.put("servers/s-1", b"{")
     await until(lambda: leader.census.malformed == 1)
     await registry.delete("servers/s-1")
     await until(lambda: not leader.census.damage)
+
+
+async def test_a_new_leader_tells_of_copies_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is damaged, however long ago, and of what changed while the old one may have been dead already."""
+    controller = await world.controller("k1")
+    registry = MemoryRegistry(world.registry)
+    whole = Damage("CY_main_LOG", 7, "1.blk byte 5: it fails its checksum", mended=True)
+    damaged = msgspec.structs.replace(whole, index=8, mended=False)
+    for name, damage in (("s-1", whole), ("s-2", damaged)):
+        record = ServerRecord("127.0.0.1:1", "nats://127.0.0.1:2", "0", damage)
+        await registry.put(f"servers/{name}", msgspec.json.encode(record))
+    await until(lambda: controller.census.damage == {"s-1": whole, "s-2": damaged})
+    told: list[tuple[str, Damage]] = []
+    controller.census.damaged = lambda server, damage: told.append((server, damage))
+    controller.census.tell_again()
+    assert told == [("s-1", msgspec.structs.replace(whole, mended=False)), ("s-1", whole), ("s-2", damaged)]
+    told.clear()
+    monkeypatch.setattr(census, "TOLD_S", -1.0)
+    controller.census.tell_again()
+    assert told == [("s-2", damaged)]

@@ -4,9 +4,11 @@ scheduler which agents exist. Whether a node may run anything is up to its lease
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
 import structlog
 
 from comity.core.scheduling import Scheduling
@@ -17,6 +19,9 @@ from comity.model.ids import AgentId, NodeId, ProcessId
 from comity.model.server import Damage, decode_server
 from comity.model.wire import decode_agents, decode_node
 from comity.registry.base import Change, Registry
+
+TOLD_S = 15.0
+"""A leader that dies may not have told what it learnt before: the next one tells what changed so long ago, perhaps again."""
 
 _log = structlog.get_logger("comity.controller")
 
@@ -33,7 +38,8 @@ class Census:
         self.damage: dict[str, Damage] = {}
         """What was found in servers' copies of the log, by the server's name."""
         self.damaged: Callable[[str, Damage], None] = lambda _server, _damage: None
-        """Hears of changes of that."""
+        """Hears of changes of that, in order: also of damage that was mended before its record could be read."""
+        self._changes: deque[tuple[float, str, Damage]] = deque(maxlen=64)
         self.malformed = 0
         self._registry = registry
         self.counts: dict[NodeId, dict[str, int]] = {}
@@ -67,9 +73,24 @@ class Census:
     def _take_server(self, name: str, damage: Damage | None) -> None:
         if damage is None:
             self.damage.pop(name, None)
-        elif damage != self.damage.get(name):
+        elif damage != (known := self.damage.get(name)):
             self.damage[name] = damage
-            self.damaged(name, damage)
+            found = msgspec.structs.replace(damage, mended=False)
+            if damage.mended and known != found:
+                self._tell(name, found)
+            self._tell(name, damage)
+
+    def _tell(self, server: str, damage: Damage) -> None:
+        self._changes.append((asyncio.get_running_loop().time(), server, damage))
+        self.damaged(server, damage)
+
+    def tell_again(self) -> None:
+        """For a new leader: what is damaged now, and what changed a moment ago."""
+        since = asyncio.get_running_loop().time() - TOLD_S
+        recent = [(server, damage) for at, server, damage in self._changes if at >= since]
+        older = [known for known in self.damage.items() if not known[1].mended and known not in recent]
+        for server, damage in older + recent:
+            self.damaged(server, damage)
 
     def damages(self) -> list[dict[str, Any]]:
         """The copies that are damaged now."""

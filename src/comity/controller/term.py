@@ -204,9 +204,7 @@ class Term:
         self.liveness.step(Leadership(True))
         self._spawn(self._ask_durability())
         self.inspection.begin()
-        for server, damage in c.census.damage.items():
-            if not damage.mended:
-                self._copy_damaged(server, damage)
+        c.census.tell_again()
 
     def end(self) -> None:
         self.leader.end()
