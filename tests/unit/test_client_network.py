@@ -277,6 +277,27 @@ async def test_what_was_lost_on_the_way_is_asked_for_again() -> None:
         await events.aclose()  # type: ignore[attr-defined]
 
 
+async def test_what_is_no_entry_and_told_again_is_yielded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.client.streams.LIVE_KNOWN", 2)
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        await client.ready()
+        events = client.events(after=0)
+        first = asyncio.ensure_future(anext(events))
+        follow = await following(leader)
+        notice(leader, follow, 0, "node.suspected", number=1)
+        notice(leader, follow, wire.AGAIN, "node.suspected", number=2)
+        notice(leader, follow, wire.AGAIN, "node.alive", number=3)
+        notice(leader, follow, 0, "node.alive", number=4)  # told anew, and the same by chance
+        notice(leader, follow, 0, "node.dead", number=5)
+        found = [await first, *[await anext(events) for _ in range(3)]]
+        assert [event["type"] for event in found] == ["node.suspected", "node.alive", "node.alive", "node.dead"]
+        assert {event["index"] for event in found} == {0}
+        (stream,) = client._exchange.streams._open.values()
+        assert len(stream.live) == 2
+        await events.aclose()  # type: ignore[attr-defined]
+
+
 async def test_following_is_renewed_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comity.client.streams.RENEW_S", 0.02)
     async with ground() as g:

@@ -210,6 +210,27 @@ async def test_a_node_of_many_attempts_is_settled_in_messages_that_fit(
     assert sorted(settled) == sorted(tasks)
 
 
+async def test_who_comes_a_moment_later_is_told_what_is_no_entry_too() -> None:
+    """What belongs to a task (progress, log lines) is not kept; nor is anything told that came before what was asked for."""
+    told = Told(0)
+    told.events.live({"type": "early"})
+    told.events.publish(2, 0, [change(2)])
+    told.events.live({"type": "late"})
+    told.events.live({"type": "progress"}, TaskId("t2"))
+    told.events.follow(wire.FollowEvents(1, after=2), C1)
+    told.events.live({"type": "meanwhile"})
+    await told.current()
+    assert told.seen == [(wire.AGAIN, "late"), (wire.AGAIN, "meanwhile"), (0, "events.current")]
+    told.seen.clear()
+    told.events.follow(wire.FollowEvents(2, after=0), C1)
+    await told.current()
+    assert [kind for index, kind in told.seen if index == wire.AGAIN] == ["early", "late", "meanwhile"]
+    told.seen.clear()
+    told.events.follow(wire.FollowEvents(3, after=0, task=TaskId("t2")), C1)
+    await told.current()
+    assert all(index != wire.AGAIN for index, _ in told.seen)
+
+
 async def test_a_followers_notices_are_counted_and_the_count_is_said_again() -> None:
     sent: list[wire.EventNotice] = []
     told = Told(0)

@@ -1,5 +1,6 @@
 """The event stream, followed: of one task or of the network. What comes from the log is resumed where it broke off;
-what is live (progress, log lines) may be missed around a change of leader."""
+what is live is told once more to who comes back to the same leader, or comes to a new one (progress and log lines of tasks are
+not)."""
 
 from __future__ import annotations
 
@@ -14,12 +15,14 @@ from comity.client.timers import Alarm, Timers
 from comity.errors import ComityError
 from comity.model.codec import from_json
 from comity.model.ids import TaskId
-from comity.model.wire import CURRENT, EventNotice, FollowEvents
+from comity.model.wire import AGAIN, CURRENT, EventNotice, FollowEvents
 
 FOLLOW_MS = 15_000
 RENEW_S = 5.0
 QUEUED = 10_000
-"""Events kept for a reader that is slow; past that it is resumed from the log, and live ones are missed."""
+"""Events kept for a reader that is slow; past that it is resumed from the log, and live ones may be missed."""
+LIVE_KNOWN = 4096
+"""Live events remembered, to know them again."""
 
 
 class Stream:
@@ -33,6 +36,7 @@ class Stream:
         self.task = task
         self.index = after
         self.at_index: dict[bytes, None] = {}
+        self.live: dict[bytes, None] = {}
         self.queue: deque[EventNotice] = deque()
         self.has_gap = False
         self.waiter: asyncio.Future[None] | None = None
@@ -122,7 +126,7 @@ class Streams:
                     if item.body == CURRENT:
                         stream.is_current = True
                     elif self._is_new(stream, item):
-                        yield {**from_json(item.body), "index": item.index}
+                        yield {**from_json(item.body), "index": max(item.index, 0)}
                 if stream.is_current and not follow:
                     return
                 if stream.error is not None:
@@ -139,7 +143,12 @@ class Streams:
 
     @staticmethod
     def _is_new(stream: Stream, item: EventNotice) -> bool:
-        if item.index == 0:
+        if item.index <= 0:
+            if item.index == AGAIN and item.body in stream.live:
+                return False
+            stream.live[item.body] = None
+            if len(stream.live) > LIVE_KNOWN:
+                del stream.live[next(iter(stream.live))]
             return True
         if item.index < stream.index or (item.index == stream.index and item.body in stream.at_index):
             return False

@@ -15,10 +15,12 @@ from comity.bus.outbox import Outbox
 from comity.core.changes import Change
 from comity.errors import ComityError, TooLarge
 from comity.model.ids import ProcessId, TaskId
-from comity.model.wire import CURRENT, EventNotice, FollowEvents
+from comity.model.wire import AGAIN, CURRENT, EventNotice, FollowEvents
 
 RECENT = 32_768
 """Changes kept at hand; an older past is read back from the log."""
+NOTICES = 1024
+"""Events that are no entries, kept for those who come, or come back, a moment later."""
 TOLD_AT_ONCE = 1000
 READS, READ_AGAIN_S = 4, 0.5
 """So often a past that cannot be reached is tried, before a gap is told."""
@@ -65,13 +67,14 @@ class Follower:
     """Who follows. ``next`` is the first index still owed, ``sent`` how many notices were; while ``catching_up`` new entries wait
     for the past."""
 
-    __slots__ = ("catching_up", "next", "process", "ref", "sent", "task", "until")
+    __slots__ = ("after", "catching_up", "next", "process", "ref", "sent", "task", "until")
 
     def __init__(self, process: ProcessId, item: FollowEvents, until: float) -> None:
         self.process = process
         self.ref = item.ref
         self.task = item.task
         self.until = until
+        self.after = item.after
         self.next = item.after + 1
         self.sent = 0
         self.catching_up: asyncio.Task[None] | None = None
@@ -86,6 +89,7 @@ class Events:
         self._past = past
         self._followers: dict[tuple[ProcessId, int], Follower] = {}
         self._recent: deque[tuple[int, int, list[Change]]] = deque()
+        self._notices: deque[tuple[int, bytes]] = deque(maxlen=NOTICES)  # with the entry they came after
         self.counts: Counter[str] = Counter()
         """Events since this controller leads, by type."""
         self._reading = asyncio.Lock()
@@ -130,6 +134,10 @@ class Events:
             if not self._replay(follower):
                 break
             await asyncio.sleep(0)
+        if follower.task is None:
+            for index, body in self._notices:
+                if index >= follower.after:
+                    self._post(follower, AGAIN, body)
         self._post(follower, 0, CURRENT)
         follower.catching_up = None
 
@@ -206,10 +214,12 @@ class Events:
                 self._tell(follower, index, changes, at_ms)
 
     def live(self, event: dict[str, Any], task: TaskId | None = None) -> None:
-        """Something that is no entry: progress, a log line, a suspicion, a refusal."""
+        """Something that is no entry: a suspicion, a refusal; or, of ``task``, progress or a log line."""
         self.counts[event["type"]] += 1
-        if self._followers:
+        if task is None or self._followers:
             body = _encode(event)
+            if task is None:
+                self._notices.append((self._recent[-1][0] if self._recent else 0, body))
             for follower in self._current():
                 if follower.task is None or follower.task == task:
                     self._post(follower, 0, body)

@@ -157,9 +157,9 @@ class Routed(Item, tag=24):
 
 
 class EventNotice(Item, tag=25):
-    """One event for a follower: ``index`` is the log index it comes from (0 for live ones: progress, log, membership),
-    ``body`` a JSON object with at least ``type`` and ``at`` (UTC ms). ``number`` counts those sent to this ``ref`` from 1: one
-    left out was lost on the way."""
+    """One event for a follower: ``index`` is the log index it comes from (0 for live ones: progress, log, membership; -1 for one
+    told live a moment ago, so that who has it already may leave it out), ``body`` a JSON object with at least ``type`` and ``at``
+    (UTC ms). ``number`` counts those sent to this ``ref`` from 1: one left out was lost on the way."""
 
     ref: int
     index: int
@@ -167,6 +167,7 @@ class EventNotice(Item, tag=25):
     number: int = 0
 
 
+AGAIN = -1
 CURRENT = b'{"type":"events.current","at":0}'
 """Body of the notice that ends the past a follower asked for, and of one that says only how many there were so far."""
 
