@@ -17,7 +17,6 @@ acknowledges: with its default of two minutes a power cut loses acknowledged dat
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import importlib.metadata
 import json
@@ -26,7 +25,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -40,6 +38,7 @@ from comity.credentials import Authority, write_private
 from comity.errors import AlreadyRunning, BadSettings, Corrupt, ForeignData, ServerFailed
 from comity.failpoints import durable
 from comity.model.ids import NetworkId, check_token
+from comity.ports import free_port, greet, is_free
 
 FORMAT = 1
 OLDEST = (2, 11)
@@ -62,6 +61,9 @@ _TIE = (
 )
 
 log = logging.getLogger(__name__)
+
+
+Before = Callable[["EmbeddedServer"], Awaitable[None]]
 
 
 class _PortTaken(Exception):
@@ -93,6 +95,7 @@ class EmbeddedServer:
         self._name = f"comity-{network_id}" if cluster is None else cluster.member
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._before: Before = _nothing
         self._between: tuple[Callable[[], None], asyncio.Future[None]] | None = None
 
     @property
@@ -122,14 +125,14 @@ class EmbeddedServer:
         host: str = HOST,
         cluster: Cluster | None = None,
         tls: TlsFiles | None = None,
-        before: Callable[[EmbeddedServer], Awaitable[None]] | None = None,
+        before: Before | None = None,
     ) -> EmbeddedServer:
         """Start a server on ``data`` (made if missing) and return once it takes connections.
 
         ``port`` 0 takes any free one; a taken port gives way to the next. ``fsync`` False: the server acknowledges what is not
-        yet on disk. ``cluster``: it is one of several; ``tls``: clients (and servers) use it; ``before``: done when the data
-        is ours and the process does not run yet. Raises AlreadyRunning (another process holds the directory), BadSettings (it
-        cannot be written to, or is not to be listened on there), ForeignData, Corrupt, ServerFailed.
+        yet on disk. ``cluster``: it is one of several; ``tls``: clients (and servers) use it; ``before``: done each time
+        before the process starts, the data being ours. Raises AlreadyRunning (another process holds the directory),
+        BadSettings (it cannot be written to, or is not to be listened on there), ForeignData, Corrupt, ServerFailed.
         """
         check_token(network, "network")
         check_listening(host, tls=tls is not None)
@@ -148,8 +151,8 @@ class EmbeddedServer:
             os.close(lock)
             raise
         try:
-            if before is not None:
-                await before(server)
+            server._before = before or server._before
+            await server._before(server)
             await server._start_near(port)
         except BaseException:
             await server.stop()
@@ -171,6 +174,21 @@ class EmbeddedServer:
         _, done = self._between
         await self._end()
         await done
+
+    async def open_alone(self) -> None:
+        """Have it open its files and end again, where no other server can reach it: it cuts what it finds damaged, and nobody
+        shall hear of that from it. Only while it does not run. Raises ServerFailed."""
+        port, cluster = self.port, self.cluster
+        self.port = free_port(self.host)
+        if cluster is not None:
+            self.cluster = replace(cluster, port=free_port(self.host), routes=())
+        try:
+            await self._launch()
+        except _PortTaken as error:
+            raise ServerFailed(f"another program took port {self.port}", port=self.port) from error
+        finally:
+            await self._end()
+            self.port, self.cluster = port, cluster
 
     async def stop(self) -> None:
         """Stop the server and let go of the data directory. Idempotent."""
@@ -244,7 +262,7 @@ class EmbeddedServer:
 
     async def _greeting(self, process: asyncio.subprocess.Process, mark: int) -> dict[str, Any]:
         while process.returncode is None:
-            info = await _greet(self.host, self.port)
+            info = await greet(self.host, self.port)
             if info is None:
                 await asyncio.sleep(0.004)  # a refused connection cannot be awaited
             elif info.get("server_name") == self._name:
@@ -306,6 +324,7 @@ class EmbeddedServer:
                     raise failed
                 await asyncio.sleep(0.1 * 2**failures if failures > 1 else 0)
                 try:
+                    await self._before(self)
                     await self._launch()
                     break
                 except _PortTaken:
@@ -339,6 +358,10 @@ class EmbeddedServer:
             except TimeoutError:
                 log.warning("nats-server did not end within %s s of %s", _STOP_LIMIT_S, signum.name)
         raise ServerFailed(f"nats-server (process {process.pid}) does not end")
+
+
+async def _nothing(_: EmbeddedServer) -> None:
+    """Before a start nothing is to be done."""
 
 
 def find_binary(binary: Path | None = None) -> Path:
@@ -442,54 +465,6 @@ def _keys(data: Path, network: str) -> Authority:
     if authority.network != network:
         raise ForeignData(f"the keys in {data} are of network {authority.network!r}", path=str(data / "keys"))
     return authority
-
-
-async def _greet(host: str, port: int) -> dict[str, Any] | None:
-    """What the server listening there says first; None if there is none yet; {} if it is not a NATS server."""
-    try:
-        async with asyncio.timeout(1):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                line = await reader.readline()
-            finally:
-                writer.close()
-                await writer.wait_closed()
-    except TimeoutError:
-        return {}
-    except OSError:
-        return None
-    if not line:
-        return None
-    try:
-        info = json.loads(line.removeprefix(b"INFO "))
-    except ValueError:
-        return {}
-    return info if isinstance(info, dict) else {}
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now. Raises BadSettings for an address that is not this machine's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise BadSettings(f"cannot listen on {host}: {error.strerror}", setting="listen", value=host) from error
-    return True
-
-
-def free_port(host: str = HOST) -> int:
-    """A port on which nobody listens now. Raises BadSettings for an address that is not this machine's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise BadSettings(f"cannot listen on {host}: {error.strerror}", setting="listen", value=host) from error
-        return int(probe.getsockname()[1])
 
 
 def _gist(said: str) -> str:

@@ -38,7 +38,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.credentials": WORDS + WRITES,
     # It asks the servers about themselves, over a connection of its own.
     "comity.cluster": (*WORDS, "comity.credentials", "comity.jetstream", "comity.bus.connection"),
-    "comity.embedded": (*WORDS, *WRITES, "comity.credentials", "comity.cluster.config"),
+    "comity.embedded": (*WORDS, *WRITES, "comity.credentials", "comity.cluster.config", "comity.ports"),
+    "comity.ports": (*WORDS, "comity.cluster.config"),
     "comity.finding": WORDS,
     "comity.directory": (*WORDS, "comity.finding", "comity.registry.base"),
     "comity.handles": WORDS + FACES,

@@ -88,11 +88,10 @@ class Disk:
         return sorted(self.data.glob("jetstream/**/streams/CY_main_LOG/msgs/*.blk"))
 
     def flip(self, chance: random.Random) -> str:
-        """Flip a bit of a record in the first half of a block of the log. Says where. Not of its time or the server's checksum:
-        by these alone damage cannot be told before the server has cut its copy there, and perhaps made the others do so."""
+        """Flip a bit of a record in the first half of a block of the log. Says where."""
         block = max(self.blocks(), key=lambda path: path.stat().st_size)
         begin, size = chance.choice(_records(block, block.stat().st_size // 2))
-        at = begin + chance.choice([byte for byte in range(size - 8) if not 12 <= byte < 20])
+        at = begin + chance.randrange(size)
         with block.open("r+b") as file:
             file.seek(at)
             byte = file.read(1)[0]

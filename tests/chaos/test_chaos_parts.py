@@ -161,7 +161,7 @@ def test_damage_is_done_to_the_log(tmp_path: Path) -> None:
     block.write_bytes(10 * record)
     told = disk.flip(random.Random(1))
     (at,) = (at for at, byte in enumerate(block.read_bytes()) if byte != record[at % 100])
-    assert told == f"1.blk byte {at}" and at % 100 not in (*range(12, 20), *range(92, 100))
+    assert told == f"1.blk byte {at}"
     assert "from 1000 to 500" in disk.truncate()
     assert block.stat().st_size == 500
 

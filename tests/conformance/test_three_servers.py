@@ -28,11 +28,12 @@ from comity.bus.base import to
 from comity.bus.nats import NatsBus
 from comity.cluster.config import Cluster
 from comity.cluster.handover import hand_over
-from comity.embedded import EmbeddedServer, free_port
+from comity.embedded import EmbeddedServer
 from comity.errors import Conflict, Indefinite, Unreachable
 from comity.jetstream import JetStream
 from comity.log.base import Log
 from comity.log.jetstream import JetStreamLog
+from comity.ports import free_port
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.base import Store
 from comity.store.jetstream import JetStreamStore

@@ -44,7 +44,17 @@ def block(trio: Trio, name: str) -> Path:
 def flip(path: Path) -> None:
     """Flip a bit of an entry in the first half."""
     content = path.read_bytes()
-    at = content.index(b"C1", len(content) // 4) + 25
+    flip_at(path, content.index(b"C1", len(content) // 4) + 25)
+
+
+def flip_unseen(path: Path) -> None:
+    """Flip one that only the server's own checksum covers: of the time of the record after that entry."""
+    content = path.read_bytes()
+    after = content.index(b"cy.main.log", content.index(b"C1", len(content) // 4))
+    flip_at(path, after - 2 - 6)
+
+
+def flip_at(path: Path, at: int) -> None:
     with path.open("r+b") as file:
         file.seek(at)
         byte = file.read(1)[0]
@@ -112,7 +122,7 @@ async def test_a_copy_that_is_damaged_while_it_leads_the_log(trio: Trio) -> None
 
 
 @pytest.mark.parametrize("kindly", [True, False], ids=["stopped", "killed"])
-@pytest.mark.parametrize("harm", ["bit flipped", "block truncated"])
+@pytest.mark.parametrize("harm", ["bit flipped", "unseen bit flipped", "block truncated"])
 async def test_a_copy_that_is_damaged_while_its_server_is_down(trio: Trio, harm: str, kindly: bool) -> None:
     """Stopped in order, a server believes in its files; killed, it reads them, and cuts them at the damage. A copy that only lost
     its end, of a server whose death left the others without a leader, is not waited with: it catches up by itself."""
@@ -134,15 +144,41 @@ async def test_a_copy_that_is_damaged_while_its_server_is_down(trio: Trio, harm:
         size = path.stat().st_size
         if harm == "bit flipped":
             flip(path)
+        elif harm == "unseen bit flipped":
+            flip_unseen(path)
+            assert (await look(copy_of(trio, victim), 1, at_once)).flaw is None
         else:
             os.truncate(path, size // 2)
         began = time.perf_counter()
         await trio.again(victim)
-        if kindly or harm == "bit flipped":
+        if harm == "bit flipped" or kindly == (harm == "block truncated"):
             await mended(trio, told, victim, began)
         await stream.reaches(len(stream.accepted) + 2 * BATCH)
         await check(net, told, await stream.end())
     await whole(trio)
+
+
+async def test_a_copy_is_looked_at_too_when_only_its_server_starts_again(trio: Trio) -> None:
+    """Here it ended by itself, and ``comity up`` went on."""
+    await trio.form()
+    victim = await log_leader(trio)
+    trio.use(next(name for name in "abc" if name != victim))
+    await trio.hire("n1", "n2")
+    net = await trio.client()
+    async with story(net) as told:
+        stream = Stream(net, 0.05)
+        await stream.reaches(6 * BATCH)
+        server = trio.ups[victim].server
+        server.suspend()  # what comes later must not be written over the damage
+        began = time.perf_counter()
+        flip_unseen(block(trio, victim))
+        server.kill()
+        found = await mended(trio, told, victim, began)
+        assert "it was cut after entry" in found["reason"]
+        await stream.reaches(len(stream.accepted) + 2 * BATCH)
+        await check(net, told, await stream.end())
+    await whole(trio)
+    assert trio.ups[victim].server.pid != server.pid and trio.ups[victim].process.returncode is None
 
 
 async def test_a_copy_is_not_given_up_while_the_others_may_need_it(trio: Trio) -> None:

@@ -1,6 +1,7 @@
 """Looks after this server's own copy of the log: finds damage in it, has others lead instead, and has it rebuilt from theirs.
 
-    before the server runs   it must not start on damage: it could cut off what follows, and lead with what is left
+    before the server runs   it must not start on damage: it could cut off what follows, lead with what is left, and have the
+                             others drop it too. What only it can see (see ``cluster.replica``) it is made to find alone
     all the time after that  the files are read through; sooner if somebody cannot read an entry, which is then asked for too
 
 A copy is given up only if a majority of others has all of it, and what is damaged here is intact there: see
@@ -25,7 +26,7 @@ from comity.cli.marking import Mark
 from comity.cli.seat import Seat
 from comity.cluster.membership import Member
 from comity.cluster.rebuilding import Copies, View, quarantine, set_aside, stream_of
-from comity.cluster.replica import Flaw, Pace, look
+from comity.cluster.replica import Copy, Flaw, Pace, look
 from comity.cluster.status import SystemView
 from comity.config import Settings
 from comity.connect import secured
@@ -62,7 +63,12 @@ async def mend_before(member: Member, server: EmbeddedServer) -> Damage | None:
     found then. Raises Corrupt, ForeignData (the mark cannot be used), ServerFailed (nor can the copy be moved)."""
     mark, folder = Mark.load(server.data), _folder(server)
     known = mark.index if mark is not None else 0
-    flaw = await _flaw(folder, 0, known) if folder.is_dir() else None
+    cut = None
+    if not folder.is_dir():
+        return None
+    flaw = _flaw(await look(folder, 0, _at_once), known)
+    if flaw is None:
+        flaw = cut = await _cut_alone(server, folder)
     if flaw is None:
         return None
     loop = asyncio.get_running_loop()
@@ -70,7 +76,7 @@ async def mend_before(member: Member, server: EmbeddedServer) -> Damage | None:
     while True:
         try:
             async with asyncio.timeout(LOOK_S), _from_others(member, server) as copies:
-                flaw = await _flaw(folder, (await copies.view()).first, known)
+                flaw = cut or _flaw(await look(folder, (await copies.view()).first, _at_once), known)
                 why = await copies.obstacle(flaw, known) if flaw is not None else ""
         except (ComityError, TimeoutError) as error:
             why = str(error) or "the other servers do not answer"
@@ -87,10 +93,19 @@ async def mend_before(member: Member, server: EmbeddedServer) -> Damage | None:
         await asyncio.sleep(RETRY_S)  # that other servers are ready cannot be awaited
 
 
-async def _flaw(folder: Path, first: int, known: int) -> Flaw | None:
+def _flaw(copy: Copy, known: int) -> Flaw | None:
     """A copy that only ends early may lack what it never had; if it is torn there too, it was cut."""
-    copy = await look(folder, first, _at_once)
     return Flaw(copy.last + 1, copy.torn, _end(copy.last, known)) if copy.torn and copy.last < known else copy.flaw
+
+
+async def _cut_alone(server: EmbeddedServer, folder: Path) -> Flaw | None:
+    """What the server cuts off a copy in which nothing was found, as it opens its files."""
+    had = (await look(folder, 0, _at_once)).last
+    await server.open_alone()
+    copy = await look(folder, 0, _at_once)
+    if copy.flaw is not None or copy.last >= had:
+        return copy.flaw
+    return Flaw(copy.last + 1, "what its server found", f"it was cut after entry {copy.last}, of {had}")
 
 
 @contextlib.asynccontextmanager
@@ -122,6 +137,8 @@ class Mending:
     def __init__(self, server: EmbeddedServer, seat: Seat, bus: NatsBus, settings: Settings, damage: Damage | None) -> None:
         self.seat = seat
         self.known: Callable[[], int] = lambda: 0
+        self.ask: Callable[[int], None] = lambda _: None
+        """Has every server look at its copy of an entry: what is damaged here may be so where it is to come from."""
         self._server = server
         self._bus = bus
         self._pause_s = settings.inspect_pause_s if settings.inspect_rate_mb else None
@@ -129,6 +146,7 @@ class Mending:
         self._folder = _folder(server)
         self._damage = seat.damage = damage
         self._is_rebuilding = damage is not None
+        self._is_new = False
         self._doubted = 0
         self._asked = asyncio.Event()
         self._work = asyncio.create_task(self._run(), name="mending")
@@ -136,6 +154,11 @@ class Mending:
     def hurry(self, index: int) -> None:
         """Look now: somebody cannot read entry ``index``."""
         self._doubted = index
+        self._asked.set()
+
+    def found(self, damage: Damage) -> None:
+        """Before the server started once more its copy was damaged, and put aside."""
+        self._damage, self._is_rebuilding, self._is_new = damage, True, True
         self._asked.set()
 
     async def close(self) -> None:
@@ -170,6 +193,9 @@ class Mending:
 
     async def _round(self, copies: Copies, pace: Pace) -> None:
         """Look once, and mend what is found. Raises Indefinite errors, NotFound, OSError, ServerFailed."""
+        if self._is_new and self._damage is not None:
+            await self.seat.report(self._damage)
+            self._is_new = False
         known, view = self.known(), await copies.view()
         doubted, self._doubted = self._doubted, 0
         if self._is_rebuilding and self.seat.member.member not in view.current:
@@ -208,6 +234,7 @@ class Mending:
             await self.seat.report(self._damage)
         except Indefinite as error:  # the log above has it, and the end of it will be told
             log.info("damage could not be reported: %s", error)
+        self.ask(flaw.entry)
         await self.seat.leave(self._bus)
         loop = asyncio.get_running_loop()
         until = loop.time() + SETTLE_S

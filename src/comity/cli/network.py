@@ -106,9 +106,15 @@ class EmbeddedNetwork:
         cluster = place.member.config() if place.member is not None else None
         damage: Damage | None = None
 
+        seat: Seat | None = None
+        mending: Mending | None = None
+
         async def before(server: EmbeddedServer) -> None:
             nonlocal damage
-            damage = await mend_before(place.member, server) if place.member is not None else None
+            member = seat.member if seat is not None else place.member
+            damage = await mend_before(member, server) if member is not None else None
+            if mending is not None and damage is not None:
+                mending.found(damage)
 
         async with AsyncExitStack() as stack:
             server = await EmbeddedServer.start(
@@ -119,7 +125,6 @@ class EmbeddedNetwork:
             process = ProcessId(f"k-{secrets.token_hex(4)}")
             bus = await _connect(server, process)
             stack.push_async_callback(bus.close)
-            seat = mending = None
             if place.member is not None:
                 seat = Seat(server, place, version("comity"))
                 stack.push_async_callback(seat.close)
@@ -163,6 +168,7 @@ class EmbeddedNetwork:
         controller.measure = partial(machine, settings.data_dir)
         if mending is not None:
             mending.known = lambda: controller.ledger.index
+            mending.ask = controller.doubt.ask
             controller.doubted = mending.hurry
         try:
             await controller.start()

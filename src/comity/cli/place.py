@@ -11,8 +11,9 @@ from comity.cluster.invites import Token
 from comity.cluster.join import ask_to_join, settle
 from comity.cluster.membership import Member, must_be_new, new_name
 from comity.cluster.tls import CertificateAuthority, server_files
-from comity.embedded import free_port, identify, is_free, prepare
+from comity.embedded import identify, prepare
 from comity.errors import BadSettings, ForeignData
+from comity.ports import free_port, is_free
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,11 +19,12 @@ from comity.cluster.join import Identity, JoinEndpoint
 from comity.cluster.membership import Member
 from comity.cluster.status import SystemView
 from comity.cluster.tls import server_context
-from comity.embedded import EmbeddedServer, free_port
+from comity.embedded import EmbeddedServer
 from comity.errors import Conflict, Disconnected, ForeignData, Indefinite, InvalidInput, NotFound, Unreachable
 from comity.jetstream import JetStream
 from comity.model.ids import check_token
 from comity.model.server import Damage, ServerRecord, decode_server
+from comity.ports import free_port
 from comity.registry.base import Registry
 
 SERVERS, FORGOTTEN = "servers/", "forgotten/"

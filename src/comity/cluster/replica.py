@@ -6,7 +6,7 @@ notices, or serves it, and also while it does not run.
 
 A record's message is a sealed entry, so its digest tells of flipped bits; an entry between others that is not there is a gap:
 nobody may delete one; the subject is known, and so is what the headers say. Of each record the time and the server's own checksum
-(HighwayHash, which is slow in Python) remain, sixteen bytes in which a flipped bit is not seen here.
+(HighwayHash, which is slow in Python) remain, sixteen bytes in which a flipped bit is not seen here: only the server can tell.
 """
 
 from __future__ import annotations
