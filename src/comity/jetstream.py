@@ -9,6 +9,7 @@ and ordered consumers may stay silent for many seconds after a server restart.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -40,6 +41,11 @@ YOUNG_S, YOUNG_TICK_S = 2.0, 0.01
 PULL_S = 30.0
 PULL_ROWS = 1024
 PULL_BYTES = 16 * 1024 * 1024
+AGAIN_S = (0.5, 1.0)
+"""A question without answer is put again after so long, and after so long once more: while its stream gets another leader nobody
+may have answered it, and nobody will."""
+QUESTIONS = ("STREAM.INFO.", "STREAM.MSG.GET.", "CONSUMER.CREATE.")
+"""What may be asked twice. (To make a consumer that is there already, and is the same, changes nothing.)"""
 ELECTED_S = 0.25
 """A request that was under way when its stream got a new leader may be answered for so long: the old one may have dropped it."""
 HEADER_ROOM = 1024
@@ -122,9 +128,11 @@ class JetStream:
         for token, call in self._calls.items():
             self._calls[token] = call._replace(deadline=min(call.deadline, until))
 
-    async def call(self, subject: str, data: bytes = b"", headers: dict[str, str] | None = None) -> Msg:
-        """Send a request, wait for its reply. Calls leave in the order in which they were started. Raises Disconnected,
-        TimedOut, Unreachable (nobody answers there), AccessDenied and TooLarge."""
+    async def call(
+        self, subject: str, data: bytes = b"", headers: dict[str, str] | None = None, timeout_s: float | None = None
+    ) -> Msg:
+        """Send a request, wait for its reply, for ``timeout_s`` or as long as usual. Calls leave in the order in which they were
+        started. Raises Disconnected, TimedOut, Unreachable (nobody answers there), AccessDenied and TooLarge."""
         nc = self.nc
         if not nc.is_connected or self._subscription is None:
             raise Disconnected("no connection to the server" if self._subscription else "closed")
@@ -132,7 +140,8 @@ class JetStream:
         self._count += 1
         token = str(self._count)
         reply: asyncio.Future[Msg] = loop.create_future()
-        self._calls[token] = _Call(reply, subject, loop.time() + self.timeout_s, self.reconnects)
+        deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
+        self._calls[token] = _Call(reply, subject, deadline, self.reconnects)
         if self._timer is None:
             self._timer = loop.call_later(TICK_S, self._tick, loop)
         try:
@@ -159,11 +168,21 @@ class JetStream:
     async def api(self, name: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """One request of JetStream's JSON API. Raises NotFound, BadSettings, and what ``call`` raises."""
         subject = f"$JS.API.{name}"
-        msg = await self.call(subject, msgspec.json.encode(body) if body is not None else b"")
+        data = msgspec.json.encode(body) if body is not None else b""
+        msg = await (self._ask(subject, data) if name.startswith(QUESTIONS) else self.call(subject, data))
         answer: dict[str, Any] = msgspec.json.decode(msg.data)
         if "error" in answer:
             _raise(msgspec.convert(answer["error"], _Fault), subject)
         return answer
+
+    async def _ask(self, subject: str, data: bytes) -> Msg:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.timeout_s
+        for patience_s in AGAIN_S:
+            if patience_s < until - loop.time():
+                with contextlib.suppress(TimedOut):
+                    return await self.call(subject, data, timeout_s=patience_s)
+        return await self.call(subject, data, timeout_s=until - loop.time())
 
     async def stream(self, config: dict[str, Any], *, create: bool) -> dict[str, Any]:
         """Information on the stream ``config["name"]``, made if it is missing and ``create`` says so. Raises NotFound, and

@@ -90,6 +90,31 @@ class TestCalls:
         with pytest.raises(Unreachable):
             await js.publish(f"cy.{real_network.network}.nowhere", b"a")
 
+    async def test_a_question_that_nobody_took_is_put_again(
+        self, js: JetStream, stream: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        publish, asked = js.nc.publish, []
+
+        async def lossy(subject: str, *args: Any, **options: Any) -> None:
+            asked.append(subject)
+            if len(asked) > lost:
+                await publish(subject, *args, **options)
+
+        monkeypatch.setattr(js.nc, "publish", lossy)
+        monkeypatch.setattr(jetstream, "AGAIN_S", (0.1, 0.1))
+        lost = 2
+        assert (await js.api(f"STREAM.INFO.{stream}"))["state"]["messages"] == 0
+        assert asked == [f"$JS.API.STREAM.INFO.{stream}"] * 3
+        asked.clear()
+        lost = 9
+        with pytest.raises(TimedOut):
+            await js.api(f"STREAM.INFO.{stream}")
+        assert len(asked) == 3
+        asked.clear()
+        with pytest.raises(TimedOut):
+            await js.api(f"STREAM.PURGE.{stream}")
+        assert len(asked) == 1, "what changes something is not"
+
     async def test_no_answer(self, js: JetStream, real_network: RealNetwork) -> None:
         silent = f"cy.{real_network.network}.silent"
         await js.nc.subscribe(silent)
