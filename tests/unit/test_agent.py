@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from typing import Any
 
@@ -15,8 +16,10 @@ from comity.model.capability import AgentStatus, Performance, Resources, Strateg
 from comity.model.ids import AgentId, ProcessId
 from comity.model.task import TaskFailure
 from comity.model.wire import BeaconAck
-from comity.node.failing import Failure, failure_of, place
+from comity.node.failing import Failure, failure_of, place, traced
 from comity.node.lease import Lease
+from comity.node.performing import Performer
+from comity.node.pools import Pools
 
 
 class House:
@@ -282,6 +285,28 @@ def test_errors_as_failures() -> None:
     with pytest.raises(ValueError) as caught:
         int("x")
     assert place(caught.value).startswith(__file__)
+    kind, error, trace = traced(caught.value) or (None, None, None)
+    assert kind is ValueError and error is caught.value and trace is caught.value.__traceback__
+    assert traced(ValueError()) is not None
+    with pytest.raises(BadInput) as ours:
+        raise BadInput("no")
+    assert traced(ours.value) is None, "it says what it is about"
+
+
+async def test_the_trace_of_a_failure_begins_in_the_users_code() -> None:
+    agent = Agent("a")
+
+    @agent.capability
+    async def work() -> None:
+        int("x")
+
+    (offered,) = agent.offered.values()
+    performing = asyncio.create_task(Performer(Pools()).perform(offered, b"{}", lambda: None, lambda: None))
+    await asyncio.wait([performing])
+    error = performing.exception()
+    assert isinstance(error, ValueError)
+    _, _, trace = traced(error) or (None, None, None)
+    assert trace is not None and trace.tb_frame.f_code.co_name == "work"
 
 
 def test_a_lease_counts_only_what_answers_its_own_beacons() -> None:

@@ -41,7 +41,7 @@ from comity.model.wire import (
     Slot,
     Stop,
 )
-from comity.node.failing import MESSAGE_LIMIT, Failure, failure_of, place, said_by
+from comity.node.failing import MESSAGE_LIMIT, Failure, failure_of, place, said_by, traced
 from comity.node.parts import Streams
 from comity.node.performing import Performer, is_closing
 from comity.node.resuming import Doors, Memory, suspension
@@ -330,7 +330,7 @@ class Attempts:
                 return suspended.report(run, self._ran_ms(running))
             failure = failure_of(error, (*running.offered.no_retry, *run.no_retry))
             about = {"task": run.task, "agent": run.agent, "code": failure.code, "error": failure.message}
-            _log.info("an attempt failed", **about, at=place(error))
+            _log.warning("an attempt failed", **about, at=place(error), exc_info=traced(error))
             return Failed(run.task, run.epoch, failure, ran_ms=self._ran_ms(running))
 
     async def _fetch(self, payload: Payload) -> bytes:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import TracebackType
+
 from comity.errors import BadInput, ComityError, InvalidOutput, Unanswered
 from comity.model.task import TaskFailure
 
 MESSAGE_LIMIT = 4096
 _HOPELESS = (BadInput, InvalidOutput, Unanswered)
 """The same again would end the same."""
+_OURS = str(Path(__file__).parents[1])
 
 NoRetry = tuple[type[BaseException] | str, ...]
 """Exceptions that another attempt would not mend: classes or names of classes, and what is derived from them."""
@@ -51,3 +55,13 @@ def place(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+
+
+def traced(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
+    """For a log line: the user's own frames, for ours say nothing to whoever wrote the function. None for an error of ours."""
+    if isinstance(error, ComityError | Failure):
+        return None
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+        trace = trace.tb_next
+    return type(error), error, trace

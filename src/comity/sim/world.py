@@ -382,7 +382,7 @@ def _logs_to(trace: Trace) -> Iterator[None]:
 
     def note(_logger: Any, method: str, event: MutableMapping[str, Any]) -> NoReturn:
         process = current_process()
-        about = ", ".join(f"{key}={value}" for key, value in event.items() if key != "event")
+        about = ", ".join(f"{key}={value}" for key, value in event.items() if key not in {"event", "exc_info"})
         trace(process.name if process is not None else "world", f"log {method}", f"{event['event']}: {about}")
         raise structlog.DropEvent
 
