@@ -159,6 +159,7 @@ class Endurance:
 
 async def main(finished: int, waiting: int, left: int, minutes: float) -> None:
     limits = {"max_waiting": waiting + 1_000_000, "max_waiting_bytes": 1 << 40, "submit_timeout_s": 60}
+    limits["keep_finished"] = 1_000_000 + 5 * finished  # all results of the hour are to be read
     async with network(2, 8, slots=BATCH, **limits) as bench:
         run = Endurance(bench)
         await run.finish(finished, minutes * 60)
