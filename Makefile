@@ -22,6 +22,8 @@ TESTS ?= tests
 # In CI too little coverage is a failure, and the slow tests (clusters, chaos, backups ...) are run too.
 IN_CI := $(filter true 1 yes,$(CI))
 COVERAGE := $(if $(IN_CI),--cov-fail-under=90)
+# Much of the time is spent waiting for servers: two tests at a time, or more where there are processors.
+AT_ONCE := -n logical --maxprocesses 4 --dist worksteal
 FEWER := $(if $(IN_CI)$(ALL),,-m "not slow and not planted")
 
 help: ## list the commands
@@ -38,7 +40,7 @@ up: $(VENV)/base.stamp ## start a network here, in the foreground
 	@exec $(BIN)/comity up
 
 test: $(VENV)/dev.stamp ## run the tests, with coverage (ALL=1: the slow ones too, as in CI; TESTS=tests/unit: a part)
-	@$(BIN)/python -m pytest $(TESTS) --cov --cov-report=term $(COVERAGE) $(FEWER)
+	@$(BIN)/python -m pytest $(TESTS) --cov --cov-report=term $(AT_ONCE) $(COVERAGE) $(FEWER)
 
 test-long: $(VENV)/dev.stamp ## try the codec with 100,000 cases, and a live network with random bytes (half an hour)
 	@COMITY_CASES=11200 $(BIN)/python -m pytest tests/fuzz tests/e2e/test_fuzz.py -m "" --timeout=3600

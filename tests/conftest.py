@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import gc
 import itertools
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
@@ -71,6 +73,17 @@ def need_server() -> None:
         if IN_CI:
             pytest.fail(f"CI must have a server: {error}")
         pytest.skip(str(error))
+
+
+async def pause(pid: int) -> None:
+    """Stop a process, and return once all its threads stand still: those on other processors may run on for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(10):
+        while True:
+            stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+            if {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}:
+                return
+            await asyncio.sleep(0.001)
 
 
 class RealNetwork(NamedTuple):

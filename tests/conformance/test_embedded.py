@@ -20,10 +20,8 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from comity import embedded
-from comity.cluster.config import Cluster
 from comity.embedded import EmbeddedServer, find_binary
 from comity.errors import AlreadyRunning, BadSettings, Corrupt, ForeignData, ServerFailed
-from comity.ports import free_port
 from conftest import need_server
 
 pytestmark = pytest.mark.server
@@ -179,43 +177,6 @@ async def test_a_killed_server_is_restarted_and_nothing_is_lost(own: EmbeddedSer
     assert own.pid != pid
     assert own.port == port
     assert await read(own) == [b"one", b"two"]
-
-
-async def test_it_opens_its_files_alone_before_each_start(data: Path) -> None:
-    """What it then cuts off can be seen in the files before it serves them."""
-    need_server()
-    sizes: list[int] = []
-    pids: list[int] = []
-
-    def size() -> int:
-        return sum(path.stat().st_size for path in data.glob("jetstream/*/streams/CY_main_LOG/msgs/*.blk"))
-
-    async def before(server: EmbeddedServer) -> None:
-        place, cluster = server.port, server.cluster
-        sizes.append(size())
-        await server.open_alone()
-        sizes.append(size())
-        pids.append(server.pid)
-        assert (server.port, server.cluster) == (place, cluster)
-
-    routes = Cluster("main", "s-1", 3, free_port(), ("127.0.0.1:1",))
-    server = await EmbeddedServer.start(data, network="main", port=0)
-    await write(server, *(b"%d" % number for number in range(10)))
-    os.kill(server.pid, signal.SIGKILL)
-    await server.stop()
-    (block,) = data.glob("jetstream/*/streams/CY_main_LOG/msgs/*.blk")
-    content = bytearray(block.read_bytes())
-    content[12] ^= 1  # the time of the first record
-    block.write_bytes(content)
-    server = await EmbeddedServer.start(data, network="main", port=0, cluster=routes, before=before)
-    assert sizes[0] == len(content) > 10 * sizes[1]
-    assert server.pid not in pids
-    restarted = asyncio.Event()
-    server.on_restart = restarted.set
-    os.kill(server.pid, signal.SIGKILL)
-    await asyncio.wait_for(restarted.wait(), 20)
-    assert len(pids) == 2 and server.pid not in pids
-    await server.stop()
 
 
 async def test_a_client_finds_the_restarted_server(own: EmbeddedServer) -> None:

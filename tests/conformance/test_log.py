@@ -33,7 +33,7 @@ from comity.log.base import Durability, Item, Log
 from comity.log.jetstream import JetStreamLog, stream_config
 from comity.log.memory import MemoryLog, MemoryLogState
 from comity.log.sqlite import SqliteLog
-from conftest import RealNetwork, need_server
+from conftest import RealNetwork, need_server, pause
 
 
 class TestMemoryLog(LogContract):
@@ -334,7 +334,7 @@ class TestServerFailures:
     async def test_what_was_in_flight_fails_soon_after_the_connection(self, life: Life) -> None:
         log = await life.door()
         await fill(log, 1)
-        os.kill(life.server.pid, signal.SIGSTOP)
+        await pause(life.server.pid)
         append = asyncio.create_task(log.append(b"unknown", 1))
         await asyncio.sleep(0.05)
         assert not append.done()

@@ -17,7 +17,8 @@ from conftest import need_server
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
 RECORDED = Path(__file__).parents[2] / "bench" / "recorded.json"
-ALLOWED = 1.3
+ALLOWED = {"cpu_per_pace": 1.3, "lag_p99_per_pace": 2.0}
+"""Other tests may run beside this one, and a loop that must wait for a processor is late."""
 TRIES = 5
 
 
@@ -35,7 +36,7 @@ def measured() -> dict[str, float]:
 
 def test_a_task_costs_no_more_than_it_did() -> None:
     need_server()
-    limits = {name: value * ALLOWED for name, value in json.loads(RECORDED.read_text()).items()}
+    limits = {name: value * ALLOWED[name] for name, value in json.loads(RECORDED.read_text()).items()}
     best: dict[str, float] = {}
     for _ in range(TRIES):
         run = measured()
