@@ -1,6 +1,7 @@
 """Keeps what the leader holds bounded: finished tasks go to the archive, the log is cut below snapshots, old archive chunks go.
 
-One piece of work at a time, in the background; each ends in a command, so that replicated state says what is where.
+One piece of work at a time, in the background; each ends in a command, so that replicated state says what is where. Snapshots are
+written beside the other work: one takes long where much waits, and what ends meanwhile must leave memory all the same.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class Keeping:
         self._keep_dead = keep_dead
         self._keep_dead_ms = keep_dead_ms
         self._work: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._doomed: deque[str] = deque()
         self._marks: deque[Mark] = deque(
             Mark(taken.index, taken.index - ledger.index, 0, taken.time_ms) for taken in state.snapshots
@@ -109,8 +111,9 @@ class Keeping:
         self.snapshot_wanted = False
 
     def end(self) -> None:
-        if self._work is not None:
-            self._work.cancel()
+        for work in (self._work, self._writing):
+            if work is not None:
+                work.cancel()
 
     def kept(self, changes: list[Change]) -> None:
         """Take note of what an entry changed."""
@@ -128,28 +131,27 @@ class Keeping:
         """Start whatever is due; called a few times a second with what was appended in this term."""
         self._written = (commands, bytes_written)
         loop = asyncio.get_running_loop()
-        if (self._work is not None and not self._work.done()) or loop.time() < self._retry_at:
+        if loop.time() < self._retry_at:
             return
-        work = self._due(bytes_written)
-        if work is not None:
-            self._work = loop.create_task(self._guarded(work))
+        if _is_idle(self._writing) and self._snapshot_due(loop.time()):
+            self._writing = loop.create_task(self._guarded(self._snapshot))
+        if _is_idle(self._work) and self._due() is not None:
+            self._work = loop.create_task(self._guarded(self._all_due))
 
-    def _due(self, bytes_written: int) -> Work | None:
-        state = self._state
-        last = state.snapshots[-1].index if state.snapshots else 0
+    def _snapshot_due(self, now: float) -> bool:
+        last = self._state.snapshots[-1].index if self._state.snapshots else 0
+        bytes_written = self._written[1]
+        grown = self._ledger.index - last >= self._snapshot_every or bytes_written - self._bytes >= SNAPSHOT_BYTES
+        is_due = ((grown and now >= self._snapshot_after) or self.snapshot_wanted) and self._ledger.index > last
+        return is_due and self._is_swept
+
+    def _due(self) -> Work | None:
         if not self._is_swept:
             return self._sweep
         if self._doomed:
             return self._delete
         if self._may_trim_to() > self._trim_to:
             return self._trim
-        grown = self._ledger.index - last >= self._snapshot_every or bytes_written - self._bytes >= SNAPSHOT_BYTES
-        now = asyncio.get_running_loop().time()
-        if ((grown and now >= self._snapshot_after) or self.snapshot_wanted) and self._ledger.index > last:
-            self._bytes = bytes_written
-            self.snapshot_wanted = False
-            self._snapshot_after = now + SNAPSHOT_PAUSE_S
-            return self._snapshot
         if self._archive_due():
             return self._archive
         if self._stale_chunks():
@@ -160,12 +162,14 @@ class Keeping:
             return self._adopt
         return None
 
-    async def _guarded(self, work: Work | None) -> None:
+    async def _all_due(self) -> None:
         """One piece of work after the other, as long as there is some."""
+        while (work := self._due()) is not None:
+            await work()
+
+    async def _guarded(self, work: Work) -> None:
         try:
-            while work is not None:
-                await work()
-                work = self._due(self._written[1])
+            await work()
         except ComityError as error:
             self._retry_at = asyncio.get_running_loop().time() + RETRY_S
             _log.warning("housekeeping will be tried again", code=error.code, error=error.message)
@@ -286,6 +290,9 @@ class Keeping:
     # Snapshots
 
     async def _snapshot(self) -> None:
+        self._bytes = self._written[1]
+        self.snapshot_wanted = False
+        self._snapshot_after = asyncio.get_running_loop().time() + SNAPSHOT_PAUSE_S
         writing = Writing(self._state, self._ledger)
         key = f"{SNAPSHOTS}{writing.index:016d}-{self._state.term}"
         try:
@@ -349,6 +356,10 @@ class Keeping:
         self._trim_to = upto
         while self._marks and self._marks[0].index <= upto:
             self._marks.popleft()
+
+
+def _is_idle(work: asyncio.Task[None] | None) -> bool:
+    return work is None or work.done()
 
 
 def _is_moved(payload: Payload | None) -> TypeGuard[Stored]:
