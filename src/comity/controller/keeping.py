@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from itertools import islice
 from typing import Any, TypeGuard
 
 import msgspec
@@ -37,7 +38,10 @@ CHUNK_AGE_MS = 30_000
 """Finished tasks leave memory in chunks: when so many have gathered, or the oldest is so old."""
 CHUNK_BYTES = 4 * 1024 * 1024
 """Of payloads in a chunk, about: it is written and read as a whole, in the leader's memory."""
+CHUNKS_AT_ONCE = 4
 SNAPSHOT_BYTES = 256 * 1024 * 1024
+SNAPSHOT_COMMANDS = 250_000
+"""To apply so many takes a new leader a second or two. After more, where a snapshot holds more than that."""
 LOG_BYTES = 4 * 1024 * 1024 * 1024
 """The log is cut below what events and payloads still need, but never kept longer than this many bytes."""
 SNAPSHOT_PAUSE_S = 1.0
@@ -105,8 +109,7 @@ class Keeping:
         self._trim_to = 0
         self._retry_at = 0.0
         self._snapshot_after = 0.0
-        self._written = (0, 0)
-        self._bytes = 0
+        self._written = self._before = (0, 0)  # commands and bytes in this term; and when the last snapshot was begun
         self._adopting = Adopting(state, store, ledger, propose)
         self.snapshot_wanted = False
 
@@ -139,9 +142,11 @@ class Keeping:
             self._work = loop.create_task(self._guarded(self._all_due))
 
     def _snapshot_due(self, now: float) -> bool:
-        last = self._state.snapshots[-1].index if self._state.snapshots else 0
-        bytes_written = self._written[1]
-        grown = self._ledger.index - last >= self._snapshot_every or bytes_written - self._bytes >= SNAPSHOT_BYTES
+        state = self._state
+        last = state.snapshots[-1].index if state.snapshots else 0
+        commands, size = (now - before for now, before in zip(self._written, self._before, strict=True))
+        many = max(SNAPSHOT_COMMANDS, len(state.tasks) + state.archived // 4)
+        grown = self._ledger.index - last >= self._snapshot_every or size >= SNAPSHOT_BYTES or commands >= many
         is_due = ((grown and now >= self._snapshot_after) or self.snapshot_wanted) and self._ledger.index > last
         return is_due and self._is_swept
 
@@ -191,14 +196,35 @@ class Keeping:
         return oldest.finished_at <= self._now_ms() - CHUNK_AGE_MS
 
     async def _archive(self) -> None:
-        ids: list[TaskId] = []
+        """Some chunks at a time: each waits for the store's disk."""
+        chunks = self._next_chunks()
+        stored = await asyncio.gather(*(self._store_chunk(ids) for ids in chunks))
+        for archived, moved in stored:
+            with durable("archive.commit"):  # one after the other: to apply one takes some milliseconds
+                self._propose(archived)
+                await self._effective()
+            self._doomed.extend(moved)
+            if archived.dead_key and archived.dead_key not in self._state.dead.objects:  # replayed or dropped meanwhile
+                self._doomed.append(archived.dead_key)
+
+    def _next_chunks(self) -> list[list[TaskId]]:
+        """The oldest finished tasks, in chunks: one, and more that would be full."""
+        chunks: list[list[TaskId]] = [[]]
         size = 0
-        for task_id in self._state.finished:
+        for task_id in islice(self._state.finished, CHUNKS_AT_ONCE * CHUNK_TASKS):
             task = self._state.tasks[task_id]
-            size += _size(task.spec.input) + _size(task.result)
-            if ids and (size > CHUNK_BYTES or len(ids) == CHUNK_TASKS):
-                break
-            ids.append(task_id)
+            its = _size(task.spec.input) + _size(task.result)
+            if chunks[-1] and (size + its > CHUNK_BYTES or len(chunks[-1]) == CHUNK_TASKS):
+                if len(chunks) == CHUNKS_AT_ONCE:
+                    return chunks
+                chunks.append([])
+                size = 0
+            chunks[-1].append(task_id)
+            size += its
+        return chunks if len(chunks) == 1 or len(chunks[-1]) == CHUNK_TASKS else chunks[:-1]
+
+    async def _store_chunk(self, ids: list[TaskId]) -> tuple[Archived, list[str]]:
+        """Write one; what makes it count, and the keys of what it holds now itself."""
         tasks = [self._state.tasks[task_id] for task_id in sorted(ids)]
         moved = [payload.key for task in tasks for payload in (task.spec.input, task.result) if _is_moved(payload)]
         whole = [await self._whole(task) for task in tasks]
@@ -211,12 +237,7 @@ class Keeping:
         if dead:
             with durable("dead.put"):
                 await self._store.put(dead_key, encode_chunk(dead))
-        with durable("archive.commit"):
-            self._propose(Archived(key, tuple(ids), finished_ms, dead_key))
-            await self._effective()
-        self._doomed.extend(moved)
-        if dead and dead_key not in self._state.dead.objects:  # they were replayed or dropped meanwhile
-            self._doomed.append(dead_key)
+        return Archived(key, tuple(ids), finished_ms, dead_key), moved
 
     async def _whole(self, task: Task) -> Task:
         """``task`` with its payloads in place, but for those that others stored."""
@@ -290,7 +311,7 @@ class Keeping:
     # Snapshots
 
     async def _snapshot(self) -> None:
-        self._bytes = self._written[1]
+        self._before = self._written
         self.snapshot_wanted = False
         self._snapshot_after = asyncio.get_running_loop().time() + SNAPSHOT_PAUSE_S
         writing = Writing(self._state, self._ledger)
