@@ -10,7 +10,7 @@ from peers import World
 from stand_in import ground, until
 
 from comity.client.turns import PER_TURN, Turns
-from comity.controller.room import LATEST_S, SOONEST_S, UNKNOWN_S, Room
+from comity.controller.room import ENDED_MAX, LATEST_S, SOONEST_S, UNKNOWN_S, Room
 from comity.core.backlog import Backlog
 from comity.errors import BadInput, Overloaded
 from comity.model import wire
@@ -24,8 +24,8 @@ def spec(submitter: ProcessId = C1, size: int = 10) -> TaskSpec:
     return TaskSpec(TaskId("t"), "echo", b"x" * size, submitter)
 
 
-def room(*, each: int = 0, most: int = 1 << 30, pace: float = 0.0) -> Room:
-    return Room(Backlog(), max_tasks=10, max_bytes=most, max_each=each, drain=lambda: pace)
+def room(*, each: int = 0, most: int = 1 << 30, pace: float = 0.0, ended: int = 0) -> Room:
+    return Room(Backlog(), max_tasks=10, max_bytes=most, max_each=each, drain=lambda: pace, ended=lambda: ended)
 
 
 def reached(room: Room, submitter: ProcessId = C1) -> str:
@@ -45,7 +45,14 @@ def test_tasks_under_way_to_the_log_take_room_too() -> None:
     assert reached(full) == "tasks"
     full.settle(spec())
     assert reached(full) == ""
-    assert full.refused == {"tasks": 1, "bytes": 0, "submitter": 0}
+    assert full.refused == {"tasks": 1, "bytes": 0, "submitter": 0, "archive": 0}
+
+
+def test_what_ended_and_is_still_in_memory_takes_room_of_its_own() -> None:
+    assert reached(room(ended=ENDED_MAX - 1)) == "", "however few may wait"
+    full = room(ended=ENDED_MAX)
+    assert reached(full) == "archive"
+    assert full.refused["archive"] == 1
 
 
 def test_one_submitter_leaves_room_for_the_others() -> None:

@@ -1,5 +1,5 @@
-"""How much may wait: tasks, bytes of their inputs, and of both what one submitter may take. More is refused, with a time after
-which there is likely to be room again; what was accepted stays."""
+"""How much may wait: tasks, bytes of their inputs, and of both what one submitter may take; and how many that ended may still be
+in memory. More is refused, with a time after which there is likely to be room again; what was accepted stays."""
 
 from __future__ import annotations
 
@@ -14,28 +14,36 @@ SHARE = 0.8
 """Of everything that may wait, what one submitter may take unless told otherwise: the others always find room."""
 FREED = 0.1
 """A refused submit comes again when this part of what waits now has gone."""
+ENDED_MAX = 100_000
+"""So many that ended may be in memory before anything is refused for them, or as many as may wait."""
 SOONEST_S, LATEST_S, UNKNOWN_S = 0.1, 30.0, 2.0
 
 
 class Room:
-    """``backlog`` is what waits by the log; ``coming`` what is under way to it. ``drain`` tells how many tasks end in a second.
+    """``backlog`` is what waits by the log; ``coming`` what is under way to it. ``drain`` tells how many tasks end in a second,
+    ``ended`` how many did and are not in the archive: they gather while its store is slow or away.
     The task that passes a limit of bytes is let in: none is too large to wait alone."""
 
     def __init__(
-        self, backlog: Backlog, *, max_tasks: int, max_bytes: int, max_each: int, drain: Callable[[], float]
-    ) -> None:
+        self, backlog: Backlog, *, max_tasks: int, max_bytes: int, max_each: int, drain: Callable[[], float],
+        ended: Callable[[], int],
+    ) -> None:  # fmt: skip
         self.backlog = backlog
         self.coming = Backlog()
         self.max_tasks = max_tasks
         self.max_bytes = max_bytes
         self.max_each = min(max_each or max(1, round(SHARE * max_tasks + 0.5)), max_tasks)
         self.max_bytes_each = max(1, int(max_bytes * self.max_each / max_tasks))
-        self.refused = {"tasks": 0, "bytes": 0, "submitter": 0}
+        self.max_ended = max(max_tasks, ENDED_MAX)
+        self.refused = {"tasks": 0, "bytes": 0, "submitter": 0, "archive": 0}
         """Refusals, by the limit that was reached."""
         self._drain = drain
+        self._ended = ended
 
     def check(self, submitter: ProcessId) -> None:
         """Raise Overloaded if nothing more may wait, or nothing more of ``submitter``."""
+        if (ended := self._ended()) >= self.max_ended:
+            raise self._overloaded("archive", f"{ended:,} tasks ended and are not in the archive yet", self.max_ended)
         tasks, held = self.backlog.tasks + self.coming.tasks, self.backlog.bytes + self.coming.bytes
         if tasks < self.max_each and held < self.max_bytes_each:
             return  # so nobody has more

@@ -87,6 +87,7 @@ class Term:
         room = Room(
             c.state.backlog, max_tasks=settings.max_waiting, max_bytes=settings.max_waiting_bytes,
             max_each=settings.max_waiting_per_submitter, drain=lambda: self.rates.rates()["ended_per_s"],
+            ended=lambda: len(c.state.finished),
         )  # fmt: skip
         self.admission = Admission(c.state, c.scheduling, room, window_ms=window_ms)
         self.events = Events(c.outbox, self._time, c.changes)
