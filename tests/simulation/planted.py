@@ -470,7 +470,7 @@ def the_end_of_a_submit_under_way_is_asked_for(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Outcomes, "submitting", Outcomes.of)
 
 
-@plant(clients=1, faults={"stall": 1, "pause": 1, "one-way cut": 0.5})
+@plant(test="tests/unit/test_client_tasks.py::test_a_task_under_way_to_the_leader_has_one_outcome")
 def one_task_has_two_outcomes(patch: pytest.MonkeyPatch) -> None:
     def of(self: Outcomes, task: TaskId) -> Outcome:
         return self._open.setdefault(task, Outcome(task))

@@ -167,7 +167,7 @@ def records_are_trimmed_away_with_the_log(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(keeping, "records_before", none)
 
 
-@plant(controllers=2, faults={"power cut": 1, "crash": 1}, settings={**CLOSE_LIMITS, "retries": 3})
+@plant(test="tests/unit/test_controller_resuming.py::test_a_new_leader_keeps_what_records_need")
 def a_new_leader_takes_records_for_leavings(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(keeping, "_moved_records", lambda task: [])
 

@@ -344,3 +344,19 @@ async def test_cancel_and_rate() -> None:
         assert leader.all(wire.RateTask) == [wire.RateTask(task.id, 0.5)]
         with pytest.raises(BadInput):
             await task.rate(2)
+
+
+async def test_a_task_under_way_to_the_leader_has_one_outcome() -> None:
+    """Whoever asks for it by its id meanwhile is told by the same push."""
+    async with ground() as g:
+        await g.leader()
+        client = await g.client()
+        await client.ready()
+        outcomes, task = client._exchange.outcomes, TaskId("t1")
+        submitted = outcomes.submitting(task)
+        waiter = outcomes.watch(outcomes.of(task))
+        outcomes.accepted(submitted)
+        assert outcomes.of(task) is submitted
+        outcomes.on_ended(wire.Ended(task, TaskState.COMPLETED, b"1"))
+        assert (await waiter).state is TaskState.COMPLETED
+        assert submitted.ended is not None

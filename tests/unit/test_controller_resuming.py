@@ -190,6 +190,28 @@ async def test_records_outlive_the_log_they_lie_in_and_go_with_the_task() -> Non
     await controller.stop()
 
 
+async def test_a_new_leader_keeps_what_records_need() -> None:
+    """And nothing else that leaders before it moved out of the log."""
+    world = World(snapshot_every=5, keep_finished=1)
+    first = await world.controller()
+    client, node, run = await working(world)
+    await node.say(step(run, "a", BIG))
+    await node.hear(wire.Recorded, lambda r: r.name == "a")
+    async with asyncio.timeout(LIMIT_S):
+        while not stored(world, keeping.MOVED) or world.log.first == 1:
+            await client.submit("later")
+    await until(lambda: _kept(first, run.task) == 1)
+    left = f"{keeping.MOVED}x-input-1-1"
+    await MemoryStore(world.store).put(left, b"left")
+    await first.stop()
+    await world.controller("k2")
+    await until(lambda: left not in world.store.values)
+    await node.say(wire.Recall(run.task, run.epoch, "step", "a"))
+    payload = (await node.hear(wire.Recalled)).payload
+    assert isinstance(payload, Stored)
+    assert await MemoryStore(world.store).read(payload.key) == BIG
+
+
 def _kept(controller: Any, task: TaskId) -> int:
     """How many records of a task are the network's own."""
     held = controller.state.tasks[task].records or records.Records()
