@@ -335,6 +335,8 @@ class EmbeddedServer:
                 failures += 1
             if self.on_restart is not None:
                 self.on_restart()
+            if self._between is not None:  # asked for while it was down, or starting
+                await self._end()
 
     async def _do_between(self) -> None:
         if self._between is None:

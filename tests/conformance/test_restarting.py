@@ -48,3 +48,28 @@ async def test_something_is_done_before_its_first_start(tmp_path: Path) -> None:
     own = await EmbeddedServer.start(data, network="main", port=0, before=before)
     await own.stop()
     assert found == [False]
+
+
+async def test_what_is_asked_for_while_it_is_down_is_done_before_anything_else_happens_to_it(tmp_path: Path) -> None:
+    need_server()
+    starts, goes_on = asyncio.Queue[None](), asyncio.Event()
+
+    async def before(_: EmbeddedServer) -> None:
+        starts.put_nowait(None)
+        await goes_on.wait()
+
+    goes_on.set()
+    own = await EmbeddedServer.start(tmp_path / "data", network="main", port=0, before=before)
+    try:
+        await starts.get()
+        goes_on.clear()
+        psutil.Process(own.pid).kill()
+        await asyncio.wait_for(starts.get(), 10)
+        running: list[bool] = []
+        asked = asyncio.create_task(own.restart(lambda: running.append(psutil.pid_exists(own.pid))))
+        await asyncio.sleep(0)
+        goes_on.set()
+        await asyncio.wait_for(asked, 10)
+        assert running == [False]
+    finally:
+        await own.stop()
