@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from comity.cli import mending
+from comity.cli.mending import mend_before
+from comity.cluster.membership import Member
 from comity.cluster.rebuilding import QUARANTINE, Copies, set_aside
 from comity.cluster.replica import Copy, Flaw, look
 from comity.cluster.status import Held, SystemView
+from comity.embedded import EmbeddedServer
 from comity.errors import NotFound, Unreachable
 from comity.jetstream import JetStream
 from comity.model.codec import ROOT_DIGEST, seal
@@ -209,3 +216,38 @@ def test_the_last_copy_that_was_set_aside_is_kept(tmp_path: Path) -> None:
     (kept,) = (tmp_path / QUARANTINE).iterdir()
     assert [path.name for path in kept.iterdir()] == ["1.blk"]
     assert kept.name.startswith("CY_main_LOG-")
+
+
+class Stopped:
+    """A server that does not run; its copy of the log is damaged."""
+
+    def __init__(self, data: Path) -> None:
+        self.data, self.network = data, "main"
+        self.authority = SimpleNamespace(account=SimpleNamespace(public="A"))
+        self.copy = data / "jetstream" / "A" / "streams" / "CY_main_LOG"
+        (self.copy / "msgs").mkdir(parents=True)
+        content = bytearray(b"".join(records(7, 9)))
+        content[len(content) // 2] ^= 1
+        (self.copy / "msgs" / "1.blk").write_bytes(b"".join(records(3, 6)))
+        (self.copy / "msgs" / "2.blk").write_bytes(content)
+
+
+async def test_a_copy_that_takes_long_to_read_is_mended_before_its_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, others = Stopped(tmp_path), Servers()
+
+    @asynccontextmanager
+    async def from_others(*_: Any) -> AsyncIterator[Copies]:
+        yield Copies(cast(JetStream, others), cast(SystemView, others), "main", "s3", 3)
+
+    async def slow(_: int) -> None:
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(mending, "_from_others", from_others)
+    monkeypatch.setattr(mending, "_at_once", slow)
+    monkeypatch.setattr(mending, "LOOK_S", 0.01)
+    monkeypatch.setattr(mending, "OTHERS_S", 0.1)
+    found = await mend_before(cast(Member, SimpleNamespace(member="s3", size=3)), cast(EmbeddedServer, server))
+    assert found is not None and found.stream == "CY_main_LOG" and not found.mended
+    assert not server.copy.exists() and [path.name[:11] for path in (tmp_path / QUARANTINE).iterdir()] == ["CY_main_LOG"]

@@ -66,17 +66,21 @@ async def mend_before(member: Member, server: EmbeddedServer) -> Damage | None:
     cut = None
     if not folder.is_dir():
         return None
-    flaw = _flaw(await look(folder, 0, _at_once), known)
+    copy = await look(folder, 0, _at_once)
+    flaw = _flaw(copy, known)
     if flaw is None:
-        flaw = cut = await _cut_alone(server, folder)
+        flaw = cut = await _cut_alone(server, folder, copy.last)
     if flaw is None:
         return None
     loop = asyncio.get_running_loop()
     until = loop.time() + (0.0 if flaw.reason == _end(flaw.entry - 1, known) else OTHERS_S)
     while True:
         try:
-            async with asyncio.timeout(LOOK_S), _from_others(member, server) as copies:
-                flaw = cut or _flaw(await look(folder, (await copies.view()).first, _at_once), known)
+            async with asyncio.timeout(LOOK_S) as limit, _from_others(member, server) as copies:
+                first = (await copies.view()).first
+                limit.reschedule(None)  # to read the files takes as long as it takes
+                flaw = cut or _flaw(await look(folder, first, _at_once), known)
+                limit.reschedule(loop.time() + LOOK_S)
                 why = await copies.obstacle(flaw, known) if flaw is not None else ""
         except (ComityError, TimeoutError) as error:
             why = str(error) or "the other servers do not answer"
@@ -98,9 +102,8 @@ def _flaw(copy: Copy, known: int) -> Flaw | None:
     return Flaw(copy.last + 1, copy.torn, _end(copy.last, known)) if copy.torn and copy.last < known else copy.flaw
 
 
-async def _cut_alone(server: EmbeddedServer, folder: Path) -> Flaw | None:
-    """What the server cuts off a copy in which nothing was found, as it opens its files."""
-    had = (await look(folder, 0, _at_once)).last
+async def _cut_alone(server: EmbeddedServer, folder: Path, had: int) -> Flaw | None:
+    """What the server cuts off a copy that ends at entry ``had``, and in which nothing was found, as it opens its files."""
     await server.open_alone()
     copy = await look(folder, 0, _at_once)
     if copy.flaw is not None or copy.last >= had:
