@@ -132,6 +132,23 @@ async def test_damage_that_the_leader_comes_upon_is_looked_for_in_all_copies(log
     assert asked == ([1] if log is Copied else []), "where there are several"
 
 
+async def test_a_payload_in_a_damaged_copy_is_waited_for(world: World) -> None:
+    """Else the task would fail for a bit that another copy has right."""
+    leader = await world.controller("k1", log=Copied(world.log))
+    client, node = await world.peer("c1"), await world.peer("n1")
+    task = await client.submit(input=b'"' + b"y" * 5_000 + b'"')
+    asked: list[int] = []
+    leader.doubted = asked.append
+    index = leader.state.tasks[task].spec.input.index  # type: ignore[union-attr]
+    whole = flip(world.log, index)
+    leader.payloads._hot.clear()
+    await node.join("a")
+    await until(lambda: bool(asked))
+    assert set(asked) == {index} and leader.state.tasks[task].attempt is not None
+    world.log.entries[index - world.log.first] = whole
+    assert len((await node.hear(wire.Run)).input) == 5_002  # type: ignore[arg-type]
+
+
 async def told(controller: Controller) -> list[dict[str, Any]]:
     """Live events of a leader, as they come."""
     found: list[dict[str, Any]] = []

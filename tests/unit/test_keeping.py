@@ -6,11 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
-from peers import LIMIT_S, World, until
+from peers import LIMIT_S, Peer, World, until
 
 from comity.controller import keeping
 from comity.controller.controller import Controller
+from comity.log.base import Item
+from comity.log.memory import MemoryLog
 from comity.model import wire
+from comity.model.ids import TaskId
+from comity.model.task import Moved, TaskFailure
 from comity.store.memory import MemoryStore
 
 BIG = b'"' + b"y" * 5_000 + b'"'
@@ -57,6 +61,64 @@ async def test_a_moved_payload_goes_with_its_task_to_the_archive(monkeypatch: py
     await client.say(wire.CancelTask(1, moved))
     await until(lambda: moved not in controller.state.tasks and not stored(world, keeping.MOVED))
     assert (await client.ask("task", id=moved))["input"] == "y" * 5_000
+    await controller.stop()
+
+
+async def moved_input(world: World) -> tuple[Controller, Peer, TaskId]:
+    """A leader, its client, and a task that waits for an agent and whose input went from the log to the store."""
+    controller = await world.controller("k1")
+    client = await world.peer("c1")
+    task = await client.submit(input=BIG)
+    async with asyncio.timeout(LIMIT_S):
+        while not keeping._is_moved(controller.state.tasks[task].spec.input) or world.log.first == 1:
+            await client.submit("later")
+    return controller, client, task
+
+
+async def test_a_dead_letter_that_is_replayed_at_once_keeps_its_moved_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(snapshot_every=5, keep_finished=1)
+    controller, client, task = await moved_input(world)
+    node = await world.peer("n1")
+    await node.join("a")
+    run = await node.hear(wire.Run)
+    await node.say(wire.Failed(task, run.epoch, TaskFailure("broken", "", retryable=False)))
+    await until(lambda: task in controller.state.dead.letters)
+    replayed = (await client.ask("replay-dead", ids=[task]))["replayed"][0]["as"]
+    again = await node.hear(wire.Run, lambda run: run.task == replayed)
+    monkeypatch.setattr(keeping, "CHUNK_AGE_MS", 0)
+    await until(lambda: task not in controller.state.tasks and not stored(world, keeping.MOVED))
+    assert again.input == BIG, "what the old task had of its own went with it"
+    await controller.stop()
+
+
+class Gated(MemoryLog):
+    """Entries are read one by one only when the gate is open."""
+
+    gate = asyncio.Event()
+
+    async def read(self, after: int, limit: int = 256) -> list[Item]:
+        if limit == 1:
+            await self.gate.wait()
+        return await super().read(after, limit)
+
+
+async def test_a_payload_that_goes_to_the_store_while_it_is_read_is_read_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gated, "gate", gate := asyncio.Event())
+    world = World()
+    controller = await world.controller("k1", log=Gated(world.log))
+    client, node = await world.peer("c1"), await world.peer("n1")
+    task = await client.submit(input=BIG)
+    controller.payloads._hot.clear()
+    await node.join("a")
+    await until(lambda: len(controller.payloads._entries._under_way) == 1 and len(controller.state.nodes) == 1)
+    kept = await MemoryStore(world.store).put(f"{keeping.MOVED}{task}-input-1-1", BIG)
+    assert controller.leading is not None
+    controller.leading.leader.propose(Moved(task, kept))
+    await until(lambda: keeping._is_moved(controller.state.tasks[task].spec.input))
+    await controller.log.trim(controller.ledger.index)
+    gate.set()
+    run = await node.hear(wire.Run)
+    assert run.input == kept and await client.state(task) == "assigned"
     await controller.stop()
 
 

@@ -87,8 +87,8 @@ class Controller:
         self.outbox = Outbox(bus)
         self.scheduling = Scheduling(random)
         self.census = Census(registry, self.scheduling)
-        self.payloads = Payloads(log)
         self.doubt = Doubt(self._doubt, 2 if log.lag_s else 1)
+        self.payloads = Payloads(log, self.doubt)
         self.doubted: Callable[[int], None] = lambda _index: None
         """Told of an entry that somebody cannot read."""
         self.state = Tasks(self.network_id)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
+from comity.controller.doubt import Doubt
 from comity.controller.sharing import Sharing
 from comity.core.tasks import Tasks
 from comity.errors import Corrupt, Unreachable
@@ -27,10 +28,11 @@ AT_ONCE = 8
 
 
 class Payloads:
-    """A bounded cache over the log."""
+    """A bounded cache over the log. ``doubt``: what to do about an entry that cannot be read; without it, nothing."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, doubt: Doubt | None = None) -> None:
         self._log = log
+        self._doubt = doubt
         self._hot: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._bytes = 0
         self._entries = Sharing(self._read, AT_ONCE)
@@ -69,11 +71,29 @@ class Payloads:
             raise Corrupt(message, index=payload.index)
         return found
 
+    async def load_from(self, where: Callable[[], Payload]) -> Payload:
+        """``load`` what ``where`` names, for a task that hangs on it: it may go to the store meanwhile, and then ``where`` names
+        something else; and the copy of the log that we read may be damaged, and be rebuilt in a moment."""
+        while True:
+            payload = where()
+            try:
+                return await self.load(payload)
+            except Corrupt:
+                if where() == payload:
+                    break
+        assert type(payload) is Logged
+        if self._doubt is None or payload.index < (await self._log.bounds())[0]:
+            return await self.load(payload)
+        return await self._doubt.patiently(lambda: self.load(where()))
+
     async def _read(self, index: int) -> dict[int, bytes]:
         """The large payloads of an entry, by their place in it: whoever wants one will want the others soon."""
         for item in await self._log.read(index - 1, 1):
             if item.index == index:
-                entry, _ = unseal(item.data)
+                try:
+                    entry, _ = unseal(item.data)
+                except Corrupt as error:
+                    raise Corrupt(f"log entry {index}: {error.message}", index=index) from error
                 self.note(index, entry)
                 return dict(_large(entry))
         if not self._log.lag_s and (await self._log.bounds())[1] >= index:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from comity.controller.admission import Admission
+from comity.controller.adopting import MOVED
 from comity.controller.answers import Args
 from comity.controller.payloads import Payloads
 from comity.core.archive import holding
@@ -16,7 +17,8 @@ from comity.core.dead import Dead
 from comity.core.tasks import Tasks
 from comity.errors import NotFound, Overloaded, TooLarge
 from comity.model.ids import TaskId, TaskIds
-from comity.model.task import LOG_LIMIT, Command, DropDead, Replay, Task, TaskSpec
+from comity.model.task import LOG_LIMIT, Command, DropDead, Replay, Stored, Task, TaskSpec
+from comity.store.base import Store
 
 LISTED_MAX = 500
 AT_ONCE = 500
@@ -30,6 +32,7 @@ class Replaying:
         self,
         state: Tasks,
         payloads: Payloads,
+        store: Store,
         admission: Admission,
         ids: TaskIds,
         *,
@@ -40,6 +43,7 @@ class Replaying:
     ) -> None:
         self._state = state
         self._payloads = payloads
+        self._store = store
         self._admission = admission
         self._ids = ids
         self._find = find
@@ -83,7 +87,9 @@ class Replaying:
     async def _again(self, task: Task, edited: bytes) -> TaskSpec:
         """The task of a dead letter as a new one: with all the time it had, and on its own."""
         old = task.spec
-        payload = edited or await self._payloads.load(old.input)
+        payload = edited or await self._payloads.load_from(lambda: task.spec.input)
+        if isinstance(payload, Stored) and payload.key.startswith(MOVED):  # it goes when the old task leaves memory
+            payload = await self._store.read(payload.key)
         began_ms = max(task.created_at, old.not_before_ms)
         deadline_ms = self._now_ms() + old.deadline_ms - began_ms if old.deadline_ms else 0
         return msgspec.structs.replace(

@@ -212,7 +212,7 @@ class Resuming:
 
     async def _load(self, item: Recall, sender: ProcessId, payload: Payload) -> None:
         try:
-            held = await self._payloads.load(payload)
+            held = await self._payloads.load_from(lambda: payload)
         except ComityError as error:
             task = self._state.current(item.task, item.epoch)
             if task is None or task.records is None or not error.definite:

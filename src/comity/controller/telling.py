@@ -138,7 +138,7 @@ class Telling:
 
     async def _run_when_loaded(self, task: Task, attempt: Attempt) -> None:
         try:
-            await self.payloads.load(task.spec.input)
+            await self.payloads.load_from(lambda: task.spec.input)
         except ComityError as error:
             if error.definite and self.state.current(task.spec.id, attempt.epoch) is task:
                 self.propose(Fail(task.spec.id, attempt.epoch, TaskFailure(error.code, error.message, False)))
@@ -193,10 +193,13 @@ class Telling:
 
     async def _end_when_loaded(self, task: Task, who: dict[ProcessId, None]) -> None:
         try:
-            result = await self.payloads.load(task.result or b"")
+            result = await self.payloads.load_from(lambda: task.result or b"")
         except ComityError as error:
             failure = TaskFailure(error.code, error.message, False)
-            if error.definite:
+            if self.state.tasks.get(task.spec.id) is not task:  # it went to the archive meanwhile
+                for process in who:
+                    self.follow_missing(task.spec.id, process)
+            elif error.definite:
                 self.send_end(Ended(task.spec.id, TaskState.COMPLETED, None, failure), who)
             return  # unknown: whoever waits asks again
         self.send_end(Ended(task.spec.id, task.state, result, task.failure), who)

@@ -156,7 +156,7 @@ class Term:
             c.state, ids, propose=leader.propose, effective=self._effective, may_fire=self._may_fire, notice=leader.notice
         )
         replaying = Replaying(
-            c.state, c.payloads, self.admission, ids, find=self._find,
+            c.state, c.payloads, c.store, self.admission, ids, find=self._find,
             propose=leader.propose, effective=self._effective, now_ms=self.clock.now_ms,
         )  # fmt: skip
         return schedules, replaying
