@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from peers import LIMIT_S, World
+from peers import LIMIT_S, World, a_while, until
+from structlog.testing import capture_logs
 
 from comity.controller.controller import CONTROLLERS, STILL_S
+from comity.errors import Unreachable
+from comity.log.memory import MemoryLog
 from comity.model import wire
 from comity.model.ids import ProcessId
 
@@ -42,6 +45,39 @@ async def test_a_standby_leads_as_soon_as_the_leader_has_stopped(world: World) -
     assert await peer.state(task) == "submitted"
     leader = standby if led[0] in done else third
     assert (leader.state.term, leader.state.leader) == (2, leader.bus.process)
+
+
+async def test_entry_time_goes_on_while_nobody_writes(world: World) -> None:
+    """Else a new leader's would be late by as long as the network was idle, and run at twice its pace until it has caught up."""
+    first = await world.controller("k1")
+    standby = await world.controller("k2", eager=False)
+    peer = await world.peer("c1")
+    await peer.submit()
+    await until(lambda: standby.ledger.index == first.ledger.index)
+    await a_while(1.0)
+    await first.stop()
+    await asyncio.wait_for(standby.led.wait(), LIMIT_S)
+    assert standby.leading is not None
+    assert abs(standby.leading.clock.now_ms() - world.now() * 1000) < 400
+
+
+class Away(MemoryLog):
+    """Out of reach at first."""
+
+    left = 5
+
+    async def append(self, entry: bytes, after: int) -> int:
+        if self.left:
+            self.left -= 1
+            raise Unreachable("nobody serves it")
+        return await super().append(entry, after)
+
+
+async def test_that_the_log_is_out_of_reach_is_said_once(world: World) -> None:
+    """It is tried again many times a second, for as long as a majority of the servers is away."""
+    with capture_logs() as said:
+        await world.controller("k1", log=Away(world.log))
+    assert [line["code"] for line in said if line["event"].startswith("cannot reach the log")] == ["unreachable"]
 
 
 async def test_only_the_leader_can_say_that_it_leaves(world: World) -> None:

@@ -231,6 +231,19 @@ def test_while_the_log_is_ahead_of_the_wall_clock_entry_time_goes_on_at_half_its
     assert clock.now_ms() == 3_001_000, "caught up"
 
 
+def test_what_passed_since_the_last_entry_was_read_has_passed() -> None:
+    clocks = Clocks()
+    clock = EntryClock(lambda: clocks.wall, lambda: clocks.monotonic)
+    clocks.wall, clocks.monotonic = 5000.0, 4050.0
+    clock.start(1_000_000, jump=False, since=50.0)
+    assert clock.stamp() == 5_000_000
+    clocks.wall = 1e9
+    clock.start(1_000_000, jump=False, since=50.0)
+    assert clock.stamp() == 5_001_000, "but no more, and a second, whatever the wall clock says"
+    clock.start(1, jump=True, since=50.0)
+    assert clock.stamp() == int(1e12), "unless that is confirmed"
+
+
 async def test_a_barrier_takes_its_turn_however_much_is_proposed(world: World) -> None:
     controller, _ = await faulty(world)
     assert controller.leading is not None

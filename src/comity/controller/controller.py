@@ -111,6 +111,7 @@ class Controller:
         self._eager = eager
         self._confirm_jump = confirm_jump
         self._leader_seen = 0.0
+        self._entry_seen = 0, 0.0  # the last entry time, and when (loop time) it was known here
         self._vacant = asyncio.Event()  # the leader said that it leaves
         self._tasks: list[asyncio.Task[None]] = []
         self._cancels: list[Cancel] = []
@@ -209,6 +210,7 @@ class Controller:
     def _offer(self, index: int, data: bytes) -> None:
         verdict = self.ledger.offer(index, data)
         if isinstance(verdict, Effective):
+            self._note_time()
             self.payloads.note(index, verdict.entry)
             self.breakers.observe(self.state.apply(verdict.entry, index), self.state.time_ms)
             self.breakers.due(self.state.time_ms)
@@ -287,6 +289,7 @@ class Controller:
         loop = asyncio.get_running_loop()
         began = self.ledger.term
         mine: bytes | None = None
+        said: set[str] = set()
         while True:
             try:
                 await self._catch_up()
@@ -312,12 +315,20 @@ class Controller:
             except ComityError as error:
                 if error.definite:
                     raise
-                _log.warning("cannot reach the log; trying again", code=error.code, error=error.message)
+                if error.code not in said:
+                    said.add(error.code)
+                    _log.warning("cannot reach the log; trying again", code=error.code, error=error.message)
                 await asyncio.sleep(RETRY_S * (1 + self.random()))
 
+    def _note_time(self) -> None:
+        if self.ledger.time_ms > self._entry_seen[0]:
+            self._entry_seen = self.ledger.time_ms, asyncio.get_running_loop().time()
+
     def _clock(self) -> EntryClock:
+        """Entry time goes on while nobody writes: what passed since the last entry was read here has passed."""
+        self._note_time()
         clock = EntryClock(self.wall, asyncio.get_running_loop().time)
-        clock.start(self.ledger.time_ms, self._confirm_jump)
+        clock.start(self.ledger.time_ms, self._confirm_jump, self._entry_seen[1])
         return clock
 
     async def _lead(self) -> None:
@@ -352,6 +363,7 @@ class Controller:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(term.over.wait(), PULSE_S)
             term.pulse(max(0.0, loop.time() - due))
+            self._note_time()
 
     # What is heard
 

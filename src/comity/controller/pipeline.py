@@ -43,11 +43,13 @@ class EntryClock:
         self._last_ms = 0.0
         self._last_at = monotonic()
 
-    def start(self, last_ms: int, jump: bool) -> None:
-        """Go on from the log's last entry time; ``jump``: an operator confirms whatever the wall clock says now."""
-        wall_ms = self._wall() * 1000
-        self._last_ms = max(last_ms, wall_ms) if jump or not last_ms else last_ms
-        self._last_at = self._monotonic()
+    def start(self, last_ms: int, jump: bool, since: float | None = None) -> None:
+        """Go on from the log's last entry time, which was read at ``since`` (monotonic; now if not given); ``jump``: an operator
+        confirms whatever the wall clock says now."""
+        now, wall_ms = self._monotonic(), self._wall() * 1000
+        jumps = jump or not last_ms
+        self._last_ms = max(last_ms, wall_ms) if jumps else last_ms
+        self._last_at = now if jumps or since is None else since
 
     def _now(self) -> float:
         moved_ms = (self._monotonic() - self._last_at) * 1000

@@ -134,9 +134,10 @@ class Announcer:
                 if not self._dirty:
                     self.announced.set()
             except ComityError as error:
+                is_known = self.failure is not None and self.failure.code == error.code
                 self.failure = error
                 pause_s = RETRY_S
-                say = _log.debug if isinstance(error, Disconnected) else _log.warning  # of a lost link others tell
+                say = _log.debug if is_known or isinstance(error, Disconnected) else _log.warning  # of a lost link others tell
                 say("cannot announce", node=self._node, code=error.code, error=error.message)
             await asyncio.sleep(pause_s)
             timer = self._loop.call_at(self._next_renewal(), self._wake.set)
