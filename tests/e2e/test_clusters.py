@@ -21,7 +21,7 @@ from comity.cli.place import take_place
 from comity.cluster.membership import Member
 from comity.config import Settings
 from comity.embedded import find_binary
-from comity.errors import AccessDenied, ComityError, Conflict
+from comity.errors import AccessDenied, ComityError, Conflict, Indefinite
 from conftest import need_server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -95,6 +95,37 @@ async def test_a_killed_leader_costs_seconds_and_no_task(trio: Trio) -> None:
     assert (len(status["controllers"]), status["term"]) == (3, 2)
     print(f"stopped for {stop_s:.2f} s")
     assert stop_s < 5.0, "the log's leader lives: it takes a new controller, not an election of the servers"
+
+
+async def test_without_a_majority_nothing_is_accepted_and_what_was_goes_on_when_it_is_back(trio: Trio) -> None:
+    trio.env["COMITY_ORPHAN_S"] = "4"
+    await trio.form()
+    await trio.until_whole()
+    trio.use("c")
+    await trio.hire("n1")
+    loaded = Settings.load({"data_dir": trio.data, "submit_timeout_s": 2.0}, env={}, cwd=trio.folder)
+    async with comity.connect(settings=loaded) as net:
+        long = await net.submit("work", {"number": 1, "seconds": 600.0})
+        while 1 not in trio.runs():
+            await asyncio.wait([asyncio.create_task(long.status())])
+        waiting = await net.submit("work", {"number": 2, "seconds": 0.0}, in_s=1.0)
+        for name in "ab":
+            await kill(trio.ups[name].process)
+        cut = time.time()
+        with pytest.raises(Indefinite):
+            await net.submit("work", {"number": 3, "seconds": 0.0})
+        code, out, err = await trio.comity("tasks", "list", "--last-known", "-o", "json")
+        known = json.loads(out)
+        assert (code, err) == (0, "") and {task["id"] for task in known["known"]} == {long.id, waiting.id}
+        assert 0 < known["age_s"] < time.time() - cut + 1
+        code, out, _ = await trio.comity("tasks", "show", long.id, "--last-known", "-o", "table")
+        assert code == 0 and "this was known" in out and "working" in out
+        await trio.again("a")
+        assert await waiting.result(timeout=LIMIT_S) == 4
+        async with asyncio.timeout(LIMIT_S):
+            while len(trio.runs()[1]) < 2:  # the node stopped it by itself, and handed it back
+                await asyncio.wait([asyncio.create_task(long.status())])
+        await long.cancel()
 
 
 async def test_servers_restart_in_turn_and_clients_see_a_delay_only(trio: Trio) -> None:

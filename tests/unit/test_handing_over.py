@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
-from peers import LIMIT_S, World, a_while, until
+from peers import LIMIT_S, Peer, World, a_while, until
 from structlog.testing import capture_logs
 
+from comity.controller import recalling
 from comity.controller.controller import CONTROLLERS, STILL_S
 from comity.errors import Unreachable
-from comity.log.memory import MemoryLog
+from comity.log.memory import MemoryLog, MemoryLogState
 from comity.model import wire
+from comity.model.codec import to_json
 from comity.model.ids import ProcessId
 
 
@@ -62,9 +65,11 @@ async def test_entry_time_goes_on_while_nobody_writes(world: World) -> None:
 
 
 class Away(MemoryLog):
-    """Out of reach at first."""
+    """Out of reach at first, or for longer."""
 
-    left = 5
+    def __init__(self, state: MemoryLogState, left: int = 5) -> None:
+        super().__init__(state)
+        self.left = left
 
     async def append(self, entry: bytes, after: int) -> int:
         if self.left:
@@ -124,3 +129,46 @@ async def test_a_clock_that_was_set_while_another_led_does_not_jump(world: World
     await first.stop()
     await asyncio.wait_for(standby.led.wait(), LIMIT_S)
     assert standby.state.time_ms < (world.now() - 500_000) * 1000
+
+
+# What is still known while nobody leads
+
+
+async def recalled(peer: Peer, **args: Any) -> Any:
+    await peer.bus.send(CONTROLLERS, wire.encode([wire.Ask(8, "recall", to_json(args))]))
+    answer = await peer.hear(wire.Answer, lambda a: a.ref == 8)
+    return answer.code or msgspec.json.decode(answer.body)
+
+
+async def test_who_does_not_lead_tells_what_it_knew_and_how_old_that_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await world.controller("k1")
+    standby = await world.controller("k2", eager=False, log=Away(world.log, 1_000_000))
+    peer = await world.peer("c1")
+    small, large = await peer.submit(), await peer.submit("later", input=b'"' + b"y" * 5_000 + b'"')
+    await until(lambda: standby.ledger.index == first.ledger.index)
+    known = await recalled(peer, what="tasks")
+    assert [task["id"] for task in known["known"]] == [large, small] and known["log_head"] == first.ledger.index
+    assert 0.0 <= known["age_s"] < 1.0
+    world.network.disconnect(first.bus.process)
+    await first.stop()
+    await a_while(0.3)
+    found = await recalled(peer, what="task", id=small)
+    assert (found["known"]["id"], found["known"]["state"]) == (small, "submitted")
+    assert found["age_s"] >= 0.3 and found["as_of"] == known["as_of"]
+    assert [task["id"] for task in (await recalled(peer, what="tasks", capability="later", limit=1))["known"]] == [large]
+    assert (await recalled(peer, what="tasks", state="working"))["known"] == []
+    assert (await recalled(peer, what="stats"))["known"]["tasks"]["submitted"] == 2
+    for odd in ({"what": "task", "id": "t"}, {"what": "secrets"}, {"what": 7}):
+        assert (await recalled(peer, **odd))["known"] is None
+    monkeypatch.setattr(recalling, "ANSWER_MAX", 1000)
+    assert len((await recalled(peer, what="tasks"))["known"]) == 1, "as many as fit"
+    monkeypatch.setattr(recalling, "ANSWER_MAX", 400)
+    assert await recalled(peer, what="tasks") == "too-large"
+
+
+async def test_a_leader_recalls_nothing(world: World) -> None:
+    await world.controller("k1")
+    peer = await world.peer("c1")
+    await peer.bus.send(CONTROLLERS, wire.encode([wire.Ask(8, "recall", to_json({"what": "stats"}))]))
+    await peer.submit()
+    assert not any(isinstance(item, wire.Answer) for item in peer.items)

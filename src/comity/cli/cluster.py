@@ -171,10 +171,17 @@ def _group(group: Group) -> dict[str, Any]:
 
 async def positions(bus: NatsBus) -> list[dict[str, Any]]:
     """Where each controller is, as it says: those that answer at once."""
+    found = await controllers_say(bus, "position")
+    said = [about for process, about in found.items() if about.get("process") == process]
+    return sorted(said, key=lambda about: (about["role"] != "leader", about["process"]))
+
+
+async def controllers_say(bus: NatsBus, question: str, **args: Any) -> dict[str, dict[str, Any]]:
+    """What each controller that answers at once says to a question, by its process."""
     from comity.bus.base import Delivery, to
     from comity.controller.controller import CONTROLLERS
     from comity.errors import InvalidInput
-    from comity.model.codec import from_json
+    from comity.model.codec import from_json, to_json
     from comity.model.wire import Answer, Ask, decode, encode
 
     found: dict[str, dict[str, Any]] = {}
@@ -188,14 +195,14 @@ async def positions(bus: NatsBus) -> list[dict[str, Any]]:
         for item in items:
             if isinstance(item, Answer) and item.ref == ref and not item.code and len(found) < ANSWERS_MAX:
                 said = from_json(item.body)
-                if isinstance(said, dict) and said.get("process") == delivery.sender:
+                if isinstance(said, dict):
                     found[delivery.sender] = said
 
     cancel = await bus.subscribe(to(bus.process), take)
-    await bus.send(CONTROLLERS, encode([Ask(ref, "position")]))
+    await bus.send(CONTROLLERS, encode([Ask(ref, question, to_json(args))]))
     await asyncio.sleep(ANSWER_S)  # nobody knows how many there are
     await cancel()
-    return sorted(found.values(), key=lambda said: (said["role"] != "leader", said["process"]))
+    return found
 
 
 def _show(cli: Cli, found: dict[str, Any]) -> None:

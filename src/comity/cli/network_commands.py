@@ -11,6 +11,7 @@ import typer
 
 from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, dim, megabytes, paint, share, span
+from comity.cli.recalling import LastKnown, last_known
 
 if TYPE_CHECKING:
     from comity.cli.up import Plan
@@ -173,8 +174,17 @@ async def _end_of(pid: int) -> None:
 async def stats(
     cli: Cli,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second, until Ctrl-C.")] = False,
+    old: LastKnown = False,
 ) -> None:
     """What the network is doing, in numbers."""
+    if old:
+        found = await last_known(cli, "stats")
+        if cli.output.as_json:
+            cli.output.show(found)
+        else:
+            said = (("leader", f"{found['leader']} {dim('term')} {found['term']}"), ("tasks", _counts(found["tasks"])))
+            cli.output.facts([*said, ("nodes", ", ".join(found["nodes"]))], indent="")
+        return
     async with cli.net() as net:
         while True:
             numbers = await net.stats()

@@ -12,6 +12,7 @@ from comity.cli.choosing import find_task
 from comity.cli.command import Cli, command, commands, read_json
 from comity.cli.events import show_event
 from comity.cli.looks import bold, dim, paint, plain, span
+from comity.cli.recalling import LastKnown, last_known
 
 app = commands("Tasks: what was asked for, and what became of it.")
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Its id, or the beginning of it.")]
@@ -66,11 +67,15 @@ async def list_(
     capability: Annotated[str | None, typer.Option("--capability", metavar="NAME", help="Only those for this.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=1000, help="How many at most.")] = 20,
     before: Annotated[str | None, typer.Option("--before", metavar="TASK", help="The page after this task.")] = None,
+    old: LastKnown = False,
 ) -> None:
     """The newest tasks first."""
-    async with cli.net() as net:
-        last = await find_task(net, before) if before is not None else None
-        found = await net.tasks(state=state, capability=capability, limit=limit, before=last)
+    if old:
+        found = await last_known(cli, "tasks", state=state, capability=capability, limit=limit, before=before)
+    else:
+        async with cli.net() as net:
+            last = await find_task(net, before) if before is not None else None
+            found = await net.tasks(state=state, capability=capability, limit=limit, before=last)
     if cli.output.as_json:
         cli.output.show(found)
         return
@@ -92,8 +97,12 @@ async def show(
     cli: Cli,
     task: TaskId,
     why: Annotated[bool, typer.Option("--why", help="Why this agent: candidates, scores, choice.")] = False,
+    old: LastKnown = False,
 ) -> None:
     """One task: where it is, its attempts, its result."""
+    if old:
+        await _show_old(cli, task)
+        return
     async with cli.net() as net:
         handle = net.task(await find_task(net, task))
         found = await handle.status()
@@ -104,6 +113,19 @@ async def show(
     show_task(cli, found)
     if reasons is not None:
         _why(cli, reasons)
+
+
+async def _show_old(cli: Cli, task: str) -> None:
+    from comity.errors import UnknownTask
+    from comity.model.ids import check_task_id
+
+    found = await last_known(cli, "task", id=check_task_id(task))
+    if cli.output.as_json:
+        cli.output.show(found)
+    elif found is None:
+        raise UnknownTask(f"no task {task} is remembered; it may be among those that finished earlier", task=task)
+    else:
+        show_task(cli, found)
 
 
 def show_task(cli: Cli, task: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from comity.controller.doubt import DOUBT, Doubt, doubted, question
 from comity.controller.origin import beginning, past
 from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
+from comity.controller.recalling import RECALL, recalled
 from comity.controller.tail import must_hold, read_on
 from comity.controller.term import Term
 from comity.core.breaker import BreakerPolicy, Breakers
@@ -347,6 +348,7 @@ class Controller:
         finally:
             self.led.clear()
             self.leading = None
+            self._leader_seen = asyncio.get_running_loop().time()
             term.end()
             self.census.put, self.census.remove = self.scheduling.put_agent, self.scheduling.remove_agent
             self.census.changed = lambda _kind, _agent: None
@@ -385,12 +387,23 @@ class Controller:
                 self.outbox.post(to(delivery.sender), Answer(item.ref, "", to_json(self.position())))
             elif isinstance(item, Ask) and item.what == DOUBT:
                 self.doubted(doubted(item.args))
+            elif isinstance(item, Ask) and item.what == RECALL:
+                if self.leading is None:
+                    self._recall(item, delivery.sender)
             elif not isinstance(item, Leading):
                 continue
             elif self.leading is not None and item.term > self.state.term:
                 self.leading.doubt()
             elif self.leading is None and delivery.sender == self.state.leader:
                 self._hear_leader(item)
+
+    def _recall(self, item: Ask, sender: ProcessId) -> None:
+        age_s = asyncio.get_running_loop().time() - self._leader_seen
+        try:
+            code, body = "", recalled(self.state, self.ledger, item.args, age_s)
+        except ComityError as error:
+            code, body = error.code, to_json({"message": error.message, "details": error.details})
+        self.outbox.post(to(sender), Answer(item.ref, code, body))
 
     def _doubt(self, index: int) -> None:
         self.doubted(index)
