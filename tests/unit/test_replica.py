@@ -242,7 +242,8 @@ async def test_a_copy_that_takes_long_to_read_is_mended_before_its_server_starts
         yield Copies(cast(JetStream, others), cast(SystemView, others), "main", "s3", 3)
 
     async def slow(_: int) -> None:
-        await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_later(0.05, (over := asyncio.Event()).set)
+        await over.wait()
 
     monkeypatch.setattr(mending, "_from_others", from_others)
     monkeypatch.setattr(mending, "_at_once", slow)
