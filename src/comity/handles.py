@@ -121,6 +121,8 @@ class Memory(Protocol):
 
     async def wait_for(self, name: str, ask: Any, timeout: float | None, kind: Any) -> Any: ...
 
+    async def guard(self) -> None: ...
+
 
 class Ticket(Protocol):
     """What an attempt's handle needs of the node that runs it."""
@@ -263,6 +265,13 @@ class Attempt(Speaker):
         answer is no ``as_type``.
         """
         return await self._ticket.memory.wait_for(name, ask, timeout, as_type)
+
+    async def guard(self) -> None:
+        """Wait until it is known that this attempt has the task, and nobody else: right before an effect that should not happen
+        twice. Returns at once but while the node is out of contact: then others may have been given the task already. What is
+        moved in the very moment of the effect it cannot tell: for that, pass ``epoch`` along. Raises Fenced (the attempt is
+        over)."""
+        await self._ticket.memory.guard()
 
     @property
     def _client(self) -> Client:

@@ -348,3 +348,63 @@ async def test_plain_functions_of_steps_run_in_threads(stage: Stage) -> None:
 async def answer(leader: Leader, steps: int) -> None:
     for _ in range(steps):
         leader.say("n1", record(await leader.next(wire.StepDone)))
+
+
+# Effects that should not happen twice
+
+
+def payer() -> tuple[Agent, list[float]]:
+    agent = Agent("a")
+    paid: list[float] = []
+
+    @agent.capability
+    async def pay(attempt: Attempt, after_s: float = 0.0) -> str:
+        await asyncio.sleep(after_s)
+        await attempt.guard()
+        paid.append(asyncio.get_running_loop().time())
+        return "paid"
+
+    return agent, paid
+
+
+@staged
+async def test_a_guarded_effect_waits_while_the_node_is_out_of_contact(stage: Stage) -> None:
+    agent, paid = payer()
+    _, leader = await stage.started(agent)
+    leader.assign("pay")
+    assert await leader.done() == "paid" and len(paid) == 1, "in contact it does not wait"
+    leader.assign("pay", {"after_s": 5.0}, task="t2")
+    await leader.next(wire.Began)
+    leader.is_mute = True
+    await asyncio.sleep(20.0)
+    assert len(paid) == 1
+    leader.is_mute = False
+    await until(lambda: any(done.task == "t2" for done in leader.all(wire.Done)))
+    assert len(paid) == 2
+
+
+@staged
+async def test_a_guarded_effect_does_not_happen_once_the_task_may_be_elsewhere(stage: Stage) -> None:
+    agent, paid = payer()
+    node, leader = await stage.started(agent)
+    leader.assign("pay", {"after_s": 5.0})
+    await leader.next(wire.Began)
+    leader.is_mute = True
+    await asyncio.sleep(10.0)
+    leader.knows, leader.is_mute = False, False
+    await until(lambda: not node._ready.is_set())
+    await asyncio.sleep(1.0)
+    assert not paid, "the leader answers, but gave the node up meanwhile"
+    leader.say("n1", wire.Evicted(node.incarnation, "silent"))
+    leader.knows = True
+    await node.ready()
+    await asyncio.sleep(1.0)
+    assert not paid and not node.attempts.running
+
+
+@staged
+async def test_a_guarded_effect_of_a_live_call_happens_at_once(stage: Stage) -> None:
+    agent, paid = payer()
+    await stage.started(agent)
+    caller = await Caller.join(stage)
+    assert await caller.ask("n1/a", {"after_s": 0.0}, topic="pay") == (Performative.INFORM, "paid") and len(paid) == 1

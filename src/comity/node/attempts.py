@@ -78,6 +78,7 @@ class Attempts:
         streams: Streams,
         keep_s: float,
         grace_s: float,
+        held: Callable[[], Awaitable[None]],
     ) -> None:
         self.running: dict[TaskId, Running] = {}
         self.unsettled: dict[tuple[TaskId, int], tuple[float, Item]] = {}
@@ -99,7 +100,7 @@ class Attempts:
         self._grace_s = grace_s
         self._ended: OrderedDict[TaskId, int] = OrderedDict()
         self._recording: dict[Memory, None] = {}
-        self._doors = Doors(performer, post, self._keep_record, self._fetch, self._is_recording, self.now)
+        self._doors = Doors(performer, post, self._keep_record, self._fetch, self._is_recording, held, self.now)
         self._fresh: list[Running] = []
         self.quiet.set()
 

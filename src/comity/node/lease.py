@@ -31,6 +31,8 @@ class Lease:
         self.leader = ProcessId("")
         self.contact_at = -inf
         self.aside = ""
+        self.renewed: Callable[[], None] = lambda: None
+        """Called whenever a beacon was acknowledged."""
         self._orphan_s = orphan_s
         self._secret = secret
         self._begins_until = -inf
@@ -54,6 +56,7 @@ class Lease:
         self.aside = ack.aside
         self.contact_at = max(self.contact_at, sent_at)
         self._begins_until = max(self._begins_until, sent_at + ack.lease_s * (1 - MARGIN))
+        self.renewed()
         return True
 
     def end(self) -> None:

@@ -33,6 +33,7 @@ from comity.model.parts import ReadParts
 from comity.node.announce import Announcer
 from comity.node.attempts import Attempts
 from comity.node.control import Control
+from comity.node.guarding import Guard
 from comity.node.health import Checkups
 from comity.node.lease import Lease
 from comity.node.mail import Inbox
@@ -83,7 +84,7 @@ class Node:
         self.is_draining = self.has_left = self._is_leaving = self._is_started = False
         self.failure: Exception | None = None
         """A fault of ours that keeps the node from its work: whoever runs it stops it."""
-        self.failed = asyncio.Event()
+        self.failed, self._ready = asyncio.Event(), asyncio.Event()
         self.outbox = Outbox(bus)
         self.lease = Lease(settings.orphan_s, lambda: rng.getrandbits(53))
         self.client = Client(bus, registry, store, settings, wall=wall, rng=rng, outbox=self.outbox)
@@ -92,6 +93,7 @@ class Node:
         self.attempts = Attempts(
             self.node, store, calls, lambda item: self.outbox.post(LEADER, item), self._speak_for_attempt, wall,
             streams=Streams(self.outbox.post), keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
+            held=Guard(self.lease, bus, self._ready).held,
         )  # fmt: skip
         self._agents: dict[str, Agent] = {}
         self.checkups = Checkups(calls, settings)
@@ -100,12 +102,10 @@ class Node:
             self.client.depot,
         )  # fmt: skip
         self.announcer = Announcer(self.node, registry, self.record, self._fail)
-        self._loop = asyncio.get_running_loop()
-        self._measure = measure
+        self._loop, self._measure = asyncio.get_running_loop(), measure
         self._about = about or NodeRecord(id=self.node, incarnation=0)
         self._started_at = int(wall() * 1000)
         self._controls = Control(self)
-        self._ready = asyncio.Event()
         self._cancels: list[Cancel] = []
         self._held: list[tuple[float, wire.Item, ProcessId]] = []
         self._work: set[asyncio.Task[None]] = set()

@@ -54,13 +54,14 @@ def suspension(error: BaseException) -> Suspended | None:
 
 class Doors(NamedTuple):
     """What a memory needs of its node: ``keep(payload, number)`` and ``fetch`` use the store; ``is_waiting(memory, yes)`` is told
-    whether something is to be repeated."""
+    whether something is to be repeated; ``held()`` returns while the node holds its lease."""
 
     performer: Performer
     post: Callable[[Item], None]
     keep: Callable[[Run, bytes, int], Awaitable[Stored]]
     fetch: Callable[[Payload], Awaitable[bytes]]
     is_waiting: Callable[[Memory, bool], None]
+    held: Callable[[], Awaitable[None]]
     now: Callable[[], float]
 
 
@@ -150,6 +151,12 @@ class Memory:
             raise TooLarge(f"a question of {len(data)} bytes", limit=LOG_LIMIT)
         self._check_room(len(data), 1)
         raise Suspended(place.name, data, max(1, round(timeout * 1000)) if timeout is not None else 0, self.take_mail())
+
+    async def guard(self) -> None:
+        """See ``Attempt.guard``."""
+        self._check_current()
+        await self._doors.held()
+        self._check_current()
 
     def send(self, mail: Outgoing) -> None:
         """Keep a mail until the next record, with which it becomes durable. Raises TooLarge, Fenced."""
@@ -263,6 +270,9 @@ class Forgetful:
 
     def resume_state(self, kind: Any) -> Any:
         return None
+
+    async def guard(self) -> None:
+        """Nobody else has the call."""
 
     async def wait_for(self, name: str, ask: Any, timeout: float | None, kind: Any) -> Any:
         raise BadInput("a live call cannot wait for an answer: submit it as a task", question=name)
