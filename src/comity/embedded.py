@@ -97,6 +97,7 @@ class EmbeddedServer:
         self._watch: asyncio.Task[None] | None = None
         self._before: Before = _nothing
         self._between: tuple[Callable[[], None], asyncio.Future[None]] | None = None
+        self._restarting = asyncio.Lock()
 
     @property
     def url(self) -> str:
@@ -170,10 +171,11 @@ class EmbeddedServer:
     async def restart(self, between: Callable[[], None]) -> None:
         """Have the process end, do ``between``, and have it start again; returns when it was done. Raises ServerFailed, and what
         ``between`` raises: it starts again all the same."""
-        self._between = between, asyncio.get_running_loop().create_future()
-        _, done = self._between
-        await self._end()
-        await done
+        async with self._restarting:
+            self._between = between, asyncio.get_running_loop().create_future()
+            _, done = self._between
+            await self._end()
+            await done
 
     async def open_alone(self) -> None:
         """Have it open its files and end again, where no other server can reach it: it cuts what it finds damaged, and nobody

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from comity.bus.nats import NatsBus
 from comity.bus.outbox import Outbox
+from comity.cli.full_disk import FullDisk
 from comity.cli.marking import Marking
 from comity.cli.mending import Mending, mend_before
 from comity.cli.place import Place
@@ -73,6 +74,7 @@ class EmbeddedNetwork:
         self._doors = doors
         self._marking = marking
         self._mending = mending
+        self._full_disk = FullDisk(server)
 
     @property
     def url(self) -> str:
@@ -214,6 +216,7 @@ class EmbeddedNetwork:
         if self.metrics is not None:
             await self.metrics.stop()
             self.metrics = None
+        await self._full_disk.close()
         if self._mending is not None:
             await self._mending.close()
         if self.seat is not None and self._doors and not self.controller.shut_down.is_set():
