@@ -269,6 +269,9 @@ async def test_a_damaged_manifest_is_refused(here: Town, folder: Path, how: str)
         path.write_bytes(path.read_bytes().replace(b'"index":', b'"index":1'))
     with pytest.raises(Corrupt, match=made.name):
         await manifests.find(FolderTarget(folder))
+    again = await create(here, folder)
+    assert not again.is_first and again.reused > 1, "it does not keep the next one from being made"
+    assert await manifests.find(FolderTarget(folder)) == again.manifest
 
 
 async def test_a_renamed_manifest_is_refused(here: Town, folder: Path) -> None:

@@ -20,7 +20,7 @@ from comity.controller.origin import beginning, past
 from comity.controller.payloads import Payloads, carried_by
 from comity.core.ledger import Effective, Ledger
 from comity.core.tasks import Tasks
-from comity.errors import Conflict, Corrupt, NotFound, TimedOut
+from comity.errors import Conflict, Corrupt, ForeignData, NotFound, TimedOut
 from comity.log.base import Log
 from comity.model.ids import NetworkId
 from comity.model.task import Stored
@@ -125,7 +125,7 @@ class Creating:
         """Raises Conflict (the network changes faster than it can be copied), Corrupt (it is damaged), and what the doors and the
         target raise."""
         names = [name for name in await manifest.names(self._target) if manifest.network_of(name) == self._reader.network]
-        last = await manifest.read(self._target, names[-1]) if names else None
+        last = await self._last(names)
         writer = pieces.Writer(self._target, await self._target.list("pieces/"), last.objects if last is not None else ())
         gone: set[str] = set()
         try:
@@ -135,11 +135,20 @@ class Creating:
                 found = await self._moment(writer)
                 if isinstance(found, Manifest):
                     await self._target.put(found.file, manifest.encode(found))
-                    return Made(found, writer.wrote, writer.wrote_bytes, writer.reused, tries, last is None)
+                    return Made(found, writer.wrote, writer.wrote_bytes, writer.reused, tries, not names)
                 gone = found
         finally:
             self._reader.payloads.end()
         raise Conflict(f"the network changed {TRIES} times while it was copied: try again when it is less busy")
+
+    async def _last(self, names: list[str]) -> Manifest | None:
+        """The newest that can be read: what it has need not be read again. A damaged one must not keep others from being made."""
+        for name in reversed(names):
+            try:
+                return await manifest.read(self._target, name)
+            except (Corrupt, ForeignData) as error:
+                _log.error("an earlier backup cannot be read", backup=name, error=error.message)
+        return None
 
     def _check(self, gone: set[str]) -> None:
         """What was gone before state was read on must not be named by it any more: that it goes is told before it does."""
