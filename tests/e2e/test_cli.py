@@ -252,6 +252,7 @@ def test_doctor_finds_what_is_wrong(town: Terminal) -> None:
     checks = {check["check"]: check["verdict"] for check in healthy["checks"]}
     assert healthy["healthy"]
     assert [checks[name] for name in ("nats-server", "data", "credentials", "network", "log", "clock")] == ["ok"] * 6
+    assert checks["replicas"] == "ok"
     keys = town.data / "keys"
     keys.chmod(0o755)
     try:

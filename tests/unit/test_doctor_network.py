@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from comity.cli.doctor import Finding
+import pytest
+
+from comity.cli import cluster
+from comity.cli.doctor import Finding, _replicas
 from comity.cli.doctor_network import look
+from comity.cluster.status import Survival
 from comity.config import Settings
+from comity.contexts import Context
 
 HERE = Settings(data_dir=Path("x"))
 TOLD = {name: getattr(HERE, name) for name in ("lease_s", "beacon_s", "orphan_s")}
@@ -72,3 +77,27 @@ def test_what_is_nearly_full_or_forgotten() -> None:
     found = findings(row(aside={"state": "draining"}), waiting={"tasks": 90, "bytes": 0}, breakers={"open": 2, "probing": 1})
     assert found["room"].found == "what waits: 90 of 100 tasks"
     assert found["rotation"].found == "n1 is draining; 3 agents failed too often"
+
+
+SURVEYS = [
+    (-1, 3, "wrong", "the network stands still"),
+    (0, 3, "note", "no server may fail"),
+    (0, 1, "ok", "one copy of everything"),
+    (1, 3, "ok", "3 copies of everything; 1 more server may fail"),
+]
+
+
+@pytest.mark.parametrize(("more", "copies", "verdict", "said"), SURVEYS)
+async def test_replicas(monkeypatch: pytest.MonkeyPatch, more: int, copies: int, verdict: str, said: str) -> None:
+    async def survey(_: Context) -> dict[str, Any]:
+        text = Survival(more, "s-1 is down or behind" if more < 1 else "").text()
+        return {"survives": {"more": more, "text": text}, "groups": [{"replicas": [{}] * copies}, {"replicas": [{}]}]}
+
+    monkeypatch.setattr(cluster, "survey", survey)
+    (finding,) = await _replicas(Context(urls=("nats://127.0.0.1:1",), network="main"))
+    assert (finding.verdict, finding.found[: len(said)]) == (verdict, said)
+    assert bool(finding.advice) == (verdict != "ok")
+
+
+async def test_replicas_that_cannot_be_seen_are_not_judged() -> None:
+    assert await _replicas(Context(urls=("nats://127.0.0.1:1",), network="main")) == []

@@ -219,13 +219,14 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
     except ComityError as error:
         named = any(loaded.sources[name] != "default" for name in ("urls", "context"))
         verdict: Verdict = "wrong" if named or not isinstance(error, Unreachable) else "note"
-        return [*findings, Finding("network", verdict, error.message, error.advice)]
+        return [*findings, Finding("network", verdict, error.message, error.advice), *await _replicas(context)]
     found = f"{context.network} at {shown_urls(context.urls)}, led by {numbers['leader']}"
     findings.append(Finding("network", "ok", found))
     found = f"durability {numbers['log_durability']}: {numbers['log_durability_reason']}"
     is_safe = numbers["log_durability"] == "verified"
     advice = "" if is_safe else "have every server run with sync_interval: always"
     findings.append(Finding("log", "ok" if is_safe else "note", found, advice))
+    findings += await _replicas(context)
     findings.append(_storage(numbers["storage"]))
     findings += _copies(numbers["damaged_copies"])
     if abs(ahead_ms) > OFF_MS:
@@ -234,6 +235,25 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
     else:
         findings.append(Finding("clock", "ok", f"{abs(ahead_ms):.0f} ms from the leader's"))
     return [*findings, *look(numbers, version("comity"), loaded.settings)]
+
+
+async def _replicas(context: Context) -> list[Finding]:
+    """How many servers may fail; nothing if none can be reached."""
+    from comity.cli.cluster import survey
+    from comity.errors import ComityError
+
+    try:
+        found = await survey(context)
+    except ComityError:
+        return []
+    survives, copies = found["survives"], max((len(group["replicas"]) for group in found["groups"]), default=0)
+    if survives["more"] < 0:
+        return [Finding("replicas", "wrong", survives["text"], "start the servers that are down: comity cluster status")]
+    if copies == 1:
+        return [Finding("replicas", "ok", "one copy of everything, on one server: its disk must live, or a backup")]
+    if not survives["more"]:
+        return [Finding("replicas", "note", survives["text"], "see comity cluster status, and start what is down")]
+    return [Finding("replicas", "ok", f"{copies} copies of everything; {survives['text']}")]
 
 
 def _storage(storage: dict[str, Any]) -> Finding:
