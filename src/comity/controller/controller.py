@@ -112,7 +112,7 @@ class Controller:
         self._eager = eager
         self._confirm_jump = confirm_jump
         self._leader_seen = 0.0
-        self._entry_seen = 0, 0.0  # the last entry time, and when (loop time) it was known here
+        self._entry_time = 0, 0.0  # as it was known last, of an entry or of the leader's beacon, and when (loop time)
         self._vacant = asyncio.Event()  # the leader said that it leaves
         self._tasks: list[asyncio.Task[None]] = []
         self._cancels: list[Cancel] = []
@@ -211,7 +211,7 @@ class Controller:
     def _offer(self, index: int, data: bytes) -> None:
         verdict = self.ledger.offer(index, data)
         if isinstance(verdict, Effective):
-            self._note_time()
+            self._note_time(self.ledger.time_ms)
             self.payloads.note(index, verdict.entry)
             self.breakers.observe(self.state.apply(verdict.entry, index), self.state.time_ms)
             self.breakers.due(self.state.time_ms)
@@ -321,15 +321,16 @@ class Controller:
                     _log.warning("cannot reach the log; trying again", code=error.code, error=error.message)
                 await asyncio.sleep(RETRY_S * (1 + self.random()))
 
-    def _note_time(self) -> None:
-        if self.ledger.time_ms > self._entry_seen[0]:
-            self._entry_seen = self.ledger.time_ms, asyncio.get_running_loop().time()
+    def _note_time(self, time_ms: int) -> None:
+        if time_ms > self._entry_time[0]:
+            self._entry_time = time_ms, asyncio.get_running_loop().time()
 
     def _clock(self) -> EntryClock:
-        """Entry time goes on while nobody writes: what passed since the last entry was read here has passed."""
-        self._note_time()
+        """Entry time goes on while nobody writes: what passed since it was known here has passed."""
+        self._note_time(self.ledger.time_ms)
+        last_ms, known_at = self._entry_time
         clock = EntryClock(self.wall, asyncio.get_running_loop().time)
-        clock.start(self.ledger.time_ms, self._confirm_jump, self._entry_seen[1])
+        clock.start(last_ms, self._confirm_jump, known_at)
         return clock
 
     async def _lead(self) -> None:
@@ -365,7 +366,7 @@ class Controller:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(term.over.wait(), PULSE_S)
             term.pulse(max(0.0, loop.time() - due))
-            self._note_time()
+            self._note_time(self.ledger.time_ms)
 
     # What is heard
 
@@ -411,6 +412,7 @@ class Controller:
 
     def _hear_leader(self, item: Leading) -> None:
         self._leader_seen = asyncio.get_running_loop().time()
+        self._note_time(item.now_ms)
         self._confirm_jump = False
         self.heard.set()
         if item.ends == "network":

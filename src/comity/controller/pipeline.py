@@ -44,8 +44,8 @@ class EntryClock:
         self._last_at = monotonic()
 
     def start(self, last_ms: int, jump: bool, since: float | None = None) -> None:
-        """Go on from the log's last entry time, which was read at ``since`` (monotonic; now if not given); ``jump``: an operator
-        confirms whatever the wall clock says now."""
+        """Go on from ``last_ms``, which was entry time at ``since`` (monotonic; now if not given); ``jump``: an operator confirms
+        whatever the wall clock says now."""
         now, wall_ms = self._monotonic(), self._wall() * 1000
         jumps = jump or not last_ms
         self._last_ms = max(last_ms, wall_ms) if jumps else last_ms
