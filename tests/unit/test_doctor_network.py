@@ -91,12 +91,28 @@ SURVEYS = [
 async def test_replicas(monkeypatch: pytest.MonkeyPatch, more: int, copies: int, verdict: str, said: str) -> None:
     async def survey(_: Context) -> dict[str, Any]:
         text = Survival(more, "s-1 is down or behind" if more < 1 else "").text()
-        return {"survives": {"more": more, "text": text}, "groups": [{"replicas": [{}] * copies}, {"replicas": [{}]}]}
+        groups = [{"replicas": [{}] * copies}, {"replicas": [{}]}]
+        return {"survives": {"more": more, "text": text}, "groups": groups, "controllers": []}
 
     monkeypatch.setattr(cluster, "survey", survey)
     (finding,) = await _replicas(Context(urls=("nats://127.0.0.1:1",), network="main"))
     assert (finding.verdict, finding.found[: len(said)]) == (verdict, said)
     assert bool(finding.advice) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(("off_ms", "verdict"), [(900, "ok"), (300_000, "note"), (-300_000, "note")])
+async def test_servers_clocks(monkeypatch: pytest.MonkeyPatch, off_ms: int, verdict: str) -> None:
+    walls = {"s-1": 1_000_000, "s-2": 1_000_100, "s-3": 1_000_050 + off_ms}
+    controllers = [{"place": place, "process": "k", "wall_ms": wall_ms} for place, wall_ms in walls.items()]
+    older = {"place": "s-4", "process": "k"}  # of a version that does not say
+
+    async def survey(_: Context) -> dict[str, Any]:
+        return {"survives": {"more": 1, "text": ""}, "groups": [{"replicas": [{}] * 3}], "controllers": [*controllers, older]}
+
+    monkeypatch.setattr(cluster, "survey", survey)
+    _, finding = await _replicas(Context(urls=("nats://127.0.0.1:1",), network="main"))
+    assert (finding.check, finding.verdict) == ("servers' clocks", verdict)
+    assert verdict == "ok" or "s-3" in finding.found
 
 
 async def test_replicas_that_cannot_be_seen_are_not_judged() -> None:

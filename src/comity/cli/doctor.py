@@ -238,7 +238,7 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
 
 
 async def _replicas(context: Context) -> list[Finding]:
-    """How many servers may fail; nothing if none can be reached."""
+    """How many servers may fail, and whether they agree on the time; nothing if none can be reached."""
     from comity.cli.cluster import survey
     from comity.errors import ComityError
 
@@ -246,14 +246,31 @@ async def _replicas(context: Context) -> list[Finding]:
         found = await survey(context)
     except ComityError:
         return []
+    return [_copies_of(found), *_controllers_clocks(found["controllers"])]
+
+
+def _controllers_clocks(controllers: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Whoever leads next makes the time; they were asked at the same moment."""
+    walls = sorted((said["wall_ms"], said["place"] or said["process"]) for said in controllers if "wall_ms" in said)
+    if len(walls) < 2:
+        return
+    off_ms = walls[-1][0] - walls[0][0]
+    if off_ms > 2 * OFF_MS:
+        said = f"that of {walls[-1][1]} is {off_ms / 1000:.1f} s ahead of that of {walls[0][1]}"
+        yield Finding("servers' clocks", "note", said, "let these machines take the time from NTP: who leads makes the time")
+    else:
+        yield Finding("servers' clocks", "ok", f"at most {2 * OFF_MS / 1000:g} s apart")
+
+
+def _copies_of(found: dict[str, Any]) -> Finding:
     survives, copies = found["survives"], max((len(group["replicas"]) for group in found["groups"]), default=0)
     if survives["more"] < 0:
-        return [Finding("replicas", "wrong", survives["text"], "start the servers that are down: comity cluster status")]
+        return Finding("replicas", "wrong", survives["text"], "start the servers that are down: comity cluster status")
     if copies == 1:
-        return [Finding("replicas", "ok", "one copy of everything, on one server: its disk must live, or a backup")]
+        return Finding("replicas", "ok", "one copy of everything, on one server: its disk must live, or a backup")
     if not survives["more"]:
-        return [Finding("replicas", "note", survives["text"], "see comity cluster status, and start what is down")]
-    return [Finding("replicas", "ok", f"{copies} copies of everything; {survives['text']}")]
+        return Finding("replicas", "note", survives["text"], "see comity cluster status, and start what is down")
+    return Finding("replicas", "ok", f"{copies} copies of everything; {survives['text']}")
 
 
 def _storage(storage: dict[str, Any]) -> Finding:

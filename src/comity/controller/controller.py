@@ -447,5 +447,6 @@ class Controller:
             "term": self.ledger.term,
             "log_head": self.ledger.index,
             "damaged_copies": self.census.damages(),
+            "wall_ms": int(self.wall() * 1000),
             "controller": self.about(),
         }
