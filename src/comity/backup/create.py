@@ -2,7 +2,7 @@
 newest snapshot and the log from there, so it holds the state after one effective entry; then it copies what that state names.
 
 Nothing is held back meanwhile. If what is to be copied was archived, moved or trimmed away first, the state is read on to the
-log's tail and the copying goes on from there; what was copied before stays. So a backup is of one moment, or it is not.
+log's head as it is then, and the copying goes on; what was copied before stays. So a backup is of one moment, or it is not.
 """
 
 from __future__ import annotations
@@ -62,14 +62,17 @@ class Reader:
         self._is_loaded = False
 
     async def reach(self, index: int) -> None:
-        """Read to the log's tail, at least to ``index``. Raises Corrupt with the place, TimedOut."""
+        """Read to entry ``index`` at least, which is durable. Raises Corrupt with the place, TimedOut (nothing comes)."""
         if not self._is_loaded:
             self.state, self.ledger = await past(self._store, self.network, None)
             self._is_loaded = True
+        time = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(BEHIND_S):
-                while await self._read() or self.ledger.index < index:
-                    if self.ledger.index < index:
+            async with asyncio.timeout(BEHIND_S) as limit:
+                while self.ledger.index < index:
+                    if await self._read():
+                        limit.reschedule(time() + BEHIND_S)
+                    else:
                         await asyncio.sleep(LOOK_S)  # the replica we read from is behind
         except TimeoutError:
             raise TimedOut(f"the log ends at {self.ledger.index} here, though entry {index} is known to be durable") from None
