@@ -7,6 +7,7 @@
     data/server.log     what the server says, rotated
     data/jetstream/     the server's files
     data/log.mark       how far the log is known to reach (cli.marking)
+    data/log.opening    how far it reached when its server last opened it, if it may have cut it (cli.mending)
     data/quarantine/    a damaged copy of the log that was rebuilt from other servers' (cluster.rebuilding)
 
 Everything is for the owner's eyes only, and the server listens on 127.0.0.1; beyond loopback with TLS only. One of a cluster is

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import random
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from comity.cluster.rebuilding import QUARANTINE, Copies, set_aside
 from comity.cluster.replica import Copy, Flaw, look
 from comity.cluster.status import Held, SystemView
 from comity.embedded import EmbeddedServer
-from comity.errors import NotFound, Unreachable
+from comity.errors import NotFound, ServerFailed, Unreachable
 from comity.jetstream import JetStream
 from comity.model.codec import ROOT_DIGEST, seal
 from comity.model.task import Barrier, Entry
@@ -223,6 +223,7 @@ class Stopped:
 
     def __init__(self, data: Path) -> None:
         self.data, self.network = data, "main"
+        self.open_alone: Callable[[], Awaitable[None]]
         self.authority = SimpleNamespace(account=SimpleNamespace(public="A"))
         self.copy = data / "jetstream" / "A" / "streams" / "CY_main_LOG"
         (self.copy / "msgs").mkdir(parents=True)
@@ -230,6 +231,34 @@ class Stopped:
         content[len(content) // 2] ^= 1
         (self.copy / "msgs" / "1.blk").write_bytes(b"".join(records(3, 6)))
         (self.copy / "msgs" / "2.blk").write_bytes(content)
+
+
+async def test_what_a_server_cut_is_known_at_the_next_start_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the process ended between the cut and the look at it."""
+    server, others = Stopped(tmp_path), Servers()
+    block = server.copy / "msgs" / "2.blk"
+    block.write_bytes(b"".join(records(7, 9)))
+
+    async def cut_and_die() -> None:
+        block.write_bytes(b"".join(records(7, 8)))
+        raise ServerFailed("killed")
+
+    async def open_alone() -> None:
+        assert (tmp_path / mending.OPENING).read_text() == "9\n"
+
+    @asynccontextmanager
+    async def from_others(*_: Any) -> AsyncIterator[Copies]:
+        yield Copies(cast(JetStream, others), cast(SystemView, others), "main", "s3", 3)
+
+    monkeypatch.setattr(mending, "_from_others", from_others)
+    member, embedded = cast(Member, SimpleNamespace(member="s3", size=3)), cast(EmbeddedServer, server)
+    server.open_alone = cut_and_die
+    with pytest.raises(ServerFailed):
+        await mend_before(member, embedded)
+    server.open_alone = open_alone
+    found = await mend_before(member, embedded)
+    assert found is not None and (found.index, found.reason) == (9, "what its server found: it was cut after entry 8, of 9")
+    assert not server.copy.exists() and not (tmp_path / mending.OPENING).exists()
 
 
 async def test_a_copy_that_takes_long_to_read_is_mended_before_its_server_starts(

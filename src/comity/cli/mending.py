@@ -30,7 +30,7 @@ from comity.cluster.replica import Copy, Flaw, Pace, look
 from comity.cluster.status import SystemView
 from comity.config import Settings
 from comity.connect import secured
-from comity.credentials import Role
+from comity.credentials import Role, write_private
 from comity.embedded import EmbeddedServer
 from comity.errors import ComityError, Indefinite, NotFound, ServerFailed, Unreachable
 from comity.jetstream import JetStream
@@ -53,6 +53,8 @@ REST_S = 1.0
 AGAIN_S = 5.0
 """Between two looks otherwise, however often one is asked for; and until a copy that could not be given up is looked at again."""
 END = "the end"
+OPENING = "log.opening"
+"""Up to which entry the copy was there before its server opened it: until it was seen to be so after that, too."""
 MB = 1_000_000
 
 log = logging.getLogger(__name__)
@@ -103,12 +105,18 @@ def _flaw(copy: Copy, known: int) -> Flaw | None:
 
 
 async def _cut_alone(server: EmbeddedServer, folder: Path, had: int) -> Flaw | None:
-    """What the server cuts off a copy that ends at entry ``had``, and in which nothing was found, as it opens its files."""
+    """What the server cuts off a copy that ends at entry ``had``, and in which nothing was found, as it opens its files; or did
+    cut at a start that came to no end."""
+    note = server.data / OPENING
+    noted = note.read_text().strip() if note.exists() else ""
+    had = max(had, int(noted) if noted.isdecimal() else 0)
+    write_private(note, f"{had}\n")
     await server.open_alone()
     copy = await look(folder, 0, _at_once)
-    if copy.flaw is not None or copy.last >= had:
-        return copy.flaw
-    return Flaw(copy.last + 1, "what its server found", f"it was cut after entry {copy.last}, of {had}")
+    if copy.flaw is None and copy.last < had:
+        return Flaw(copy.last + 1, "what its server found", f"it was cut after entry {copy.last}, of {had}")
+    note.unlink()
+    return copy.flaw
 
 
 @contextlib.asynccontextmanager
@@ -260,6 +268,7 @@ def _set_aside(server: EmbeddedServer) -> None:
     """Raises ServerFailed."""
     try:
         set_aside(_folder(server), server.data)
+        (server.data / OPENING).unlink(missing_ok=True)
     except OSError as error:
         raise ServerFailed(f"the damaged copy of the log cannot be put aside: {error}", path=str(server.data)) from error
 
