@@ -7,7 +7,7 @@ from comity.errors import ComityError as ComityError
 from comity.errors import Refuse as Refuse
 from comity.errors import TaskFailed as TaskFailed
 from comity.handles import Attempt as Attempt
-from comity.handles import Message as Message
+from comity.message import Message as Message
 from comity.model.capability import Requirements as Requirements
 from comity.model.capability import Retry as Retry
 from comity.model.capability import Strategy as Strategy

@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import msgspec
 
+from comity import speaking
 from comity.errors import BadInput, Conflict, ShuttingDown, TooLarge
-from comity.handles import Attempt, Message, Speaker
+from comity.handles import Attempt
+from comity.message import Message
 from comity.model import capability as model
 from comity.model.capability import AgentRecord, AgentStatus, Capability, Offer, Performance, Resources, Retry, Strategy
+from comity.model.facts import FACTS
 from comity.model.ids import TOKEN_MAX, AgentId, ProcessId, agent_id, check_token
 from comity.model.limits import (
-    LINE_MAX,
     RECORD_MAX,
     SCHEMA_MAX,
     check_amount,
-    check_line,
     check_name,
     check_seconds,
     check_sound,
     check_whole,
-    check_word,
 )
 from comity.model.signature import Signature
 from comity.model.wire import encode_agents, encode_capability
@@ -103,7 +103,7 @@ class Home(Protocol):
 _signatures: weakref.WeakKeyDictionary[Callable[..., Any], dict[bool, Signature]] = weakref.WeakKeyDictionary()
 
 
-class Agent(Speaker):
+class Agent:
     """A named actor that offers capabilities and receives messages.
 
     ``name`` is unique on its node (letters, digits, ``-``, ``_``). ``tags`` are plain words, ``labels`` text by key,
@@ -248,7 +248,7 @@ class Agent(Speaker):
         if len(offered.data) > SCHEMA_MAX:
             said = f"the description of {capability.name} takes {len(offered.data)} bytes; at most {SCHEMA_MAX}"
             raise TooLarge(said, capability=capability.name, limit=SCHEMA_MAX)
-        known = {field: getattr(self, field) for field in _FIELDS}
+        known = {field: getattr(self, field) for field in FACTS}
         self._check_size(known, [*(other.offer for other in self._offered.values()), offered.offer])
         self._offered[capability.name] = offered
         if self._home is not None:
@@ -361,14 +361,14 @@ class Agent(Speaker):
     def _set(self, **changes: Any) -> None:
         checked = {}
         for field, value in changes.items():
-            if field not in _FIELDS:
-                raise BadInput(f"an agent has no {field!r} to change; it has: {', '.join(_FIELDS)}", field=field)
+            if field not in FACTS:
+                raise BadInput(f"an agent has no {field!r} to change; it has: {', '.join(FACTS)}", field=field)
             try:
-                checked[field] = _FIELDS[field](value)
+                checked[field] = FACTS[field](value)
             except (BadInput, TypeError, ValueError) as error:
                 kind = type(error) if isinstance(error, BadInput) else BadInput
                 raise kind(f"{field} of agent {self.name}: {error}", field=field) from error
-        known = {field: getattr(self, field) for field in _FIELDS if hasattr(self, field)}
+        known = {field: getattr(self, field) for field in FACTS if hasattr(self, field)}
         self._check_size(known | checked, [offered.offer for offered in self._offered.values()])
         for field, value in checked.items():
             setattr(self, field, value)
@@ -391,7 +391,7 @@ class Agent(Speaker):
 
     def twin(self, name: str) -> Agent:
         """Another agent with the same functions and properties, called ``name``, on no node yet. Raises BadInput."""
-        twin = Agent(name, **{field: getattr(self, field) for field in _FIELDS if field != "status"})
+        twin = Agent(name, **{field: getattr(self, field) for field in FACTS if field != "status"})
         twin._offered, twin._listeners, twin._checkup = dict(self._offered), dict(self._listeners), self._checkup
         twin.bids, twin.brokers, twin.lends = dict(self.bids), self.brokers, dict(self.lends)
         twin._groups = dict(self._groups)
@@ -407,6 +407,18 @@ class Agent(Speaker):
     def move_out(self) -> None:
         self._home = None
 
+    # What it says, as a client does
+
+    submit, submit_many, stream = speaking.submit, speaking.submit_many, speaking.stream
+    task, cancel = speaking.task, speaking.cancel
+    request, send, broadcast, receipts = speaking.request, speaking.send, speaking.broadcast, speaking.receipts
+    discover, capabilities = speaking.discover, speaking.capabilities
+    describe, performance = speaking.describe, speaking.performance
+    put_file, get_file = speaking.put_file, speaking.get_file
+    call_for_proposals, request_via = speaking.call_for_proposals, speaking.request_via
+    query_if, query_ref, subscribe = speaking.query_if, speaking.query_ref, speaking.subscribe
+    ping, borrow, invite = speaking.ping, speaking.borrow, speaking.invite
+
     @property
     def _client(self) -> Client:
         if self._home is None:
@@ -414,38 +426,6 @@ class Agent(Speaker):
         return self._home.client_for(agent_id(self._home.node, self.name))
 
 
-def _tags(value: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise TypeError("a set of words, not one text")
-    return tuple(sorted({check_word(tag, "a tag") for tag in value}))
-
-
-def _resources(value: Resources | Mapping[str, float]) -> Resources:
-    given = msgspec.structs.asdict(value) if isinstance(value, Resources) else value
-    return Resources(**{name: check_amount(amount, name) for name, amount in dict(given).items()})
-
-
-def _status(value: AgentStatus | str) -> AgentStatus:
-    status = AgentStatus(value)
-    if status is AgentStatus.LEFT:
-        raise ValueError("an agent that is here cannot be set to left: take it off its node with comity agents remove")
-    return status
-
-
-def _line(value: str) -> str:
-    return check_line(value, "it")
-
-
-def _lines_by_word(value: Mapping[str, str]) -> dict[str, str]:
-    given = dict(value)
-    return {check_word(key, "a name"): check_line(text, f"{key}", LINE_MAX) for key, text in given.items()}
-
-
-_FIELDS: dict[str, Callable[[Any], Any]] = {
-    "tags": _tags, "labels": _lines_by_word, "resources": _resources, "status": _status,
-    "concurrency": lambda value: check_whole(value, "it", 1), "weight": lambda value: check_amount(value, "it"),
-    "region": _line, "zone": _line, "endpoints": _lines_by_word, "version": _line, "kind": _line,
-}  # fmt: skip
 _SOMEWHERE = ProcessId("n" * TOKEN_MAX)
 
 

@@ -1,113 +1,22 @@
-"""What the functions of an agent hold in their hands: the attempt they run, the message they receive, and the verbs with which
-they call others."""
+"""An attempt, as the function that runs it has it in its hands."""
 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from comity.model.capability import AgentRecord
-from comity.model.codec import from_json
-from comity.model.envelope import Envelope, Performative
-from comity.model.files import FileRef
+from comity import speaking
 from comity.model.ids import AgentId, TaskId
 from comity.model.typed import returned_by
-from comity.talking import Talker
 
 if TYPE_CHECKING:
     from comity.client.client import Client
-    from comity.client.parts import Parts
-    from comity.client.task import Task
-    from comity.client.terms import TaskOptions
 
-__all__ = ["Attempt", "Memory", "Message", "Speaker", "Ticket"]
+__all__ = ["Attempt", "Memory", "Ticket"]
 
 T = TypeVar("T")
-
-
-class Speaker(Talker):
-    """The verbs of a client, spoken through ``_client``: what an agent and an attempt have in common."""
-
-    __slots__ = ()
-
-    async def submit(
-        self,
-        capability: str,
-        input: Any = None,  # noqa: A002 - as the client calls it
-        *,
-        key: str | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> Task:
-        """Ask the network to do a task. See ``Client.submit``."""
-        return await self._client.submit(capability, input, key=key, **options)
-
-    async def submit_many(self, capability: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]) -> list[Task]:
-        """One task for each input. See ``Client.submit_many``."""
-        return await self._client.submit_many(capability, inputs, **options)
-
-    def stream(
-        self,
-        capability: str,
-        input: Any = None,  # noqa: A002 - as the client calls it
-        *,
-        as_type: Any = Any,
-        key: str | None = None,
-        **options: Unpack[TaskOptions],
-    ) -> Parts:
-        """Submit a task, and read what its capability yields. See ``Client.stream``."""
-        return self._client.stream(capability, input, as_type=as_type, key=key, **options)
-
-    def task(self, id: str) -> Task:
-        """See ``Client.task``."""
-        return self._client.task(id)
-
-    async def request(self, target: str, body: Any = None, **options: Any) -> Any:
-        """Ask an agent, or any that offers a capability, live; gives the reply's body. See ``Client.request``."""
-        return await self._client.request(target, body, **options)
-
-    async def send(self, target: str, body: Any = None, **options: Any) -> str:
-        """Tell an agent something, live or durably. See ``Client.send``."""
-        return await self._client.send(target, body, **options)
-
-    async def broadcast(self, body: Any = None, **options: Any) -> str:
-        """Tell every agent that listens and has the tags, or a group, live or durably. See ``Client.broadcast``."""
-        return await self._client.broadcast(body, **options)
-
-    async def receipts(self, id: str) -> dict[str, Any]:
-        """Who has a durable mail. See ``Client.receipts``."""
-        return await self._client.receipts(id)
-
-    async def discover(self, capability: str = "", **options: Any) -> list[AgentRecord]:
-        """Who is here and offers it. See ``Client.discover``."""
-        return await self._client.discover(capability, **options)
-
-    async def put_file(self, path: str | os.PathLike[str], **options: Any) -> FileRef:
-        """Store a file; what stands for it. See ``Client.put_file``."""
-        return await self._client.put_file(path, **options)
-
-    async def get_file(self, ref: FileRef | dict[str, Any], path: str | os.PathLike[str]) -> Path:
-        """Write a stored file to ``path``. See ``Client.get_file``."""
-        return await self._client.get_file(ref, path)
-
-    async def capabilities(self) -> list[dict[str, Any]]:
-        """What can be done here. See ``Client.capabilities``."""
-        return await self._client.capabilities()
-
-    async def performance(self, capability: str) -> dict[str, dict[str, Any]]:
-        """What was measured of each agent at it. See ``Client.performance``."""
-        return await self._client.performance(capability)
-
-    async def describe(self, name: str) -> dict[str, Any]:
-        """One of them. See ``Client.describe``."""
-        return await self._client.describe(name)
-
-    async def cancel(self, task: Task | str, reason: str = "") -> dict[str, Any]:
-        """Ask for a task's end. See ``Client.cancel``."""
-        return await self._client.cancel(task, reason)
 
 
 class Memory(Protocol):
@@ -162,7 +71,7 @@ class Ticket(Protocol):
         ...
 
 
-class Attempt(Speaker):
+class Attempt:
     """One try at a task, in the hands of the function that runs it. Its verbs make child tasks: they record this task as their
     parent, inherit its deadline, and are canceled with it; while a child's result is awaited, no slot of the agent is held. A
     child without a key is canceled with the attempt, too; by its key the next attempt finds it again. Calls made live, not as a
@@ -273,72 +182,18 @@ class Attempt(Speaker):
         over)."""
         await self._ticket.memory.guard()
 
+    # What it says, as a client does
+
+    submit, submit_many, stream = speaking.submit, speaking.submit_many, speaking.stream
+    task, cancel = speaking.task, speaking.cancel
+    request, send, broadcast, receipts = speaking.request, speaking.send, speaking.broadcast, speaking.receipts
+    discover, capabilities = speaking.discover, speaking.capabilities
+    describe, performance = speaking.describe, speaking.performance
+    put_file, get_file = speaking.put_file, speaking.get_file
+    call_for_proposals, request_via = speaking.call_for_proposals, speaking.request_via
+    query_if, query_ref, subscribe = speaking.query_if, speaking.query_ref, speaking.subscribe
+    ping, borrow, invite = speaking.ping, speaking.borrow, speaking.invite
+
     @property
     def _client(self) -> Client:
         return self._ticket.client()
-
-
-class Message:
-    """A message in the hands of the function that receives it. Times are UTC. ``is_answered``: it was replied to by ``reply``, so
-    that what the function returns is not sent. Of durable mail, ``is_repeat``: the function may have had it before, when its node
-    was lost in the middle; ``fence`` grows with every life of the node: pass it, and ``id``, to whatever must refuse a stale or
-    second effect (0: a live message)."""
-
-    __slots__ = ("_answer", "envelope", "fence", "is_answered", "is_repeat")
-
-    def __init__(
-        self,
-        envelope: Envelope,
-        answer: Callable[[Envelope, Performative, Any], None],
-        *,
-        fence: int = 0,
-        is_repeat: bool = False,
-    ) -> None:
-        self.envelope = envelope
-        self._answer = answer
-        self.fence = fence
-        self.is_repeat = is_repeat
-        self.is_answered = False
-
-    @property
-    def id(self) -> str:
-        return self.envelope.id
-
-    @property
-    def performative(self) -> Performative:
-        return self.envelope.performative
-
-    @property
-    def topic(self) -> str:
-        return self.envelope.topic
-
-    @property
-    def sender(self) -> str:
-        return self.envelope.sender
-
-    @property
-    def conversation(self) -> str:
-        return self.envelope.conversation
-
-    @property
-    def in_reply_to(self) -> str:
-        return self.envelope.in_reply_to
-
-    @property
-    def sent_at(self) -> datetime:
-        return datetime.fromtimestamp(self.envelope.sent_at / 1000, UTC)
-
-    @property
-    def body(self) -> Any:
-        """The body as JSON builtins; bytes if it is not JSON by its content type. Raises InvalidInput."""
-        envelope = self.envelope
-        return from_json(envelope.body) if envelope.content_type == "application/json" else envelope.body
-
-    def reply(self, body: Any = None, performative: Performative | str = Performative.INFORM) -> None:
-        """Answer it now, and as often as need be, instead of returning a value. May be used from a plain function's thread."""
-        self.is_answered = True
-        self._answer(self.envelope, Performative(performative), body)
-
-    def leave(self, reason: str = "") -> None:
-        """Leave the conversation that it opened: a collaboration, or a subscription of somebody. Raises Conflict (it is over)."""
-        self.reply({"message": reason}, Performative.CANCEL)

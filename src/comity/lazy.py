@@ -13,7 +13,7 @@ _WHERE = {
     "Envelope": "comity.model.envelope",
     "FileRef": "comity.model.files",
     "Final": "comity.model.parts",
-    "Message": "comity.handles",
+    "Message": "comity.message",
     "Performative": "comity.model.envelope",
     "Requirements": "comity.model.capability",
     "Retry": "comity.model.capability",

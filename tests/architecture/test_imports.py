@@ -12,7 +12,10 @@ from source import ROOT, SRC, imports, module_name, python_files, tree
 WORDS = ("comity.errors", "comity.model")
 WRITES = ("comity.failpoints",)
 DOORS = ("comity.bus.base", "comity.bus.outbox", "comity.registry.base", "comity.log.base", "comity.store.base")
-FACES = ("comity.client", "comity.agent", "comity.handles", "comity.talking", "comity.directory", "comity.finding")
+FACES = (
+    "comity.client", "comity.agent", "comity.handles", "comity.message", "comity.speaking", "comity.talking", "comity.directory",
+    "comity.finding",
+)  # fmt: skip
 TALK = ("comity.core.conversations", "comity.core.protocols")
 MEMORY = tuple(f"comity.{door}.memory" for door in ("bus", "registry", "log", "store"))
 BACKENDS = (
@@ -43,7 +46,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.finding": WORDS,
     "comity.directory": (*WORDS, "comity.finding", "comity.registry.base"),
     "comity.handles": WORDS + FACES,
-    "comity.talking": WORDS + FACES,
+    "comity.message": WORDS,
+    "comity.speaking": FACES,
+    "comity.talking": WORDS,
     "comity.agent": WORDS + FACES,
     # A backup reads the log as a standby does, and its state is a snapshot: both are the controller's.
     "comity.backup": WORDS + DOORS + ("comity.core", "comity.controller"),

@@ -13,7 +13,7 @@ import pytest
 from comity.agent import Agent
 from comity.client.client import Client
 from comity.errors import ComityError
-from comity.handles import Message
+from comity.message import Message
 from comity.sim import World
 
 LIVES = 16

@@ -24,7 +24,7 @@ from comity.errors import (
     UnknownCapability,
     Unreachable,
 )
-from comity.handles import Message
+from comity.message import Message
 from comity.model import wire
 from comity.model.capability import Capability, NodeRecord, Requirements, Strategy
 from comity.model.envelope import Envelope, Performative

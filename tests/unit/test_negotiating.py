@@ -20,7 +20,8 @@ from comity.errors import (
     TimedOut,
     UnknownCapability,
 )
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
+from comity.message import Message
 from comity.sim.loop import VirtualLoop
 from comity.talking import Award, Proposal
 

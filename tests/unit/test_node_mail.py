@@ -10,7 +10,8 @@ from node_stage import Leader, Stage, staged_on, until
 
 from comity.agent import Agent
 from comity.errors import Disconnected, Fenced, TooLarge
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
+from comity.message import Message
 from comity.model import wire
 from comity.model.ids import AgentId
 from comity.model.mail import AT_ONCE, Note

@@ -13,7 +13,8 @@ from node_stage import Caller, Stage, staged_on, until
 from comity.agent import Agent
 from comity.bus.base import to
 from comity.errors import Conflict, NoAgent, Refuse, TimedOut, UnknownAgent
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
+from comity.message import Message
 from comity.model import wire
 from comity.model.capability import AgentStatus
 from comity.model.envelope import Performative

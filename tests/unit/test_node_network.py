@@ -15,8 +15,9 @@ from comity.bus.memory import MemoryBus
 from comity.client.client import Client
 from comity.controller.controller import Controller
 from comity.errors import NoAgent, Refuse, TaskCanceled, TaskFailed
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
 from comity.log.memory import MemoryLog, MemoryLogState
+from comity.message import Message
 from comity.model.ids import ProcessId
 from comity.model.task import LOG_LIMIT
 from comity.node.node import Node

@@ -17,7 +17,8 @@ from pooled import compute, crew
 
 from comity.agent import Agent
 from comity.errors import BadInput, Conflict, Refuse
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
+from comity.message import Message
 from comity.model import wire
 from comity.node import pools
 from comity.node.measure import measured

@@ -18,7 +18,7 @@ from comity.errors import (
     OutOfProtocol,
     TimedOut,
 )
-from comity.handles import Message
+from comity.message import Message
 from comity.model.envelope import Performative
 from comity.sim.loop import VirtualLoop
 

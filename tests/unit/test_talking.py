@@ -26,7 +26,7 @@ from comity.errors import (
     UnknownAgent,
     UnknownCapability,
 )
-from comity.handles import Message
+from comity.message import Message
 from comity.model.capability import AgentRecord
 from comity.model.envelope import Performative
 from comity.sim.loop import VirtualLoop

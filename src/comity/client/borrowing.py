@@ -1,4 +1,4 @@
-"""The borrower's side of the resource protocol: ask, be offered, give back."""
+"""A verb of ``Client``: the borrower's side of the resource protocol: ask, be offered, give back."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ class Borrowed:
 
 @asynccontextmanager
 async def borrow(
-    client: Client, owner: str, resource: str, amount: float, for_s: float, timeout: float | None
+    client: Client, owner: str, resource: str, amount: float = 1, *, for_s: float, timeout: float | None = None
 ) -> AsyncGenerator[Borrowed, None]:
+    """Have some of what an agent lends (``agent.lend``), for as long as the block lasts, but at most ``for_s`` seconds: then the
+    owner takes it as given back. Raises NoAgent (too little is left), UnknownAgent, PeerLost, TimedOut."""
     exchange, scope = client._exchange, client._scope
     exchange.check_open()
     check_name(resource, "a resource")

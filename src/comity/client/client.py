@@ -11,12 +11,13 @@ from typing import Any, TypeVar, Unpack
 
 from comity.bus.base import Bus, Link
 from comity.bus.outbox import Outbox
-from comity.client import files, looking, parts
+from comity.client import files, looking, negotiating, network, parts
+from comity.client.borrowing import borrow
+from comity.client.collaborating import invite
 from comity.client.exchange import Exchange
 from comity.client.later import DeadLetters, Schedules
 from comity.client.live import LiveCall, check_repeats
 from comity.client.mail import Groups, Mail
-from comity.client.network import Network
 from comity.client.sightings import TOPICS
 from comity.client.task import Pausing, Task
 from comity.client.terms import FOREVER, Scope, TaskOptions, name_of, terms, words
@@ -34,12 +35,11 @@ from comity.model.task import LOG_LIMIT, TaskSpec
 from comity.model.wire import Item
 from comity.registry.base import Registry
 from comity.store.base import Store
-from comity.talking import Talker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Client(Network, Talker):
+class Client:
     """A process's way into the network. It works against the doors alone; ``comity.connect`` opens them.
 
     ``wall`` gives seconds since 1970; ``rng`` must be hard to guess outside tests. With an ``outbox`` the client is
@@ -47,7 +47,6 @@ class Client(Network, Talker):
     """
 
     __slots__ = ("_exchange", "_scope")
-    _client = property(lambda self: self)
 
     def __init__(
         self,
@@ -409,11 +408,23 @@ class Client(Network, Talker):
     def off(self, topic: str) -> None:
         self._exchange.listeners.off(topic)
 
+    # Negotiations
+
+    call_for_proposals, request_via = negotiating.call_for_proposals, negotiating.request_via
+    query_if, query_ref, subscribe = negotiating.query_if, negotiating.query_ref, negotiating.subscribe
+    ping, borrow, invite = negotiating.ping, borrow, invite
+
     # Who is here
 
     discover, performance, watch = looking.discover, looking.performance, looking.watch
     capabilities, describe = looking.capabilities, looking.describe
 
+    # The network
+
+    events, stats, head = network.events, network.stats, network.head
+    tasks, agents, why = network.tasks, network.agents, network.why
+    nodes, node, set_strategy, shutdown = network.nodes, network.node, network.set_strategy, network.shutdown
+    pause, resume, remove = network.pause, network.resume, network.remove
 
     def _wait_s(self, timeout: float | None) -> float:
         return check_timeout(timeout) or self._exchange.settings.request_timeout_s

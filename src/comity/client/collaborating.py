@@ -1,4 +1,4 @@
-"""The organiser's side of a collaboration: invite, see who joins and leaves, tell the members, dissolve."""
+"""A verb of ``Client``: the organiser's side of a collaboration: invite, see who joins and leaves, tell the members, dissolve."""
 
 from __future__ import annotations
 
@@ -78,15 +78,26 @@ class Collaboration:
 
 @asynccontextmanager
 async def invite(
-    client: Client, kind: str, agents: Iterable[str] | None, description: str, requires: tuple[str, ...], deadline_s: float
+    client: Client,
+    kind: str,
+    agents: Iterable[str] | None = None,
+    *,
+    description: str = "",
+    requires: Iterable[str] = (),
+    deadline_s: float = 5.0,
 ) -> AsyncGenerator[Collaboration, None]:
+    """Invite agents, by id or name, to a collaboration; without ``agents`` all that offer every capability of ``requires``. Each
+    that has a function for ``collaboration.invite`` joins by returning from it, or raises Refuse. The block begins once all have
+    answered or ``deadline_s`` is over; at its end the collaboration is dissolved. Raises UnknownAgent, NoAgent (nobody joined;
+    ``details["refusals"]`` says why)."""
     exchange, scope = client._exchange, client._scope
     exchange.check_open()
     check_seconds(deadline_s, "deadline_s")
-    named = await _invited(client, agents, requires)
+    required = tuple(requires)
+    named = await _invited(client, agents, required)
     dialog = Dialog(exchange.talks, COLLABORATION, INVITE, sender=scope.sender, trace=scope.trace)
     invitation = Invitation(
-        dialog.id, check_name(kind, "a collaboration"), check_line(description, "description", 2000), requires
+        dialog.id, check_name(kind, "a collaboration"), check_line(description, "description", 2000), required
     )
     collaboration = Collaboration(invitation, dialog)
     with dialog:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from comity.client.files import Depot
 from comity.errors import ComityError, Conflict, InvalidInput, Refuse
-from comity.handles import Message
+from comity.message import Message
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import ProcessId
 from comity.model.limits import check_name

@@ -1,4 +1,7 @@
-"""What ``Talker`` does for a client."""
+"""Verbs of ``Client`` with which agents negotiate.
+
+    award = await net.call_for_proposals("translate", {"text": text}, rank=lambda offer: offer.body["price"])
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,27 @@ BIDDERS = 1000
 
 
 async def call_for_proposals(
-    client: Client, to: str | Iterable[str], body: Any, *, deadline_s: float, rank: Rank | None, again: Again | None,
-    repeatable: bool, topic: str, timeout: float | None,
-) -> Award:  # fmt: skip
+    client: Client,
+    to: str | Iterable[str],
+    body: Any = None,
+    *,
+    deadline_s: float = 1.0,
+    rank: Rank | None = None,
+    again: Again | None = None,
+    repeatable: bool = False,
+    topic: str = "",
+    timeout: float | None = None,
+) -> Award:
+    """Let agents bid for a piece of work, and have the best of them do it (FIPA's contract net).
+
+    ``to``: a capability, which all its active agents may bid for (``@agent.bid``), or agents, by id or name, and a ``topic``.
+    Proposals count that come within ``deadline_s`` seconds; the call ends sooner if all have answered. ``rank`` says how good
+    one is: the lower the better, None: no deal (without it the first to come wins). ``again`` looks at the ranked proposals and
+    may give the body of another round's call. The winner has ``timeout`` seconds for the work (default ``request_timeout_s``).
+    If it fails, dies or is late, that is raised; unless the work is ``repeatable``: then the next best gets it. A bidder that
+    dies before is out, and the others go on. Raises NoAgent (no acceptable proposal; ``details["refusals"]`` says why),
+    UnknownCapability, UnknownAgent, and what the winner's work raises.
+    """
     exchange = client._exchange
     exchange.check_open()
     check_seconds(deadline_s, "deadline_s")
@@ -61,16 +82,28 @@ async def offering(client: Client, capability: str) -> list[AgentId]:
     return active[:BIDDERS]
 
 
-async def query_if(client: Client, target: str, body: Any, topic: str, timeout: float | None) -> bool:
+async def query_if(
+    client: Client, target: str, body: Any = None, *, topic: str = "", timeout: float | None = None
+) -> bool:
+    """Ask whether something is so. Raises InvalidOutput if the answer is not true or false; else see ``request``."""
     answer = await client.request(target, body, topic=topic, performative=Performative.QUERY, timeout=timeout)
     if not isinstance(answer, bool):
         raise InvalidOutput(f"{target} was asked whether it is so, and answered neither true nor false", agent=target)
     return answer
 
 
+async def query_ref(client: Client, target: str, body: Any = None, *, topic: str = "", timeout: float | None = None) -> Any:
+    """Ask what something is. See ``request``."""
+    return await client.request(target, body, topic=topic, performative=Performative.QUERY, timeout=timeout)
+
+
 async def subscribe(
-    client: Client, target: str, body: Any, topic: str, timeout: float | None
+    client: Client, target: str, body: Any = None, *, topic: str = "", timeout: float | None = None
 ) -> AsyncGenerator[Any, None]:
+    """What an agent has to tell on a topic, as it tells it, until it has no more or you stop: leaving the loop tells it so (at
+    once with ``contextlib.aclosing``). ``timeout``: for its first word. Live: what is told while the connection is broken is
+    lost. Raises NoAgent (it refuses), UnknownAgent, PeerLost, TimedOut, Overloaded (10,000 words are unread), or what it says of
+    its failure."""
     with _dialog(client, SUBSCRIBE, topic) as dialog:
         agent = await client._named(target)
         leg = dialog.open(agent, Performative.SUBSCRIBE, to_json(body), client._wait_s(timeout))
@@ -84,7 +117,11 @@ async def subscribe(
                 return
 
 
-async def request_via(client: Client, broker: str, capability: str, body: Any, timeout: float | None) -> Any:
+async def request_via(
+    client: Client, broker: str, capability: str, body: Any = None, *, timeout: float | None = None
+) -> Any:
+    """Let the agent ``broker`` (``@agent.broker``) find one that offers ``capability``, pass it ``body`` and give back the
+    answer. Raises UnknownCapability (it found nobody), and else as ``request``."""
     name_of(capability)
     wait_s = client._left_s(client._wait_s(timeout), client._scope.deadline)
     with _dialog(client, BROKERING, capability) as dialog:
@@ -98,7 +135,8 @@ async def request_via(client: Client, broker: str, capability: str, body: Any, t
                 return answer
 
 
-async def ping(client: Client, target: str, timeout: float | None) -> float:
+async def ping(client: Client, target: str, *, timeout: float | None = None) -> float:
+    """How many seconds an agent's node takes to answer. Raises UnknownAgent, PeerLost, TimedOut."""
     exchange = client._exchange
     exchange.check_open()
     agent = await client._named(check_text(target, "target"))

@@ -17,7 +17,8 @@ import structlog
 
 from comity.agent import Agent, Listener, Offered
 from comity.errors import Indefinite, InvalidInput, Refuse
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
+from comity.message import Message
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId
 from comity.model.item import Item

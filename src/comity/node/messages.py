@@ -36,7 +36,8 @@ from comity.errors import (
     ShuttingDown,
     UnknownAgent,
 )
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
+from comity.message import Message
 from comity.model import wire
 from comity.model.capability import AgentStatus
 from comity.model.codec import to_json

@@ -8,7 +8,8 @@ from typing import Any
 
 from comity.agent import Agent
 from comity.errors import Refuse, Unanswered
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
+from comity.message import Message
 
 
 async def echo(value: Any) -> Any:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from comity.agent import Agent
 from comity.client.client import Client
 from comity.errors import ComityError, Definite, Indefinite
-from comity.handles import Attempt, Message
+from comity.handles import Attempt
+from comity.message import Message
 from comity.sim.checkers import Violation
 from comity.sim.loop import VirtualLoop
 from comity.sim.world import Report, World
