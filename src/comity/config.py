@@ -50,7 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Liveness: see each name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that. Tasks:
     defaults for those that do not say. ``retry_budget``: how many retries one first attempt pays for while nothing
     succeeds. ``poison_nodes``: a task that so many nodes had when they were lost is not tried again (0: it
-    is). ``max_waiting`` and the ``keep_*`` limits bound what a network holds.
+    is), nor is mail at which its receiver's node was lost so often. ``max_waiting`` and the ``keep_*`` limits bound what a
+    network holds.
     """
 
     network: str = DEFAULT_NETWORK

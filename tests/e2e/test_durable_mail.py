@@ -150,6 +150,40 @@ async def test_mail_survives_nodes_and_servers_that_are_killed(town: Town, free_
     assert found["twice_in_one_life"] == 0
 
 
+BOMB = """
+import asyncio, os, signal
+from comity import Agent
+
+agent = Agent("bomb")
+
+@agent.on("news")
+async def news(body: str) -> None:
+    await asyncio.sleep(0.2)
+    if body == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open(os.environ["RUNS"], "a") as got:
+        got.write(f"{body}\\n")
+"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.slow
+async def test_mail_that_kills_its_receiver_is_a_dead_letter_in_the_end(town: Town) -> None:
+    (town.folder / "crew.py").write_text(BOMB)
+    await town.up()
+    net, other = await town.client(), await town.client()
+    bomb = await net.send("n1/bomb", "die", topic="news", durable=True)
+    await net.send("n1/bomb", "behind it", topic="news", durable=True)
+    await other.send("n1/bomb", "beside it", topic="news", durable=True)
+    for _ in range(3):
+        await town.hire("n1")
+        await asyncio.wait_for(town.nodes["n1"].wait(), LIMIT_S)
+    await town.hire("n1")
+    await all_taken(net, LIMIT_S)
+    assert [(dead["id"], dead["code"]) for dead in await net.mail.dead()] == [(bomb, "poison")]
+    assert {"behind it", "beside it"} <= set((town.folder / "runs.txt").read_text().splitlines())
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.slow
 async def test_mail_and_groups_from_the_command_line(town: Town) -> None:

@@ -192,12 +192,27 @@ def full() -> Story:
     story = Story()
     story.do(post(1, A, B), post(2), SkipMail(SENDER, "s1", 3, "no", "no"), post(4, A, B), JoinGroup("ops", A))
     story.do(AckMail(((A, (1,)), (B, (1,)))), BuryMail(B, 3, "no", "no"))
+    story.do(NodeUp(NODE, 1), NodeUp(NODE, 2, 3, ((A, 2),)))
     return story
 
 
 async def read(data: list[bytes]) -> AsyncIterator[bytes]:
     for part in data:
         yield part
+
+
+def test_mail_that_takes_its_node_down_is_dead_in_the_end() -> None:
+    story = Story()
+    story.do(NodeUp(NODE, 1), post(1, A, B), post(2, A))
+    story.do(Evict(NODE, 1, "", 3, ((A, 1), (B, 1), (A, 9))))
+    assert not story.kinds(Evict(NODE, 1, "", 3, ((A, 1),))), "it was told before"
+    story.do(NodeUp(NODE, 2), NodeUp(NODE, 3, 3, ((A, 1),)), AckMail(((B, (1,)),)))
+    assert story.mail.losses == {(1, A): 2}, "what was taken is no longer suspected"
+    story.do(NodeLeft(NODE, 3), NodeUp(NODE, 4))
+    assert story.kinds(Evict(NODE, 4, "", 3, ((A, 1),)))[-1] == "mail.dead"
+    assert story.mail.dead[1, A].code == "poison" and story.box(A) == ["s1-2"] and not story.mail.losses
+    story.do(NodeUp(NODE, 5), NodeUp(NODE, 6, 0, ((A, 2),)))
+    assert story.box(A) == ["s1-2"], "with 0 no mail is poison"
 
 
 async def test_mail_survives_a_snapshot() -> None:
@@ -207,7 +222,8 @@ async def test_mail_survives_a_snapshot() -> None:
     state, _ = await load(read(data), NetworkId("net"))
     state.check()
     mine, theirs = story.mail, state.mail
-    for name in ("letters", "ids", "boxes", "dead", "_dead_of", "known", "_known_size", "streams", "groups", "last", "taken"):
+    names = ("letters", "ids", "boxes", "dead", "_dead_of", "known", "_known_size", "streams", "groups", "losses")
+    for name in (*names, "last", "taken"):
         assert getattr(mine, name) == getattr(theirs, name), name
     with pytest.raises(Corrupt):
         await load(read(data[:-1]), NetworkId("net"))

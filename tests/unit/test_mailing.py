@@ -57,6 +57,13 @@ class Scene:
         taken = await self.post(mail)
         return {number: code for number, code, _ in taken.refused}[self.number]
 
+    async def again(self, life: int) -> None:
+        """The node is killed, and started again."""
+        await self.node.kill()
+        await until(lambda: "n1" not in self.controller.state.nodes and A not in self.controller.census.agents)
+        self.node = await self.world.peer("n1")
+        await self.node.join("a", "b", incarnation=life)
+
     async def delivered(self, *numbers: int) -> Deliver:
         return await self.node.hear(Deliver, lambda deliver: tuple(mail.number for mail in deliver.mails) == numbers)
 
@@ -199,6 +206,30 @@ async def test_what_a_function_cannot_take_is_buried(scene: Scene) -> None:
     await scene.node.hear(MailSettled, lambda settled: settled.done == ((A, (1,)),))
     (dead,) = (await scene.client.ask("mail-dead"))["dead"]
     assert (dead["receiver"], dead["code"], dead["body"]) == (A, "ValueError", 1)
+
+
+async def test_mail_that_takes_its_node_down_gets_its_last_chance_alone(scene: Scene) -> None:
+    """The first mail kills the node; those of another sender and to another agent that were beside it are not buried with it."""
+    await scene.post(scene.mail(), scene.mail(conversation="behind it"))
+    other = await scene.world.peer("c2")
+    stream = scene.new_stream(seed=2)
+    for number, to in enumerate(("n1/a", "n1/b"), 1):
+        await other.say(SendMail(stream, number, scene.mail(to, sender="c2")))
+    await other.hear(MailTaken, lambda taken: taken.upto == 2)
+    for life in (2, 3):
+        await scene.node.hear(Deliver, lambda deliver: 4 in [mail.number for mail in deliver.mails])
+        await scene.again(life)
+    mail = scene.controller.state.mail
+    assert mail.losses == {(1, A): 2, (3, A): 2, (4, B): 2}, "of each sender the first that its agent had"
+    await scene.delivered(1)
+    await scene.again(4)
+    assert [key for key, dead in mail.dead.items() if dead.code == "poison"] == [(1, A)]
+    for number, agent in ((3, A), (4, B)):
+        assert (await scene.delivered(number)).mails[0].is_repeat
+        await scene.node.say(MailDone(((agent, (number,)),)))
+    await scene.delivered(2)
+    await scene.node.say(MailDone(((A, (2,)),)))
+    await until(lambda: not mail.letters and not mail.losses)
 
 
 async def test_mail_of_an_attempt_that_reaches_nobody_is_dead(scene: Scene) -> None:

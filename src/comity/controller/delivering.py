@@ -2,6 +2,9 @@
 
 What was sent is sent again: when the node comes back, when it may have missed it, and now and then. A node in one life gives a
 mail to the agent's function once, however often it comes.
+
+A mail that was at work in all but one of the losses of its node that make it poison gets its last chance alone: as long as it is
+there, its node has no other mail. So those which happened to be beside it are not buried with it.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ ACKED, AGENT_COSTS = 16_384, 20
 """Numbers that one command acknowledges, about; an agent's id takes as much as so many."""
 ACK_S = 0.005
 """For so long acknowledgements gather before they are written down."""
+AT_WORK = 1000
+"""Mails that a node had at work when it was lost, of which the log is told."""
 GROUPS_MAX = 10_000
 MEMBERS_MAX = 100_000
 
@@ -67,6 +72,7 @@ class Delivering:
         now_ms: Callable[[], int],
         propose: Callable[[Command], None],
         barrier: Callable[[Callable[[], None]], None],
+        poison_nodes: int,
     ) -> None:
         self._state = state
         self._outbox = outbox
@@ -74,6 +80,8 @@ class Delivering:
         self._now_ms = now_ms
         self._propose = propose
         self._barrier = barrier
+        self._last_chance = max(1, poison_nodes - 1)
+        self._held: set[NodeId] = set()
         self._loop = asyncio.get_running_loop()
         self._inherited = state.mail.last
         self._lanes: dict[AgentId, Lane] = {}
@@ -106,9 +114,42 @@ class Delivering:
         for agent in [agent for agent in self._lanes if agent.startswith(f"{node}/")]:
             lane = self._lanes[agent]
             self._lanes[agent] = Lane(max(lane.before, lane.upto))
+        self._look_at_all(node)
+
+    def _look_at_all(self, node: NodeId) -> None:
+        """At every box of the node's agents."""
+        self._held.discard(node)
         for agent in self._state.mail.boxes:
             if agent.startswith(f"{node}/"):
                 self._look_at(agent)
+
+    def at_work(self, node: NodeId) -> tuple[tuple[AgentId, int], ...]:
+        """What its agents' functions have at the moment, as far as we know: of each sender the first that is not taken."""
+        alone = self._alone(node)
+        if alone is not None:
+            return (alone,) if alone[1] in self._lane(alone[0]).sent else ()
+        found: list[tuple[AgentId, int]] = []
+        for agent in [agent for agent in self._lanes if agent.startswith(f"{node}/")]:
+            lane, first = self._lanes[agent], dict[str, int]()
+            for number in lane.sent:
+                letter = self._state.mail.letters.get(number)
+                if letter is not None and number not in lane.acking:
+                    first.setdefault(letter.note.sender, number)
+            found += [(agent, number) for number in first.values()]
+        return tuple(found[:AT_WORK])
+
+    def _alone(self, node: NodeId) -> tuple[AgentId, int] | None:
+        """The mail that this node shall have alone now."""
+        if not self._state.mail.losses:
+            return None
+        found = [
+            (number, agent) for (number, agent), times in self._state.mail.losses.items()
+            if times >= self._last_chance and agent.startswith(f"{node}/") and self._receivers.is_here(agent)
+        ]  # fmt: skip
+        if not found:
+            return None
+        number, agent = min(found)
+        return agent, number
 
     def repeat(self, node: NodeId) -> None:
         """What was sent to the node may not have reached it."""
@@ -148,9 +189,13 @@ class Delivering:
         box = self._state.mail.boxes.get(agent)
         if not box or not self._receivers.is_here(agent):
             return
-        lane = self._lanes.get(agent)
-        if lane is None:
-            lane = self._lanes[agent] = Lane(self._inherited)
+        lane = self._lane(agent)
+        alone = self._alone(node_of(agent))
+        if alone is not None:
+            self._held.add(node_of(agent))
+            if alone[0] == agent and not lane.sent:
+                self._send_new(agent, lane, [alone[1]])
+            return
         room = WINDOW - len(lane.sent)
         new: list[int] = []
         if len(box) - len(lane.sent) <= room:
@@ -166,11 +211,20 @@ class Delivering:
                 if number > lane.upto:
                     new.append(number)
         if new:
-            after = lane.upto if lane.sent else 0
-            lane.sent.update(dict.fromkeys(new))
-            lane.upto = new[-1]
-            lane.repeat_at = self._loop.time() + lane.pause_s
-            self._send(agent, lane, after, new)
+            self._send_new(agent, lane, new)
+
+    def _send_new(self, agent: AgentId, lane: Lane, numbers: list[int]) -> None:
+        after = lane.upto if lane.sent else 0
+        lane.sent.update(dict.fromkeys(numbers))
+        lane.upto = numbers[-1]
+        lane.repeat_at = self._loop.time() + lane.pause_s
+        self._send(agent, lane, after, numbers)
+
+    def _lane(self, agent: AgentId) -> Lane:
+        lane = self._lanes.get(agent)
+        if lane is None:
+            lane = self._lanes[agent] = Lane(self._inherited)
+        return lane
 
     def _send(self, agent: AgentId, lane: Lane, after: int, numbers: list[int]) -> None:
         letters, now_ms = self._state.mail.letters, self._now_ms()
@@ -229,9 +283,7 @@ class Delivering:
         if number not in self._state.mail.boxes.get(agent, ()):
             self._settle(agent, number)
             return False
-        lane = self._lanes.get(agent)
-        if lane is None:
-            lane = self._lanes[agent] = Lane(self._inherited)
+        lane = self._lane(agent)
         if number in lane.acking:
             return False
         lane.acking.add(number)
@@ -252,10 +304,13 @@ class Delivering:
 
     def _freed(self, agent: AgentId, lane: Lane) -> None:
         lane.pause_s, lane.repeat_at = REPEAT_S, self._loop.time() + REPEAT_S
-        if agent in self._state.mail.boxes:
-            self._look_at(agent)
-        else:
+        if agent not in self._state.mail.boxes:
             del self._lanes[agent]
+        elif node_of(agent) in self._held and not lane.sent:
+            self._lanes[agent] = Lane(lane.before)  # what lies before the one that was alone has not been sent
+        self._look_at(agent)
+        if node_of(agent) in self._held:
+            self._look_at_all(node_of(agent))
 
     def _settle(self, agent: AgentId, number: int) -> None:
         self._settled.setdefault(node_of(agent), {}).setdefault(agent, []).append(number)
@@ -270,6 +325,8 @@ class Delivering:
             return
         self._pulse_at = now + PULSE_S
         boxes = self._state.mail.boxes
+        for node in list(self._held):
+            self._look_at_all(node)
         for agent, lane in list(self._lanes.items()):
             gone = [number for number in lane.sent if number not in boxes.get(agent, ())]
             for number in gone:  # expired or dropped

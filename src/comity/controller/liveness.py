@@ -24,7 +24,7 @@ CLOCKS = 20
 class Liveness:
     """The leader's knowledge of its nodes. ``propose`` takes commands; ``notice`` a kind of event, a node and a reason; ``rearm``
     hears that the next deadline may have changed, ``ended`` which incarnation of a node has no lease any more; ``routed`` says
-    how many live calls the leader sent to an agent."""
+    how many live calls the leader sent to an agent; ``at_work`` which mail a node has at work."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Liveness:
         rearm: Callable[[], None],
         ended: Callable[[NodeId, int], None],
         routed: Callable[[AgentId], int],
+        at_work: Callable[[NodeId], tuple[tuple[AgentId, int], ...]],
     ) -> None:
         self.machine = machine
         self.beacons: dict[NodeId, tuple[float, Beacon]] = {}
@@ -61,6 +62,7 @@ class Liveness:
         self._rearm = rearm
         self._ended = ended
         self._routed = routed
+        self._at_work = at_work
         self._time = asyncio.get_running_loop().time
         self._probe_ref = 0
 
@@ -184,9 +186,10 @@ class Liveness:
         self._rearm()
 
     def _stamped(self, command: Command) -> Command:
-        """What the state must know to tell a task that takes nodes down."""
-        if isinstance(command, Evict | NodeUp):
-            return msgspec.structs.replace(command, poison_nodes=self._poison_nodes)
+        """What the state must know to tell a task, or mail, that takes nodes down."""
+        if isinstance(command, Evict | NodeUp) and self._poison_nodes:
+            at_work = self._at_work(command.node)
+            return msgspec.structs.replace(command, poison_nodes=self._poison_nodes, at_work=at_work)
         return command
 
     def _became(self, effect: m.Became) -> None:

@@ -51,12 +51,15 @@ class Mailing:
             state, outbox, self._receivers, now_ms=now_ms, propose=propose, max_mailbox=settings.max_mailbox,
             max_mail=settings.max_mail, ttl_ms=int(settings.mail_ttl_s * 1000),
         )  # fmt: skip
-        self._delivering = Delivering(state, outbox, self._receivers, now_ms=now_ms, propose=propose, barrier=barrier)
+        self._delivering = Delivering(
+            state, outbox, self._receivers, now_ms=now_ms, propose=propose, barrier=barrier, poison_nodes=settings.poison_nodes
+        )
         self.begin = self._delivering.begin
         self.react: Callable[[list[Change]], None] = self._delivering.react
         self.repeat = self._delivering.repeat
         self.pulse = self._delivering.pulse
         self.end = self._delivering.end
+        self.at_work = self._delivering.at_work
         self.takers: dict[type[Item], Callable[[Any, ProcessId], None]] = {
             **self.posting.takers,
             **self._delivering.takers,

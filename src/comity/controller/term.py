@@ -97,12 +97,17 @@ class Term:
         self.hearing = Hearing(c.log, self.pipeline)
         timing = Timing(lease_s=settings.lease_s, beacon_s=settings.beacon_s, departures=c.sees_departures)
         self.routing = Routing(self.reconcile, c.outbox, clock.now_ms)
+        self.mailing = Mailing(
+            c.state, c.outbox, settings, c.census.agents, now_ms=clock.now_ms,
+            propose=self.leader.propose, barrier=self.leader.barrier, effective=self._effective,
+        )  # fmt: skip
         machine = Membership(timing, c.state.ended)
         self.liveness = Liveness(
             machine, c.outbox, self.reconcile,
             term=c.state.term, lease_s=settings.lease_s, poison_nodes=settings.poison_nodes, now_ms=clock.now_ms,
             notice=self._node_changed,
             propose=self.leader.propose, rearm=self.leader.arm, ended=self._node_ended, routed=self.routing.at,
+            at_work=self.mailing.at_work,
         )  # fmt: skip
         self.witnesses = Witnesses(c.bus.process, c.outbox, self.liveness.states, self.leader.notice)
         self.keeping = Keeping(
@@ -115,10 +120,6 @@ class Term:
         self.inspection = Inspection(
             c.state, c.ledger, c.log, c.store, tell=self._damaged, now_ms=clock.now_ms,
             rate_mb=settings.inspect_rate_mb, pause_s=settings.inspect_pause_s,
-        )  # fmt: skip
-        self.mailing = Mailing(
-            c.state, c.outbox, settings, c.census.agents, now_ms=clock.now_ms,
-            propose=self.leader.propose, barrier=self.leader.barrier, effective=self._effective,
         )  # fmt: skip
         self.schedules, self.replaying = self._makers_of_tasks()
         self.answers = self._answers()

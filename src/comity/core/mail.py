@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from comity.core.changes import Change
+from comity.errors import Poisoned
 from comity.model.ids import AgentId, ProcessId
 from comity.model.mail import (
     REFUSED_KEPT,
@@ -60,11 +61,12 @@ class MailHead(msgspec.Struct, array_like=True):
     known: int = 0
     streams: dict[ProcessId, Stream] = {}
     groups: dict[str, dict[AgentId, int]] = {}
+    losses: tuple[tuple[int, AgentId, int], ...] = ()
 
 
 class Mail:
     """Applies the commands of ``model.mail`` to ``tasks``, of which it is a part. Invariants: ``boxes`` hold exactly the numbers
-    of the letters left to each agent, in order; ``ids`` leads to the letters."""
+    of the letters left to each agent, in order; ``ids`` leads to the letters; ``losses`` are those of letters in a box."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
@@ -74,6 +76,8 @@ class Mail:
         self.ids: dict[str, int] = {}
         self.boxes: dict[AgentId, dict[int, None]] = {}
         self.dead: dict[tuple[int, str], DeadMail] = {}
+        self.losses: dict[tuple[int, AgentId], int] = {}
+        """How often a node was lost while this mail was at work there."""
         self._dead_of: dict[int, int] = {}  # how many dead letters each mail has
         self.known: dict[str, Letter] = {}  # mail to several that all have: without its body
         self._known_size = 0
@@ -153,6 +157,7 @@ class Mail:
         for agent in agents:
             box = self.boxes[agent]
             del box[number]
+            self.losses.pop((number, agent), None)
             if not box:
                 del self.boxes[agent]
         left = tuple(agent for agent in letter.left if agent not in agents) if len(letter.left) > len(agents) else ()
@@ -202,6 +207,18 @@ class Mail:
                 for agent in letter.left:
                     self._dies(letter, agent, "expired", "nobody took it in its time")
                 self._without(letter, letter.left)
+
+    def node_lost(self, at_work: Iterable[tuple[AgentId, int]], poison_nodes: int) -> None:
+        """A node was lost while these were at work there. One that has seen that ``poison_nodes`` times (0: never) is what takes
+        it down."""
+        for agent, number in at_work:
+            letter = self._waits(agent, number)
+            if letter is None:
+                continue
+            times = self.losses[number, agent] = self.losses.get((number, agent), 0) + 1
+            if 0 < poison_nodes <= times:
+                self._dies(letter, agent, Poisoned.code, f"its node was lost {times} times while it had this mail")
+                self._without(letter, (agent,))
 
     def _dies(self, letter: Letter, receiver: str, code: str, message: str) -> None:
         self.buried += 1
@@ -262,7 +279,7 @@ class Mail:
         """As a snapshot has it."""
         return MailHead(
             self.last, self.posted, self.taken, self.buried, len(self.letters), len(self.dead), len(self.known),
-            self.streams, self.groups,
+            self.streams, self.groups, tuple([(number, agent, times) for (number, agent), times in self.losses.items()]),
         )  # fmt: skip
 
     def parts(self) -> tuple[list[Letter], list[DeadMail], list[Letter]]:
@@ -279,6 +296,7 @@ class Mail:
     def restore(self, head: MailHead, letters: list[Letter], dead: list[DeadMail], known: list[Letter]) -> None:
         self.last, self.posted, self.taken, self.buried = head.last, head.posted, head.taken, head.buried
         self.streams, self.groups = head.streams, head.groups
+        self.losses = {(number, agent): times for number, agent, times in head.losses}
         for letter in letters:
             self.letters[letter.number] = letter
             self.ids[letter.id] = letter.number
@@ -303,4 +321,6 @@ class Mail:
             return "boxes hold what is left to each agent, in order"
         if len(self.ids) != len(self.letters) or any(number > self.last for number in self.letters):
             return "no number lies above the last"
+        if any(number not in self.boxes.get(agent, ()) for number, agent in self.losses):
+            return "losses are of letters that lie in a box"
         return "no group is empty" if not all(self.groups.values()) else ""

@@ -375,6 +375,7 @@ class Tasks:
             return
         if lease is not None:
             self.end_lease(command.node, lease, "restarted", command.poison_nodes)
+            self.mail.node_lost(command.at_work, command.poison_nodes)
         self.nodes[command.node] = NodeLease(command.incarnation, self.time_ms)
         self.changes.append(Change("node.joined", node=command.node))
 
@@ -385,6 +386,7 @@ class Tasks:
         self.totals.evictions += 1
         self.changes.append(Change("node.evicted", node=command.node, reason=command.reason))
         self.end_lease(command.node, lease, command.reason, command.poison_nodes)
+        self.mail.node_lost(command.at_work, command.poison_nodes)
 
     def _node_left(self, command: NodeLeft, index: int, _ordinal: int) -> None:
         lease = self.nodes.get(command.node)

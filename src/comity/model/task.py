@@ -219,22 +219,25 @@ class Expire(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
 
 
 class NodeUp(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
-    """``poison_nodes`` as in ``Evict``: a node that comes back before it was missed has lost what ran there, too."""
+    """``poison_nodes`` and ``at_work`` as in ``Evict``: a node that comes back before it was missed has lost what ran there."""
 
     node: ProcessId
     incarnation: int
     poison_nodes: int = 0
+    at_work: tuple[tuple[AgentId, int], ...] = ()
 
 
 class Evict(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=12):
     """Ends the lease of ``node``. Its attempts are requeued by the same command, so there is no moment between.
     A started attempt uses a retry (it may be what killed the node), one not started does not. A task that ran on ``poison_nodes``
-    nodes when they were evicted (0: any number) is not tried again."""
+    nodes when they were evicted (0: any number) is not tried again; nor is mail that was ``at_work`` there (agent, number) as
+    often as that."""
 
     node: ProcessId
     incarnation: int
     reason: str = ""
     poison_nodes: int = 0
+    at_work: tuple[tuple[AgentId, int], ...] = ()
 
 
 class NodeLeft(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=13):
