@@ -8,6 +8,7 @@ from typing import Any
 
 from comity.model.codec import from_json
 from comity.model.envelope import Envelope, Performative
+from comity.model.envelope import performative as performative_named
 
 __all__ = ["Message"]
 
@@ -71,7 +72,7 @@ class Message:
     def reply(self, body: Any = None, performative: Performative | str = Performative.INFORM) -> None:
         """Answer it now, and as often as need be, instead of returning a value. May be used from a plain function's thread."""
         self.is_answered = True
-        self._answer(self.envelope, Performative(performative), body)
+        self._answer(self.envelope, performative_named(performative), body)
 
     def leave(self, reason: str = "") -> None:
         """Leave the conversation that it opened: a collaboration, or a subscription of somebody. Raises Conflict (it is over)."""

@@ -198,7 +198,7 @@ async def test_mail_and_groups_from_the_command_line(town: Town) -> None:
     assert json.loads(await said(town, "mail", "show", id))["state"] == "delivered"
     assert "boxes" in await said(town, "groups", "list", table=True)
     assert "n1/box-0" in json.loads(await said(town, "groups", "show", "boxes"))
-    await said(town, "broadcast", '["cli", 2]', "--topic", "news", "--group", "boxes")
+    await said(town, "broadcast", '["cli", 2]', "--topic", "news", "--group", "boxes", "--durable")
     await said(town, "broadcast", '["cli", 3]', "--topic", "news", "--tag", "box", "--durable", "--ttl", "60")
     gone = (await said(town, "send", "n1/box-0", "{}", "--topic", "nothing", "--durable")).strip('"')
     await all_taken(net, LIMIT_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -312,8 +312,23 @@ async def test_send_and_broadcast() -> None:
         assert (tagged.receiver, tagged.tags) == ("", ("s", "t"))
         await until(lambda: bool(heard))
         assert heard == [{"x": 2}]
+        await client.broadcast({"x": 4}, topic="news", group="ops")
+        assert (await node.first(wire.Message, 4)).envelope.group == "ops"
         with pytest.raises(TooLarge):
             await client.broadcast("x" * BODY_LIMIT)
+        said: list[Callable[[], Awaitable[Any]]] = [
+            lambda: client.broadcast("x", performative="say"),
+            lambda: client.broadcast("x", performative="say", durable=True),
+            lambda: client.send("a", "x", performative="say"),
+            lambda: client.request("a", "x", performative="say"),
+            lambda: client.broadcast("x", group="ops", tags={"t"}),
+            lambda: client.broadcast("x", group="no such name"),
+        ]
+        for wrong in said:
+            with pytest.raises(BadInput):
+                await wrong()
+        await asyncio.sleep(0)
+        assert heard == [{"x": 2}], "a client is in no group"
 
 
 async def test_a_client_answers_too() -> None:

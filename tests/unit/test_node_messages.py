@@ -216,6 +216,14 @@ async def test_a_broadcast_reaches_those_with_its_tags_but_not_its_sender(stage:
     await until(lambda: len(caller.got) == 2)
     assert {e.sender for e in caller.got} == {"n1/a", "n1/c"}
 
+    agents[1].join("ops")
+    agents[0].join("ops")
+    agents[0].leave("ops")
+    await agents[2].broadcast("four", topic="news", group="ops")
+    await until(lambda: "b news four" in got)
+    await asyncio.sleep(1)
+    assert len([said for said in got if said.endswith("four")]) == 1, "those in the group, and nobody else"
+
 
 @staged
 async def test_functions_are_added_and_taken_away_at_run_time(stage: Stage) -> None:

@@ -53,14 +53,14 @@ async def broadcast(
     body: Body = "null",
     topic: Annotated[str, typer.Option("--topic", metavar="TOPIC", help="What it is about.")] = "",
     tag: Annotated[list[str], typer.Option("--tag", metavar="TAG", help="Only to agents with this tag.")] = [],  # noqa: B006
-    group: Annotated[str, typer.Option("--group", metavar="GROUP", help="Only to its members; durable.")] = "",
+    group: Annotated[str, typer.Option("--group", metavar="GROUP", help="Only to its members.")] = "",
     durable: Durable = False,
     ttl: Ttl = None,
 ) -> None:
     """Say something to every agent: live, or durably to those registered now."""
     value = read_json(body)
     async with cli.net() as net:
-        if durable or group:
+        if durable:
             cli.output.show(await net.broadcast(value, topic=topic, tags=tag, group=group, durable=True, ttl_s=ttl))
         else:
-            await net.broadcast(value, topic=topic, tags=tag)
+            await net.broadcast(value, topic=topic, tags=tag, group=group)

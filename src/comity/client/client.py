@@ -28,6 +28,7 @@ from comity.errors import BadInput, DeadlineExceeded, TimedOut, UnknownAgent, Un
 from comity.model.capability import Requirements, Strategy
 from comity.model.codec import to_json
 from comity.model.envelope import Envelope, Performative
+from comity.model.envelope import performative as performative_named
 from comity.model.ids import AgentId, ProcessId, TaskId, check_task_id, check_token, node_of
 from comity.model.limits import NAME_MAX, check_text, check_timeout
 from comity.model.mail import Outgoing
@@ -262,7 +263,7 @@ class Client:
         self._exchange.check_open()
         wait_s = self._left_s(self._wait_s(timeout), self._scope.deadline)
         until = self._exchange.loop.time() + wait_s
-        data, how = await self._exchange.depot.carried(to_json(body), wait_s), Performative(performative)
+        data, how = await self._exchange.depot.carried(to_json(body), wait_s), performative_named(performative)
         agent = await self._agent(target, wait_s, or_capability=True)
         check_repeats(repeatable, hedge_s, named=agent is not None)
         if agent is not None:
@@ -345,9 +346,9 @@ class Client:
             until = self._exchange.loop.time() + wait_s
             live = LiveCall(self._exchange, target, until, strategy=strategy, requirements=requirements, sticky=sticky)
             agent, topic = await live.agent(), topic or live.capability
-        messages, scope = self._exchange.messages, self._scope
+        messages, scope, how = self._exchange.messages, self._scope, performative_named(performative)
         envelope = messages.envelope(
-            *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=Performative(performative),
+            *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=how,
             receiver=agent, topic=topic, conversation=conversation, in_reply_to=in_reply_to, trace=scope.trace,
         )  # fmt: skip
         messages.post(node_of(agent), envelope)
@@ -364,20 +365,22 @@ class Client:
         durable: bool = False,
         ttl_s: float | None = None,
     ) -> str:
-        """Tell every agent that has all ``tags`` and listens to the topic, and (without tags) every client; not the
-        sender. ``durable``, as for ``send``: every agent registered now, all with ``tags``, or those in ``group``; who has
-        it, tells ``receipts``."""
+        """Tell every agent that listens to the topic, all with ``tags``, or those in ``group``, and (without either) every
+        client; not the sender. ``durable``, as for ``send``: whoever of them is registered now, or in the group, has it in the
+        end; who has it yet, tells ``receipts``. Raises BadInput, TooLarge, and if durable what ``send`` raises."""
         self._exchange.check_open()
+        if group and (tags := words(tags)):
+            raise BadInput("tell a group, or those with tags: not both", group=group)
         if durable:
             return await self.mail.post(
                 body, group=group, tags=tags, topic=topic, performative=performative, ttl_s=ttl_s
             )
         if group:
-            raise BadInput("a group is reached by durable mail: durable=True", group=group)
-        messages, scope = self._exchange.messages, self._scope
+            check_token(group, "a group")
+        messages, scope, how = self._exchange.messages, self._scope, performative_named(performative)
         envelope = messages.envelope(
-            *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=Performative(performative),
-            topic=topic, tags=words(tags), trace=scope.trace,
+            *await self._exchange.depot.carried(to_json(body)), sender=scope.sender, performative=how,
+            topic=topic, tags=words(tags), group=group, trace=scope.trace,
         )  # fmt: skip
         messages.broadcast(envelope)
         return envelope.id

@@ -227,7 +227,7 @@ class Exchange:
             self.malformed += 1  # speaks in another's name
             return True
         is_echo = not envelope.receiver and sender == self.bus.process
-        if not is_echo and not envelope.tags:  # a plain client has no tags
+        if not is_echo and not envelope.tags and not envelope.group:  # a plain client has no tags, and is in no group
             self.listeners.deliver(envelope, sender)
         return True
 

@@ -11,6 +11,7 @@ from comity.errors import BadInput, TooLarge
 from comity.failpoints import durable
 from comity.model.codec import to_json
 from comity.model.envelope import Performative
+from comity.model.envelope import performative as performative_named
 from comity.model.ids import base32, check_token
 from comity.model.limits import NAME_MAX, check_seconds, check_text
 from comity.model.mail import BODY_LIMIT, Note, Outgoing
@@ -59,7 +60,7 @@ class Mail:
         until = exchange.loop.time() + exchange.settings.submit_timeout_s
         payload: Payload = data if len(data) <= BODY_LIMIT else await self._stored(data, ttl_s)
         note = Note(
-            scope.sender or exchange.bus.process, topic, Performative(performative), payload,
+            scope.sender or exchange.bus.process, topic, performative_named(performative), payload,
             check_text(conversation, "conversation"), check_text(in_reply_to, "in_reply_to"), scope.trace,
             exchange.messages.wall_ms(), bool(to),
         )  # fmt: skip

@@ -6,6 +6,8 @@ import enum
 
 import msgspec
 
+from comity.errors import BadInput
+
 
 class Performative(enum.StrEnum):
     """The intent of an envelope, in FIPA ACL's words (SC00037J)."""
@@ -25,9 +27,17 @@ class Performative(enum.StrEnum):
     NOT_UNDERSTOOD = "not-understood"
 
 
+def performative(word: str) -> Performative:
+    """Raises BadInput."""
+    try:
+        return Performative(word)
+    except ValueError:
+        raise BadInput(f"no performative is called {word[:80]!r}; there are {', '.join(Performative)}") from None
+
+
 class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_only=True):
     """One message. ``body`` is raw bytes of ``content_type``; ``receiver`` is an agent id, a process id, or "" for a
-    broadcast, which then carries ``tags`` (all must match; empty means everyone).
+    broadcast, which then carries ``tags`` (all must match; empty means everyone) or the name of a ``group``.
 
     ``reply_by`` and ``expires_at`` are absolute on the wire's own terms: see ``remaining_ms`` on internal subjects, where a
     time crosses as what is left of it, so that clocks need not agree.
@@ -50,3 +60,4 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, gc=False, kw_only=T
     tags: tuple[str, ...] = ()
     remaining_ms: int = 0
     body: bytes = b"null"
+    group: str = ""

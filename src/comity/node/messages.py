@@ -3,7 +3,8 @@
 A message goes to the agent's function for its topic; else, if it asks something, to the capability of that name; else to the
 function for its performative. Every message runs in an asyncio task of its own, so a function that awaits a reply stops no
 other, least of all that reply. Whoever asks is answered: with what the function returns (inform), with its error (failure), its
-refusal (refuse), or not-understood. A broadcast reaches the agents that listen to it and have its tags, but not its sender.
+refusal (refuse), or not-understood. A broadcast reaches the agents that listen to it and have its tags or are in its group,
+but not its sender.
 """
 
 from __future__ import annotations
@@ -109,6 +110,10 @@ def _is_somewhere(reply_to: str) -> bool:
         return False
 
 
+def _is_meant(agent: Agent, broadcast: Envelope) -> bool:
+    return all(tag in agent.tags for tag in broadcast.tags) and (not broadcast.group or broadcast.group in agent.groups)
+
+
 class Messages:
     """``find`` gives an agent of this node by name, ``speak`` gives a live call its verbs. Dropped and counted: ``expired`` ones,
     ``forged`` ones whose sender is not the process they came from or that want a reply nowhere, ``late`` replies that nobody
@@ -192,7 +197,7 @@ class Messages:
         found = self._listeners.get(topic or envelope.performative, {})
         other = self._listeners.get(envelope.performative, {}) if topic else {}
         for name, agent in [*found.items(), *((n, a) for n, a in other.items() if n not in found)]:
-            if f"{self._node}/{name}" != envelope.sender and all(tag in agent.tags for tag in envelope.tags):
+            if f"{self._node}/{name}" != envelope.sender and _is_meant(agent, envelope):
                 listener = agent.listeners.get(envelope.topic) or agent.listeners[envelope.performative]
                 self._start(envelope, agent, listener, f"{envelope.id}/{name}")
 
