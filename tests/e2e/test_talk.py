@@ -41,6 +41,21 @@ async def dig(depth: int, slow_s: float = 0) -> str:
 def offer(depth: int, slow_s: float = 0) -> dict:
     return {"price": price}
 
+@agent.on("open")
+def is_open(hour: int) -> bool:
+    return hour > 8
+
+if node != "ann":
+    agent.join("ops")
+
+@agent.on("who")
+def who() -> str:
+    return node
+
+@agent.broker
+def find(capability, found):
+    return found[0]
+
 @agent.on("news")
 def news(message: Message, count: int) -> None:
     """A plain function, in a thread."""
@@ -88,14 +103,29 @@ async def test_agents_of_three_processes_negotiate_and_die(town: Town) -> None:
 
 
 async def quiet_business(net: Client) -> None:
+    """A plain client opens every protocol."""
+    assert await net.request("dig", {"depth": 1}) in ("ann dug 1", "bob dug 1", "cid dug 1")
+    assert await net.query_if(agents("bob")[0], 9, topic="open") and not await net.query_ref(agents("bob")[0], 3, topic="open")
+    assert await net.request_via(agents("ann")[0], "dig", {"depth": 2}) in ("bob dug 2", "cid dug 2")
     award = await net.call_for_proposals("dig", {"depth": 3}, rank=price)
     assert award[:3] == ("ann/agent-ann", {"price": 1.0}, "ann dug 3")
+    calls = iter(({"depth": 2}, {"depth": 1}))
+    award = await net.call_for_proposals("dig", {"depth": 3}, rank=price, again=lambda _: next(calls, None))
+    assert award.result == "ann dug 1"
     assert [number async for number in net.subscribe(agents("ann")[0], 100, topic="news")] == list(range(100))
     async with net.borrow(agents("ann")[0], "gpu", 4, for_s=30) as held:
         assert held.left_s > 25
     assert await net.ping(agents("cid")[0]) < SOON_S
     async with net.invite("review", requires=("dig",)) as group:
         assert sorted(group.members) == agents("ann", "bob", "cid")
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    @net.on("who")
+    def answer(body: str) -> None:
+        heard.put_nowait(body)
+
+    await net.broadcast(topic="who", performative="request", group="ops")
+    assert {await heard.get(), await heard.get()} == {"bob", "cid"} and heard.empty()
 
 
 async def deaths(net: Client, town: Town) -> None:
