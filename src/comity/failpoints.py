@@ -38,8 +38,8 @@ SIMULATED = (
 
 WRITES = (
     *SIMULATED,
-    # those who send durable mail; its simulated lives are its own
-    "mail.put",
+    # those who send durable mail, large bodies and files, and those who take files
+    "mail.put", "body.put", "file.put", "file.take",
     # backends
     "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
     "jetstream.value", "jetstream.bury", "sqlite.create", "sqlite.append", "sqlite.trim", "folder.write", "folder.place",

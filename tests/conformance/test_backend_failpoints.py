@@ -31,6 +31,7 @@ PROGRAMS = {
     "sqlite": ("sqlite.create", "sqlite.append", "sqlite.trim"),
     "folder": ("folder.write", "folder.place", "folder.delete", "folder.expire"),
     "files": ("file.write", "file.place", "keys.place", "context.write", "context.place", "log.mark"),
+    "large": ("body.put", "file.put", "file.take"),
     "server": ("network.identify", "server.config", "lock.write"),
 }
 """What ``writes.py`` does, and which writes it comes to."""

@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from comity.cli.marking import Mark
+from comity.client.files import Depot
 from comity.contexts import Context, Contexts
 from comity.credentials import Authority, Credentials
 from comity.embedded import EmbeddedServer
 from comity.errors import NotFound
 from comity.log.sqlite import SqliteLog
+from comity.model.envelope import Envelope, Performative
+from comity.model.ids import ProcessId
 from comity.store.folder import FolderStore
 
 ENTRIES = [b"one", b"two", b"three"]
@@ -90,6 +93,23 @@ async def files(folder: Path, said: Said) -> None:
     said("mark")
 
 
+async def large(folder: Path, said: Said) -> None:
+    store = await FolderStore.open(folder / "store", "me")
+    depot = Depot(store, ProcessId("me"), wall=lambda: 1000.0)
+    body, kind = await depot.carried(b'"' + b"x" * 600_000 + b'"')
+    about = Envelope(id="1", performative=Performative.INFORM, sender="me", body=body, content_type=kind)
+    assert len((await depot.fetched(about)).body) == 600_002
+    source, target = folder / "source", folder / "target"
+    source.write_bytes(b"content" * 400_000)
+    ref = await depot.put(source, 600.0)
+    assert f"file {ref.key}" in said.before or not any(word.startswith("file") for word in said.before)
+    said(f"file {ref.key}")
+    assert not target.exists() or target.read_bytes() == source.read_bytes(), "it is there whole, or not at all"
+    await depot.get(ref, target)
+    assert target.read_bytes() == source.read_bytes()
+    assert len(await store.list("me/")) == 2, "each is stored once, in however many lives"
+
+
 async def server(folder: Path, said: Said) -> None:
     started = await EmbeddedServer.start(folder / "data", network="main", port=0)
     known = [word for word in said.before if word.startswith("network")]
@@ -100,7 +120,7 @@ async def server(folder: Path, said: Said) -> None:
 
 
 WHAT: dict[str, Callable[[Path, Said], Awaitable[None]]] = {
-    "sqlite": sqlite, "folder": folder, "files": files, "server": server,
+    "sqlite": sqlite, "folder": folder, "files": files, "large": large, "server": server,
 }  # fmt: skip
 
 

@@ -72,6 +72,10 @@ class Depot:
     def _key(self, kind: str, mark: bytes, ttl_s: float) -> str:
         return f"{self._process}/{kind}/{mark.hex()}/{round(ttl_s)}-{int(self._wall() // ttl_s)}"
 
+    async def _put(self, write: str, key: str, data: bytes | AsyncIterator[bytes], ttl_s: float) -> Stored:
+        with durable(write):
+            return await self._store.put(key, data, ttl_s=ttl_s)
+
     # Bodies of messages
 
     async def carried(self, data: bytes, within_s: float | None = None) -> tuple[bytes, str]:
@@ -89,7 +93,7 @@ class Depot:
         key = self._key("bodies", digest(data), BODY_S)
         stored = self._known.get(key)
         if stored is None:
-            stored = self._known[key] = await _patiently(lambda: self._store.put(key, data, ttl_s=BODY_S * 2))
+            stored = self._known[key] = await _patiently(lambda: self._put("body.put", key, data, BODY_S * 2))
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return msgspec.msgpack.encode(stored), REFERENCE
@@ -119,7 +123,7 @@ class Depot:
         key = self._key("files", mark, ttl_s)
         stored = next(iter(await _patiently(lambda: self._store.list(key))), None)
         if stored is None:
-            stored = await _patiently(lambda: self._store.put(key, _read(path), ttl_s=ttl_s * 2))
+            stored = await _patiently(lambda: self._put("file.put", key, _read(path), ttl_s * 2))
         if stored.digest != mark:
             await self._store.delete(key)
             raise Conflict(f"{path} changed while it was read", path=str(path))
@@ -129,7 +133,8 @@ class Depot:
         part = path.with_name(f".{path.name}.{ref.digest[:12]}.part")
         try:
             await _patiently(lambda: self._write(ref, part))
-            await asyncio.to_thread(os.replace, part, path)
+            with durable("file.take"):
+                await asyncio.to_thread(os.replace, part, path)
         finally:
             with suppress(FileNotFoundError):
                 part.unlink()
