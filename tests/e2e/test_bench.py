@@ -60,9 +60,11 @@ def test_streams(user: Terminal) -> None:
 
 @pytest.mark.slow
 def test_messages(user: Terminal) -> None:
-    assert run(user, "messages", "--count", "300").keys() >= MESSAGES | LATENCY
-    assert run(user, "messages", "--count", "30", "--sequential").keys() >= MESSAGES | LATENCY
-    assert run(user, "messages", "--count", "5000", "--one-way")["count"] == 5000
+    raw = {"raw_us", "ratio"}
+    assert run(user, "messages", "--count", "300").keys() >= MESSAGES | LATENCY | raw
+    assert run(user, "messages", "--count", "30", "--sequential").keys() >= MESSAGES | LATENCY | raw
+    told = run(user, "messages", "--count", "5000", "--one-way")
+    assert told["count"] == 5000 and told.keys() >= MESSAGES | raw and told["ratio"] > 0
     told = run(user, "messages", "--count", "100", "--broadcast", "--nodes", "2", "--agents", "20")
     assert (told["broadcasts"], told["count"]) == (5, 100)
 

@@ -95,7 +95,8 @@ async def messages(
     profile: Profile = None,
 ) -> None:
     """Messages between this process and agents in others: live requests and replies, or one way, or to everyone; or durable
-    mail."""
+    mail. Of live ones, raw_us is what one takes by the client library alone, both measured in turn; ratio: how many times as long
+    ours take."""
     from comity.cli import bench_mail
     from comity.cli import bench_messages as work
     from comity.cli.bench_network import network

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comity.cli.bench_figures import Meter, at_a_time, spread
 from comity.cli.bench_network import Bench
+from comity.cli.bench_raw import beside, compared, cost_of
 from comity.model.ids import AgentId
+
+if TYPE_CHECKING:
+    from comity import Client
 
 PART = 512
 AHEAD = 16
@@ -17,7 +21,7 @@ AHEAD = 16
 
 
 async def requests(bench: Bench, count: int, payload: int, in_flight: int) -> dict[str, Any]:
-    """Requests to one agent, each with its reply."""
+    """Requests to one agent, each with its reply; then in turn with those of the raw library."""
     net, body = bench.net, "x" * (payload - 2)
     agent = await _anyone(bench)
     wrong = 0
@@ -28,16 +32,34 @@ async def requests(bench: Bench, count: int, payload: int, in_flight: int) -> di
 
     meter = Meter(bench)
     latencies = await at_a_time(count, in_flight, call)
-    return _ending(bench, {**await meter.stop(count, "messages"), **spread(latencies)}, count, wrong)
+    figures = {**await meter.stop(count, "messages"), **spread(latencies)}
+    async with beside(bench) as raw:
+        figures |= await compared(
+            lambda part: cost_of(call, part, in_flight), lambda part: raw.request(part, payload, in_flight), count
+        )
+    return _ending(bench, figures, count, wrong)
 
 
 async def one_way(bench: Bench, count: int, payload: int) -> dict[str, Any]:
-    """Messages to one agent that nobody answers; the agent counts them."""
-    net, body = bench.net, "x" * (payload - 2)
+    """Messages to one agent that nobody answers; then in turn with those of the raw library."""
+    net = bench.net
     agent = await _anyone(bench)
-    counted: deque[asyncio.Task[int]] = deque()
     before = await net.request(agent, topic="bench.count")
     meter = Meter(bench)
+    await _told(net, agent, count, payload)
+    figures = await meter.stop(count, "messages")
+    lost = count - (await net.request(agent, topic="bench.count") - before)
+    async with beside(bench) as raw:
+        figures |= await compared(
+            lambda part: _told(net, agent, part, payload), lambda part: raw.one_way(part, payload, PART, AHEAD), count
+        )
+    return _ending(bench, figures, count, lost)
+
+
+async def _told(net: Client, agent: AgentId, count: int, payload: int) -> float:
+    """The seconds that one of ``count`` messages took; their receiver counts them."""
+    counted: deque[asyncio.Task[int]] = deque()
+    body, began = "x" * (payload - 2), perf_counter()
     for start in range(0, count, PART):
         for _ in range(min(PART, count - start)):
             await net.send(agent, body, topic="bench.tell")
@@ -45,8 +67,8 @@ async def one_way(bench: Bench, count: int, payload: int) -> dict[str, Any]:
         await asyncio.sleep(0)
         if len(counted) > AHEAD:
             await counted.popleft()
-    heard = (await asyncio.gather(*counted))[-1] - before
-    return _ending(bench, await meter.stop(count, "messages"), count, count - heard)
+    await asyncio.gather(*counted)
+    return (perf_counter() - began) / count
 
 
 async def broadcasts(bench: Bench, count: int, payload: int) -> dict[str, Any]:
