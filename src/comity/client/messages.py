@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from random import Random
 from typing import Any, Protocol
 
@@ -115,6 +116,8 @@ class Messages:
         self._directory = directory
         self._timers = timers
         self._rng = rng
+        self._prefix = base32(rng.getrandbits(100), 20)
+        self._numbers = count(1)
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._by_node: dict[ProcessId, dict[str, Awaited]] = {}
@@ -149,7 +152,7 @@ class Messages:
         )  # fmt: skip
 
     def fresh_id(self) -> str:
-        return base32(self._rng.getrandbits(100), 20)
+        return f"{self._prefix}-{next(self._numbers)}"
 
     def shuffle(self, agents: list[AgentId]) -> None:
         self._rng.shuffle(agents)

@@ -29,6 +29,8 @@ class Performative(enum.StrEnum):
 
 def performative(word: str) -> Performative:
     """Raises BadInput."""
+    if isinstance(word, Performative):
+        return word
     try:
         return Performative(word)
     except ValueError:

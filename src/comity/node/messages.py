@@ -102,10 +102,10 @@ class Call:
         return self._messages.forgetful
 
 
-def _is_somewhere(reply_to: str) -> bool:
+def _is_somewhere(reply_to: str, sender: ProcessId) -> bool:
     """Whether a reply can be sent there; "" is to the sender."""
     try:
-        return not reply_to or bool(check_token(reply_to.partition("/")[0], "address"))
+        return reply_to in ("", sender) or bool(check_token(reply_to.partition("/")[0], "address"))
     except BadInput:
         return False
 
@@ -182,7 +182,7 @@ class Messages:
 
     def take(self, envelope: Envelope, sender: ProcessId) -> None:
         """A message from ``sender``, as the bus says, that no request of this process's waits for."""
-        if envelope.sender.partition("/")[0] != sender or not _is_somewhere(envelope.reply_to):
+        if envelope.sender.partition("/")[0] != sender or not _is_somewhere(envelope.reply_to, sender):
             self.forged += 1
             self._complaints.tell(envelope, f"it came from {sender}, which cannot speak for {envelope.sender}")
         elif envelope.remaining_ms < 0 or 0 < envelope.expires_at <= self._wall() * 1000:
@@ -327,7 +327,9 @@ class Messages:
         message = Message(envelope, functools.partial(self.reply, call.agent))
         handles = (message,) if signature.handles else ()
         value = await self._performer.call(listener.function, signature, handles, arguments)
-        return None if message.is_answered else signature.encode(value)
+        if message.is_answered or not (envelope.protocol or envelope.performative in ANSWERED):
+            return None
+        return signature.encode(value)
 
     # Sending back
 
