@@ -15,17 +15,14 @@ from functools import partial
 from typing import Any
 
 from comity.bus.base import to
-from comity.bus.outbox import Outbox
-from comity.controller.receivers import Receivers
+from comity.controller.desk import Desk
 from comity.core.changes import Change
-from comity.core.tasks import Tasks
 from comity.core.waiting import Heap
 from comity.errors import BadInput, TooLarge
 from comity.model.ids import AgentId, NodeId, ProcessId, check_token, node_of
 from comity.model.item import Item
 from comity.model.limits import REASON_MAX, TEXT_MAX
 from comity.model.mail import AckMail, BuryMail, ExpireMail, JoinGroup, LeaveGroup
-from comity.model.task import Command
 from comity.model.wire_mail import Deliver, Grouped, InGroups, MailDone, Mailed, MailSettled
 
 WINDOW = 256
@@ -63,27 +60,13 @@ class Lane:
 class Delivering:
     """Of one term. ``barrier`` calls back once what was proposed before is effective."""
 
-    def __init__(
-        self,
-        state: Tasks,
-        outbox: Outbox,
-        receivers: Receivers,
-        *,
-        now_ms: Callable[[], int],
-        propose: Callable[[Command], None],
-        barrier: Callable[[Callable[[], None]], None],
-        poison_nodes: int,
-    ) -> None:
-        self._state = state
-        self._outbox = outbox
-        self._receivers = receivers
-        self._now_ms = now_ms
-        self._propose = propose
+    def __init__(self, desk: Desk, *, barrier: Callable[[Callable[[], None]], None], poison_nodes: int) -> None:
+        self._state, self._outbox, self._receivers, self._now_ms, self._propose = desk
         self._barrier = barrier
         self._last_chance = max(1, poison_nodes - 1)
         self._held: set[NodeId] = set()
         self._loop = asyncio.get_running_loop()
-        self._inherited = state.mail.last
+        self._inherited = desk.state.mail.last
         self._lanes: dict[AgentId, Lane] = {}
         self._fresh: dict[AgentId, None] = {}
         self._settled: dict[NodeId, dict[AgentId, list[int]]] = {}
@@ -91,7 +74,7 @@ class Delivering:
         self._commit: asyncio.TimerHandle | None = None
         self._is_woken = False
         self._pulse_at = 0.0
-        self._ends: Heap[tuple[int, int]] = Heap(lambda end: end[1] in state.mail.letters)
+        self._ends: Heap[tuple[int, int]] = Heap(lambda end: end[1] in desk.state.mail.letters)
         self.takers: dict[type[Item], Callable[[Any, ProcessId], None]] = {MailDone: self._done, InGroups: self._in_groups}
 
     def begin(self) -> None:

@@ -9,6 +9,7 @@ from comity.bus.outbox import Outbox
 from comity.config import Settings
 from comity.controller.answers import Args, Slow
 from comity.controller.delivering import Delivering
+from comity.controller.desk import Desk
 from comity.controller.posting import Posting
 from comity.controller.receivers import Receivers
 from comity.core.changes import Change
@@ -47,13 +48,11 @@ class Mailing:
         self._propose = propose
         self._effective = effective
         self._receivers = Receivers(state, agents)
+        desk = Desk(state, outbox, self._receivers, now_ms, propose)
         self.posting = Posting(
-            state, outbox, self._receivers, now_ms=now_ms, propose=propose, max_mailbox=settings.max_mailbox,
-            max_mail=settings.max_mail, ttl_ms=int(settings.mail_ttl_s * 1000),
-        )  # fmt: skip
-        self._delivering = Delivering(
-            state, outbox, self._receivers, now_ms=now_ms, propose=propose, barrier=barrier, poison_nodes=settings.poison_nodes
+            desk, max_mailbox=settings.max_mailbox, max_mail=settings.max_mail, ttl_ms=int(settings.mail_ttl_s * 1000)
         )
+        self._delivering = Delivering(desk, barrier=barrier, poison_nodes=settings.poison_nodes)
         self.begin = self._delivering.begin
         self.react: Callable[[list[Change]], None] = self._delivering.react
         self.repeat = self._delivering.repeat

@@ -10,11 +10,9 @@ from typing import Any
 import msgspec
 
 from comity.bus.base import to
-from comity.bus.outbox import Outbox
 from comity.controller.admission import check_payload
-from comity.controller.receivers import Receivers
+from comity.controller.desk import Desk
 from comity.core.mail import STREAM_KEPT_MS
-from comity.core.tasks import Tasks
 from comity.errors import AccessDenied, BadInput, ComityError, MailboxFull, Overloaded, TooLarge
 from comity.model.envelope import Performative
 from comity.model.ids import AgentId, ProcessId, check_task_id, check_token, task_time_ms
@@ -32,7 +30,6 @@ from comity.model.mail import (
     SkipMail,
     size_of_mail,
 )
-from comity.model.task import Command
 from comity.model.wire_mail import MailTaken, SendMail, StreamOver
 
 RETRY_AFTER_S = 1.0
@@ -42,23 +39,8 @@ _PERFORMATIVES = frozenset(map(str, Performative))
 class Posting:
     """Of one term. ``coming`` counts mails under way to the log, by receiver."""
 
-    def __init__(
-        self,
-        state: Tasks,
-        outbox: Outbox,
-        receivers: Receivers,
-        *,
-        now_ms: Callable[[], int],
-        propose: Callable[[Command], None],
-        max_mailbox: int,
-        max_mail: int,
-        ttl_ms: int,
-    ) -> None:
-        self._state = state
-        self._outbox = outbox
-        self._receivers = receivers
-        self._now_ms = now_ms
-        self._propose = propose
+    def __init__(self, desk: Desk, *, max_mailbox: int, max_mail: int, ttl_ms: int) -> None:
+        self._state, self._outbox, self._receivers, self._now_ms, self._propose = desk
         self._max_mailbox = max_mailbox
         self._max_mail = max_mail
         self._ttl_ms = ttl_ms
