@@ -62,6 +62,19 @@ async def test_a_repeatable_call_goes_on_when_its_agent_dies() -> None:
         assert [end.ok for end in ends] == [False, True]
 
 
+async def test_a_call_that_three_nodes_died_of_takes_down_no_fourth() -> None:
+    async with ground() as g:
+        _, nodes = await agents(g, a=SILENT, b=SILENT, c=SILENT, d=says("from d"))
+        client = await g.client()
+        call = asyncio.ensure_future(client.request("review", 1, repeatable=True))
+        for number, name in enumerate("abc", 1):
+            await nodes[name].first(wire.Message)
+            await g.registry.delete(f"nodes/n{number}")
+        with pytest.raises(PeerLost, match="n3/c"):
+            await call
+        assert nodes["d"].got == []
+
+
 async def test_any_other_call_ends_when_its_agent_dies() -> None:
     async with ground() as g:
         _, nodes = await agents(g, a=SILENT, b=says("from b"))

@@ -136,6 +136,20 @@ async def test_if_it_may_be_repeated_the_next_best_does_it(stage: Stage) -> None
 
 
 @staged
+async def test_work_that_three_nodes_died_of_takes_down_no_fourth(stage: Stage) -> None:
+    diggers = {f"n{number}": [bidder(f"ann{number}", number, work_s=60)] for number in range(1, 5)}
+    net = await Net(stage).up(**diggers)
+    auction = asyncio.ensure_future(net.client.call_for_proposals("dig", {"depth": 5}, rank=price, repeatable=True))
+    for node in stage.nodes[:3]:
+        await until(lambda node=node: bool([c for c in node.messages.calls.values() if c.envelope.performative == "request"]))
+        stage.network.disconnect(node.node)
+    with pytest.raises(PeerLost, match="ann3"):
+        await auction
+    assert not stage.nodes[3].messages.calls
+    await net.down()
+
+
+@staged
 async def test_work_that_fails_or_is_late_says_so(stage: Stage) -> None:
     net = await Net(stage).up(n1=[bidder("ann", 3), bidder("bob", 1, work_s=30)])
     with pytest.raises(TaskFailed, match="too deep"):

@@ -7,6 +7,7 @@ from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from comity.client.dialog import Dialog, Leg
+from comity.client.losses import Losses
 from comity.core.conversations import State
 from comity.core.protocols import CONTRACT_NET, ITERATED_CONTRACT_NET
 from comity.errors import ComityError, NoAgent
@@ -26,7 +27,8 @@ Again = Callable[[list[Proposal]], Any]
 
 class Auction:
     """``rank``: the lower the better, None: no deal; without one the first to propose wins. ``again`` looks at a round's
-    proposals and gives the body of the next call, or None. ``repeatable``: if the winner fails, the next best gets it."""
+    proposals and gives the body of the next call, or None. ``repeatable``: if the winner fails, the next best gets it, but
+    not once it has cost as many nodes as make a task poison."""
 
     def __init__(
         self, exchange: Exchange, scope: Scope, topic: str, *, rank: Rank | None, again: Again | None, repeatable: bool
@@ -35,6 +37,7 @@ class Auction:
         self._again = again
         self._repeatable = repeatable
         self._loop = exchange.loop
+        self._losses = Losses(exchange.settings.poison_nodes)
         protocol = CONTRACT_NET if again is None else ITERATED_CONTRACT_NET
         self._dialog = Dialog(exchange.talks, protocol, topic, sender=scope.sender, trace=scope.trace)
         self._proposals: dict[AgentId, Proposal] = {}
@@ -113,6 +116,8 @@ class Auction:
             except ComityError as error:
                 lost = error
                 self._refused[proposal.agent] = error.message
+                if self._losses.are_too_many(leg.agent, error):
+                    break
                 continue
             return Award(proposal.agent, proposal.body, result, tuple(ranked), dict(self._refused))
         raise lost or NoAgent("whoever proposed is gone", refusals=dict(self._refused))

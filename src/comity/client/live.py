@@ -1,8 +1,8 @@
 """A live call to a capability: the leader says which agent shall answer it, and the call goes there.
 
 An agent that refuses is passed over. One that dies before it answers has perhaps done it, so another is asked only if the call is
-``repeatable``; then a second one can also be asked after ``hedge_s`` without an answer (Dean & Barroso, "The tail at scale",
-2013). The first answer counts, the other call is called off.
+``repeatable``, and not once it has cost as many nodes as make a task poison. Such a call may also have a second agent asked after
+``hedge_s`` without an answer (Dean & Barroso, "The tail at scale", 2013). The first answer counts, the other call is called off.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from comity.bus.base import LEADER
 from comity.client.exchange import Exchange
+from comity.client.losses import Losses
 from comity.client.terms import name_of, needs
 from comity.errors import (
     BadInput,
@@ -71,6 +72,7 @@ class LiveCall:
         self._wanted = needs(requirements, (), versions, sticky)
         self._repeatable = repeatable
         self._asked: dict[AgentId, None] = {}
+        self._losses = Losses(exchange.settings.poison_nodes)
 
     async def answer(self, call: Call, hedge_s: float | None = None) -> Any:
         """What ``call`` to an agent gives. Raises what the agent says, NoAgent, UnknownCapability, PeerLost, TimedOut."""
@@ -108,7 +110,7 @@ class LiveCall:
                     raise  # it was done, and found nobody itself
                 lost = lost or refusal
             except GONE as gone:
-                if len(asked) == count or not self._repeatable:
+                if len(asked) == count or not self._repeatable or self._losses.are_too_many(asked[-1], gone):
                     raise
                 lost = gone
 
