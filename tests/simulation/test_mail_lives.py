@@ -16,7 +16,8 @@ LIVES = 40
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("seed", range(8))
 def test_mail_arrives_in_order_whatever_happens(seed: int) -> None:
-    live(seed)
+    """In every other life what a lost node had at work is given alone when it is back."""
+    live(seed, settings={"poison_nodes": 2 * (seed % 2)})
 
 
 @pytest.mark.timeout(120)
