@@ -276,7 +276,7 @@ class Messages:
                 return
             if envelope.content_type == REFERENCE:
                 call.envelope = envelope = await self._depot.fetched(envelope)
-            data = await self._perform(call, to_do)
+            data = await (self._listener(call, to_do) if isinstance(to_do, Listener) else self._perform(call, to_do))
             if envelope.protocol:
                 self.conversing.returned(envelope, call.agent, data)
             elif data is not None and envelope.performative in ANSWERED:
@@ -296,10 +296,8 @@ class Messages:
             if call.timer is not None:
                 call.timer.cancel()
 
-    async def _perform(self, call: Call, to_do: Listener | Offered | Broker) -> bytes | None:
-        if isinstance(to_do, Offered):
-            return await self._offered(call, to_do)
-        return await (to_do.relay(call) if isinstance(to_do, Broker) else self._listener(call, to_do))
+    async def _perform(self, call: Call, to_do: Offered | Broker) -> bytes | None:
+        return await (to_do.relay(call) if isinstance(to_do, Broker) else self._offered(call, to_do))
 
     def _stop_work(self, sender: str, id: str) -> None:
         call = self.calls.get((sender, id))
@@ -324,12 +322,10 @@ class Messages:
                 said = {"code": error.code, "message": error.message}
                 self._answer(envelope, call.agent, Performative.NOT_UNDERSTOOD, said)
                 return None
-        message = Message(envelope, functools.partial(self.reply, call.agent))
-        handles = (message,) if signature.handles else ()
+        handles = (Message(envelope, functools.partial(self.reply, call.agent)),) if signature.handles else ()
         value = await self._performer.call(listener.function, signature, handles, arguments)
-        if message.is_answered or not (envelope.protocol or envelope.performative in ANSWERED):
-            return None
-        return signature.encode(value)
+        is_awaited = envelope.protocol or envelope.performative in ANSWERED
+        return signature.encode(value) if is_awaited and not any(message.is_answered for message in handles) else None
 
     # Sending back
 

@@ -65,6 +65,8 @@ class Performer:
         started: Callable[[], None] = lambda: None,
     ) -> Any:
         """What ``function`` returns."""
+        if signature.is_async and arguments is None:
+            return await function(*handles)
         positional, named = arguments or Arguments((), {})
         if signature.is_async:
             return await function(*handles, *positional, **named)
