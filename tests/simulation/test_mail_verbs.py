@@ -144,7 +144,7 @@ def test_mail_that_cannot_be_sent_is_a_typed_error() -> None:
         await refused(errors.NotFound, client.broadcast(1, group="none", durable=True))
         await refused(errors.NoAgent, client.broadcast(1, tags=["none"], durable=True))
         await refused(errors.BadInput, client.send("n 1/x", 1, durable=True))
-        await refused(errors.BadInput, client.broadcast(1, group="ops"))
+        await refused(errors.BadInput, client.broadcast(1, group="ops", tags=["t"], durable=True))
         await refused(errors.BadInput, client.send("reader", 1, durable=True, ttl_s=-1))
         await refused(errors.TooLarge, client.send("reader", "x" * 17_000_000, durable=True))
         await refused(errors.NotFound, client.receipts("what"))
