@@ -25,10 +25,12 @@ from nats.aio.client import Client
 from comity.credentials import Authority, Credentials, Role
 from comity.embedded import EmbeddedServer, find_binary
 from comity.errors import ServerFailed
+from etcds import Etcds
 
 hypothesis.settings.register_profile("comity", derandomize=True, deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("comity")
 
+SERVERS = ("COMITY_NATS_SERVER", "COMITY_ETCD_SERVER", "COMITY_CONSUL_SERVER")
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 _counter = itertools.count(1)
 _ended = itertools.count(1)
@@ -119,11 +121,20 @@ def real_network(server: EmbeddedServer) -> RealNetwork:
     return RealNetwork(server.url, token, dataclasses.replace(server.authority, network=token), server)
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def etcds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Etcds]:
+    """Three servers of etcd for the whole run. Tests that kill or stop servers start their own."""
+    started = Etcds(tmp_path_factory.mktemp("etcd"), 3)
+    await started.start()
+    yield started
+    await started.kill()
+
+
 @pytest.fixture(autouse=True)
 def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings, contexts or data of the user's own reach a test, nor a test's reach the user."""
     for name in list(os.environ):
-        if name.startswith("COMITY_") and name != "COMITY_NATS_SERVER":
+        if name.startswith("COMITY_") and name not in SERVERS:
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home" / "data"))

@@ -1,0 +1,327 @@
+"""A process's way to etcd, for the registry and the log: its JSON gateway over HTTP, several endpoints, users, TLS.
+
+- What only reads is asked of another endpoint if one does not answer. What writes is sent on only if it surely was not received.
+- etcd's linearizable reads were stale now and then until 3.4.42, 3.5.28 and 3.6.9. So an answer that shows a lower revision than
+  this process has seen is asked for again, elsewhere; and what is decided, is decided by transactions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple, TypeVar
+
+import httpx2
+import msgspec
+
+from comity.errors import (
+    AccessDenied,
+    BadSettings,
+    ComityError,
+    Disconnected,
+    ForeignData,
+    Indefinite,
+    TimedOut,
+    Unreachable,
+)
+from comity.etcd.address import Where, tls
+from comity.etcd.wire import (
+    Failure,
+    Header,
+    Members,
+    Range,
+    Renewed,
+    Reply,
+    Status,
+    Token,
+    Txn,
+    Version,
+    decode,
+    is_of_token,
+    meant,
+)
+
+TRY_S = 2.5
+"""One endpoint is given so long to answer."""
+PATIENCE_S = 7.0
+"""And all of them together, for a read. etcd itself gives up after 7 s."""
+CONNECT_S = 1.0
+RETRY_S = 0.05
+OLDEST = (3, 4)
+STALE_BEFORE = {(3, 4): 42, (3, 5): 28, (3, 6): 9}
+"""From which patch of each version linearizable reads are not stale any more."""
+_CONNECTIONS = 8
+T = TypeVar("T")
+
+
+class Endpoint(NamedTuple):
+    """One server as it answers now; ``fault``: why it does not."""
+
+    url: str
+    version: str = ""
+    member: str = ""
+    leads: bool = False
+    size: int = 0
+    alarms: tuple[str, ...] = ()
+    fault: str = ""
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Of a version like 3.5.30; none of what is not like that."""
+    parts = version.partition("-")[0].split(".")
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
+
+
+def may_be_stale(version: str) -> bool:
+    """Whether linearizable reads of this version may show the past."""
+    found = numbers(version)
+    return len(found) == 3 and found[2] < STALE_BEFORE.get(found[:2], 0)
+
+
+class Etcd:
+    """One process's way to an etcd cluster."""
+
+    def __init__(self, where: Where) -> None:
+        self.where = where
+        self.revision = 0
+        """The newest one this process has seen."""
+        self._cluster = 0
+        self._token = ""
+        self._signing_in = asyncio.Lock()
+        self._at = 0
+        self._closed = False
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=_CONNECTIONS)
+        timeout = httpx2.Timeout(TRY_S, connect=CONNECT_S, pool=None)
+        verify = tls(where) if where.urls[0].startswith("https") else False
+        self._http = httpx2.AsyncClient(verify=verify, trust_env=False, limits=limits, timeout=timeout)
+
+    @classmethod
+    async def open(cls, where: Where) -> Etcd:
+        """Raises Unreachable (no endpoint answers), AccessDenied, ForeignData (they belong to several clusters), BadSettings (one
+        is too old, or is no etcd)."""
+        etcd = cls(where)
+        try:
+            await etcd._look()
+        except BaseException:
+            await etcd.close()
+            raise
+        return etcd
+
+    @property
+    def url(self) -> str:
+        """Of the endpoint that is asked first."""
+        return self.where.urls[self._at % len(self.where.urls)]
+
+    async def range(self, key: bytes, **options: Any) -> Range:
+        """Linearizable, but see above. Raises Indefinite errors."""
+        return await self.read("kv/range", {"key": key, **options}, Range)
+
+    async def txn(
+        self, compare: list[dict[str, Any]], success: list[dict[str, Any]], failure: list[dict[str, Any]] | None = None
+    ) -> Txn:
+        """Do ``success`` if all of ``compare`` hold, else ``failure``. Raises TooLarge, AccessDenied, Indefinite errors."""
+        body = {"compare": compare, "success": success, "failure": failure or []}
+        return await self.write("kv/txn", body, Txn)
+
+    async def read(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
+        """What may be asked twice."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_S
+        while True:
+            url, seen = self.url, self.revision
+            try:
+                found = await self.ask(url, path, body, kind)
+                if not isinstance(found, Range) or found.header.revision >= seen or body.get("revision", "0") != "0":
+                    return found
+                error: Indefinite = Unreachable(f"{url} shows revision {found.header.revision}, not {seen}", url=url)
+            except Indefinite as caught:
+                error = caught
+            self.leave(url)
+            if loop.time() >= until or self._closed:
+                raise error
+            if self._at % len(self.where.urls) == 0:
+                await asyncio.sleep(RETRY_S)  # that one of them answers again cannot be awaited
+
+    async def write(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
+        """What may be asked once."""
+        for tried in range(1, len(self.where.urls) + 1):
+            url = self.url
+            try:
+                return await self.ask(url, path, body, kind)
+            except Indefinite as error:
+                self.leave(url)
+                was_sent = not isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
+                if was_sent or tried == len(self.where.urls):
+                    raise
+        raise AssertionError
+
+    async def renew(self, lease: int) -> int:
+        """Seconds that ``lease`` has anew, 0 if it is over."""
+        return (await self.write("lease/keepalive", {"ID": str(lease)}, Renewed)).result.TTL
+
+    def leave(self, url: str) -> None:
+        """Ask the next endpoint from now on, unless somebody found out before that this one does not answer."""
+        if self.url == url:
+            self._at += 1
+
+    async def ask(self, url: str, path: str, body: dict[str, Any], kind: type[T]) -> T:
+        data = msgspec.json.encode(body)
+        for is_last in (False, True):
+            token = self._token or await self._sign_in(url, "")
+            reply = await self._send(url, path, data, token)
+            if reply.status_code == httpx2.codes.OK:
+                return self._taken(url, reply.content, kind)
+            failure = decode(url, reply.content, Failure)
+            if is_last or not self.where.user or not is_of_token(failure):
+                raise meant(url, failure)
+            await self._sign_in(url, token)
+        raise AssertionError
+
+    async def _send(self, url: str, path: str, data: bytes, token: str) -> httpx2.Response:
+        if self._closed:
+            raise Disconnected("the connection to etcd is closed")
+        try:
+            async with asyncio.timeout(TRY_S):
+                return await self._http.post(f"{url}/v3/{path}", content=data, headers=_headers(token))
+        except TimeoutError as error:
+            raise TimedOut(f"{url} does not answer", url=url) from error
+        except (httpx2.HTTPError, RuntimeError) as error:  # a RuntimeError: it was closed meanwhile
+            self._token = ""  # some versions hang up on a token they do not know
+            raise self._broken(url, error) from error
+
+    def _broken(self, url: str, error: Exception) -> ComityError:
+        if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
+            return TimedOut(f"{url} does not answer", url=url)
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return Unreachable(f"{url} cannot be reached: {error}", url=url)
+        return Disconnected(f"the connection to {url} broke: {error}", url=url)
+
+    def _taken(self, url: str, data: bytes, kind: type[T]) -> T:
+        found = decode(url, data, kind)
+        if isinstance(found, Reply):
+            self.heard(url, found.header)
+        return found
+
+    def heard(self, url: str, header: Header) -> None:
+        """Raises ForeignData if this server belongs to another cluster than those before."""
+        self._cluster = self._cluster or header.cluster_id
+        if header.cluster_id not in (0, self._cluster):
+            raise ForeignData(f"{url} belongs to another cluster than the other endpoints", url=url)
+        self.revision = max(self.revision, header.revision)
+
+    async def _sign_in(self, url: str, old: str) -> str:
+        """A token, newer than ``old``; none where there is no user."""
+        if not self.where.user:
+            return ""
+        async with self._signing_in:
+            if self._token in ("", old):
+                known = msgspec.json.encode({"name": self.where.user, "password": self.where.password})
+                reply = await self._send(url, "auth/authenticate", known, "")
+                if reply.status_code != httpx2.codes.OK:
+                    raise meant(url, decode(url, reply.content, Failure))
+                self._token = decode(url, reply.content, Token).token
+            return self._token
+
+    async def _look(self) -> None:
+        versions = await asyncio.gather(*(self.version(url) for url in self.where.urls), return_exceptions=True)
+        found = [version for version in versions if isinstance(version, str)]
+        for version in versions:
+            if isinstance(version, BaseException) and not isinstance(version, Indefinite):
+                raise version
+        if not found:
+            raise Unreachable(f"no etcd answers at {', '.join(self.where.urls)}: {versions[0]}", urls=list(self.where.urls))
+        for version in found:
+            if numbers(version)[:2] < OLDEST:
+                least = ".".join(map(str, OLDEST))
+                raise BadSettings(f"etcd {version} is too old: {least} is the least", setting="doors", value=version)
+        self._at = next(at for at, version in enumerate(versions) if isinstance(version, str))
+        for url, version in zip(self.where.urls, versions, strict=True):
+            if isinstance(version, str):
+                with contextlib.suppress(Indefinite, AccessDenied):  # what it may do, its first use will tell
+                    await self.ask(url, "kv/range", {"key": b"-", "serializable": True, "count_only": True}, Range)
+
+    async def version(self, url: str) -> str:
+        try:
+            async with asyncio.timeout(TRY_S):
+                reply = await self._http.get(f"{url}/version")
+        except TimeoutError as error:
+            raise TimedOut(f"{url} does not answer", url=url) from error
+        except httpx2.HTTPError as error:
+            if _is_untrusted(error):
+                raise AccessDenied(f"{url}: no secure connection: {error}", url=url) from error
+            raise self._broken(url, error) from error
+        found = decode(url, reply.content, Version).etcdserver if reply.status_code == httpx2.codes.OK else ""
+        if not numbers(found):
+            raise BadSettings(f"{url} is no etcd", setting="doors", value=url)
+        return found
+
+    async def survey(self) -> list[Endpoint]:
+        """How each endpoint is now."""
+        return list(await asyncio.gather(*(self._status(url) for url in self.where.urls)))
+
+    async def _status(self, url: str) -> Endpoint:
+        try:
+            found = await self.ask(url, "maintenance/status", {}, Status)
+        except ComityError as error:
+            return Endpoint(url, fault=error.message)
+        member = found.header.member_id
+        return Endpoint(url, found.version, f"{member:x}", found.leader == member, found.size, tuple(found.errors))
+
+    async def metrics(self, url: str) -> str:
+        """The text at ``/metrics``. Raises Unreachable if there is none."""
+        try:
+            async with asyncio.timeout(TRY_S):
+                reply = await self._http.get(f"{url}/metrics")
+        except (TimeoutError, httpx2.HTTPError) as error:
+            raise Unreachable(f"{url}/metrics: {error}", url=url) from error
+        if reply.status_code != httpx2.codes.OK:
+            raise Unreachable(f"{url}/metrics: {reply.status_code}", url=url)
+        return reply.text
+
+    async def members(self) -> int:
+        """How many the cluster has."""
+        return len((await self.read("cluster/member/list", {}, Members)).members)
+
+    @contextlib.asynccontextmanager
+    async def stream(self, url: str, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Lines of an answer that goes on. Raises Indefinite errors."""
+        token = self._token or await self._sign_in(url, "")
+        timeout = httpx2.Timeout(TRY_S, connect=CONNECT_S, read=None, pool=None)
+        data = msgspec.json.encode(body)
+        try:
+            async with self._http.stream(
+                "POST", f"{url}/v3/{path}", content=data, headers=_headers(token), timeout=timeout
+            ) as reply:
+                if reply.status_code != httpx2.codes.OK:
+                    self._token = ""
+                    raise meant(url, decode(url, await reply.aread(), Failure))
+                yield _lines(reply)
+        except (httpx2.HTTPError, httpx2.StreamError, RuntimeError) as error:
+            self._token = ""
+            raise self._broken(url, error) from error
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._http.aclose()
+
+
+async def _lines(reply: httpx2.Response) -> AsyncIterator[bytes]:
+    rest: list[bytes] = []
+    async for data in reply.aiter_bytes():
+        *whole, last = data.split(b"\n")
+        for line in whole:
+            yield b"".join([*rest, line])
+            rest.clear()
+        rest.append(last)
+
+
+def _headers(token: str) -> dict[str, str]:
+    return {"Content-Type": "application/json", **({"Authorization": token} if token else {})}
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None

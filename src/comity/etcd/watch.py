@@ -1,0 +1,108 @@
+"""A watch on keys of etcd that outlives its connections and servers, and notices silence.
+
+The server that is watched is asked for a linearizable read when it has said nothing for a while: one that hangs, or is cut off
+from the others, does not answer, and the watch goes on elsewhere, from the revision where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from comity.errors import AccessDenied, ComityError, Indefinite, Unreachable
+from comity.etcd.client import RETRY_S, Etcd
+from comity.etcd.wire import Compacted, Event, Line, Range, decode, meant
+
+SILENCE_S = 2.0
+_AHEAD = 16
+"""So many answers are taken before they are asked for."""
+
+Events = list[Event]
+
+
+class Watch:
+    """Of the keys in ``span`` from ``revision`` on."""
+
+    def __init__(self, etcd: Etcd, span: dict[str, Any], revision: int) -> None:
+        self._etcd = etcd
+        self._span = span
+        self._revision = revision
+        self._heard = 0.0
+        self._queue: asyncio.Queue[Events | ComityError] = asyncio.Queue(_AHEAD)
+        self._ended = asyncio.Event()
+        self._work = asyncio.get_running_loop().create_task(self._run())
+
+    async def next(self) -> Events:
+        """Events that came together, in order; none: it is closed. Raises Compacted, AccessDenied and other definite errors."""
+        if self._ended.is_set():
+            return []
+        ended = asyncio.ensure_future(self._ended.wait())
+        got = asyncio.ensure_future(self._queue.get())
+        try:
+            await asyncio.wait([ended, got], return_when=asyncio.FIRST_COMPLETED)
+            found = got.result() if got.done() else []
+        finally:
+            ended.cancel()
+            got.cancel()
+        if isinstance(found, ComityError):
+            raise found
+        return found
+
+    async def close(self) -> None:
+        self._ended.set()
+        self._work.cancel()
+        await asyncio.wait([self._work])
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                url = self._etcd.url
+                try:
+                    await self._follow(url)
+                except Indefinite:
+                    self._etcd.leave(url)
+                    await asyncio.sleep(RETRY_S)  # that another server answers cannot be awaited
+        except ComityError as error:
+            await self._queue.put(error)
+
+    async def _follow(self, url: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._heard = loop.time()
+        reading = loop.create_task(self._read(url))
+        try:
+            while not reading.done():
+                await asyncio.wait([reading], timeout=SILENCE_S)
+                if loop.time() - self._heard >= SILENCE_S:
+                    await self._etcd.ask(url, "kv/range", {"key": b"-", "count_only": True}, Range)
+                    self._heard = loop.time()
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+
+    async def _read(self, url: str) -> None:
+        body = {"create_request": {**self._span, "start_revision": str(self._revision)}}
+        async with self._etcd.stream(url, "watch", body) as lines:
+            async for line in lines:
+                self._heard = asyncio.get_running_loop().time()
+                if line:
+                    await self._take(url, decode(url, line, Line))
+        raise Unreachable(f"{url} ended the watch", url=url)
+
+    async def _take(self, url: str, line: Line) -> None:
+        if line.error is not None:
+            raise meant(url, line.error)
+        told = line.result
+        if told is None:
+            return
+        self._etcd.heard(url, told.header)
+        if told.canceled:
+            if told.compact_revision:
+                raise Compacted(f"revision {self._revision} was compacted away; {told.compact_revision} is the oldest", url=url)
+            if "permission denied" in told.cancel_reason:
+                raise AccessDenied(f"{url}: {told.cancel_reason}", url=url)
+            raise Unreachable(f"{url} ended the watch: {told.cancel_reason}", url=url)
+        if told.events:
+            await self._queue.put(told.events)
+            self._revision = told.events[-1].kv.mod_revision + 1
