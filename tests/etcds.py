@@ -53,6 +53,8 @@ class Etcds:
         self._options = [*QUICK, *options]
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * size
         self.scheme = "https" if any(option.startswith("--cert-file") for option in options) else "http"
+        self._metrics = [free_port(HOST) for _ in range(size)] if self.scheme == "https" else []
+        """Where each is asked whether it is well, in the clear."""
 
     @property
     def address(self) -> str:
@@ -76,6 +78,7 @@ class Etcds:
             str(self.binary), f"--name=m{n}", f"--data-dir={self._folder / f'm{n}'}", f"--listen-client-urls={client}",
             f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster={cluster}", f"--initial-cluster-token={self._folder.name}", "--log-level=warn", *self._options,
+            *(f"--listen-metrics-urls=http://{HOST}:{port}" for port in self._metrics[n : n + 1]),
         ]  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"m{n}.log").open("ab") as log:
@@ -93,16 +96,12 @@ class Etcds:
                 await asyncio.sleep(0.05)
 
     def _is_healthy(self, n: int) -> bool:
-        if self.scheme == "https":
-            return self._leads_or_follows(n)
+        port = self._metrics[n] if self._metrics else self.ports[n]
         try:
-            with urllib.request.urlopen(f"{self.url(n)}/health", timeout=2) as reply:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as reply:
                 return bool(json.load(reply)["health"] == "true")
         except (OSError, ValueError):
             return False
-
-    def _leads_or_follows(self, n: int) -> bool:
-        return b"ready to serve" in (self._folder / f"m{n}.log").read_bytes()
 
     def pid(self, n: int = 0) -> int:
         process = self._processes[n]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -19,11 +20,16 @@ from nats.aio.client import Client
 
 from comity import failpoints
 from comity.errors import BadSettings, Conflict, Indefinite, Unreachable
+from comity.etcd.address import Where
+from comity.etcd.client import Etcd
 from comity.failpoints import POINTS, SIMULATED, WRITES
+from comity.log.etcd import EtcdLog
 from comity.log.jetstream import JetStreamLog
+from comity.registry.etcd import EtcdRegistry
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.jetstream import JetStreamStore
 from conftest import RealNetwork
+from etcds import Etcds
 
 HERE = Path(__file__).parent
 SRC = HERE.parents[1] / "src" / "comity"
@@ -35,6 +41,7 @@ PROGRAMS = {
     "server": ("network.identify", "server.config", "lock.write"),
 }
 """What ``writes.py`` does, and which writes it comes to."""
+ETCD = ("etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record", "etcd.remove")
 JETSTREAM = (
     "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
     "jetstream.value", "jetstream.bury",
@@ -42,7 +49,7 @@ JETSTREAM = (
 
 
 def test_every_write_has_its_test() -> None:
-    tested = [*SIMULATED, "mail.put", *(write for writes in PROGRAMS.values() for write in writes), *JETSTREAM]
+    tested = [*SIMULATED, "mail.put", *(write for writes in PROGRAMS.values() for write in writes), *JETSTREAM, *ETCD]
     assert sorted(tested) == sorted(WRITES)
     assert len(set(POINTS)) == 2 * len(WRITES) >= 45
 
@@ -78,6 +85,10 @@ def test_a_program_killed_at_a_write_goes_on(what: str, write: str, when: str, t
     assert run(what, tmp_path) == 0
 
 
+Twice = Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]
+_networks = itertools.count(1)
+
+
 class Doors(NamedTuple):
     nc: Client
     network: str
@@ -90,7 +101,7 @@ async def doors(real_network: RealNetwork) -> AsyncIterator[Doors]:
     await nc.close()
 
 
-async def log(doors: Doors, twice: Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]) -> None:
+async def log(doors: Doors, twice: Twice) -> None:
     await twice(lambda: _opened(JetStreamLog, doors))
     log = await JetStreamLog.open(doors.nc, doors.network, create=True)
 
@@ -111,7 +122,7 @@ async def _opened(kind: type[JetStreamLog], doors: Doors) -> None:
     await (await kind.open(doors.nc, doors.network, create=True)).close()
 
 
-async def registry(doors: Doors, twice: Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]) -> None:
+async def registry(doors: Doors, twice: Twice) -> None:
     registry = await JetStreamRegistry.open(doors.nc, doors.network, create=True)
     await twice(lambda: registry.put("nodes/c1", b"record"))
     found = await registry.get("nodes/c1")
@@ -121,7 +132,7 @@ async def registry(doors: Doors, twice: Callable[[Callable[[], Awaitable[object]
     await registry.close()
 
 
-async def store(doors: Doors, twice: Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]) -> None:
+async def store(doors: Doors, twice: Twice) -> None:
     store = await JetStreamStore.open(doors.nc, doors.network, create=True)
     large = bytes(3_000_000)
     await twice(lambda: store.put("c1/large", large))
@@ -134,10 +145,48 @@ async def store(doors: Doors, twice: Callable[[Callable[[], Awaitable[object]]],
 OF = {"append": log, "stream": log, "purge": log, "record": registry, "remove": registry}
 
 
+async def in_etcd(connection: Etcd, twice: Twice) -> None:
+    token = f"again{next(_networks)}"
+    await twice(lambda: EtcdLog.open(connection, token, create=True, network_id="id"))
+    log = await EtcdLog.open(connection, token, create=True, network_id="id")
+    registry = await EtcdRegistry.open(connection, token, create=True, network_id="id")
+
+    async def append() -> None:
+        try:
+            await log.append(b"one", 0)
+        except Conflict:
+            assert [item.data for item in await log.read(0)] == [b"one"]
+
+    await twice(append)
+    await log.append(b"two", 1)
+    await twice(lambda: log.trim(1))
+    assert await log.bounds() == (2, 2)
+    await twice(lambda: registry.put("nodes/c1", b"record"))
+    found = await registry.get("nodes/c1")
+    assert found is not None and found.value == b"record"
+    await twice(lambda: registry.delete("nodes/c1"))
+    assert await registry.get("nodes/c1") is None
+    await log.close()
+    await registry.close()
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("write", JETSTREAM)
 async def test_a_write_of_unknown_fate_can_be_repeated(write: str, when: str, doors: Doors) -> None:
+    await _fails_once(write, when, lambda twice: OF.get(write.partition(".")[2], store)(doors, twice))
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("write", ETCD)
+async def test_so_can_one_in_etcd(write: str, when: str, etcds: Etcds) -> None:
+    connection = await Etcd.open(Where.parse(etcds.address))
+    await _fails_once(write, when, lambda twice: in_etcd(connection, twice))
+    await connection.close()
+
+
+async def _fails_once(write: str, when: str, work: Callable[[Twice], Awaitable[None]]) -> None:
     failed: list[str] = []
     fail = failpoints.parse(f"{write}.{when}=error")
 
@@ -156,7 +205,7 @@ async def test_a_write_of_unknown_fate_can_be_repeated(write: str, when: str, do
             await call()
 
     with failpoints.watched(once):
-        await OF.get(write.partition(".")[2], store)(doors, twice)
+        await work(twice)
     assert failed == [f"{write}.{when}"]
 
 

@@ -53,6 +53,8 @@ OLDEST = (3, 4)
 STALE_BEFORE = {(3, 4): 42, (3, 5): 28, (3, 6): 9}
 """From which patch of each version linearizable reads are not stale any more."""
 _CONNECTIONS = 8
+_FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError, RuntimeError)
+"""What HTTP may raise: an error of TLS as it is, and a RuntimeError if it was closed meanwhile."""
 T = TypeVar("T")
 
 
@@ -187,11 +189,13 @@ class Etcd:
                 return await self._http.post(f"{url}/v3/{path}", content=data, headers=_headers(token))
         except TimeoutError as error:
             raise TimedOut(f"{url} does not answer", url=url) from error
-        except (httpx2.HTTPError, RuntimeError) as error:  # a RuntimeError: it was closed meanwhile
-            self._token = ""  # some versions hang up on a token they do not know
+        except _FAULTS as error:
+            self.sign_out()
             raise self._broken(url, error) from error
 
     def _broken(self, url: str, error: Exception) -> ComityError:
+        if _is_untrusted(error):
+            return AccessDenied(f"{url}: no secure connection: {error}", url=url)
         if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
             return TimedOut(f"{url} does not answer", url=url)
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
@@ -224,6 +228,10 @@ class Etcd:
                 self._token = decode(url, reply.content, Token).token
             return self._token
 
+    def sign_out(self) -> None:
+        """Get a new token for the next question: some versions hang up on one they do not know, or end a watch."""
+        self._token = ""
+
     async def _look(self) -> None:
         versions = await asyncio.gather(*(self.version(url) for url in self.where.urls), return_exceptions=True)
         found = [version for version in versions if isinstance(version, str)]
@@ -248,9 +256,7 @@ class Etcd:
                 reply = await self._http.get(f"{url}/version")
         except TimeoutError as error:
             raise TimedOut(f"{url} does not answer", url=url) from error
-        except httpx2.HTTPError as error:
-            if _is_untrusted(error):
-                raise AccessDenied(f"{url}: no secure connection: {error}", url=url) from error
+        except _FAULTS as error:
             raise self._broken(url, error) from error
         found = decode(url, reply.content, Version).etcdserver if reply.status_code == httpx2.codes.OK else ""
         if not numbers(found):
@@ -274,7 +280,7 @@ class Etcd:
         try:
             async with asyncio.timeout(TRY_S):
                 reply = await self._http.get(f"{url}/metrics")
-        except (TimeoutError, httpx2.HTTPError) as error:
+        except _FAULTS as error:
             raise Unreachable(f"{url}/metrics: {error}", url=url) from error
         if reply.status_code != httpx2.codes.OK:
             raise Unreachable(f"{url}/metrics: {reply.status_code}", url=url)
@@ -295,11 +301,11 @@ class Etcd:
                 "POST", f"{url}/v3/{path}", content=data, headers=_headers(token), timeout=timeout
             ) as reply:
                 if reply.status_code != httpx2.codes.OK:
-                    self._token = ""
+                    self.sign_out()
                     raise meant(url, decode(url, await reply.aread(), Failure))
                 yield _lines(reply)
-        except (httpx2.HTTPError, httpx2.StreamError, RuntimeError) as error:
-            self._token = ""
+        except _FAULTS as error:
+            self.sign_out()
             raise self._broken(url, error) from error
 
     async def close(self) -> None:
@@ -322,6 +328,7 @@ def _headers(token: str) -> dict[str, str]:
 
 
 def _is_untrusted(error: BaseException | None) -> bool:
-    while error is not None and not isinstance(error, ssl.SSLError):
+    """Whether one side does not accept the other's certificate."""
+    while error is not None and not (isinstance(error, ssl.SSLError) and "CERT" in (error.reason or "")):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -102,6 +102,7 @@ class Watch:
                 raise Compacted(f"revision {self._revision} was compacted away; {told.compact_revision} is the oldest", url=url)
             if "permission denied" in told.cancel_reason:
                 raise AccessDenied(f"{url}: {told.cancel_reason}", url=url)
+            self._etcd.sign_out()
             raise Unreachable(f"{url} ended the watch: {told.cancel_reason}", url=url)
         if told.events:
             await self._queue.put(told.events)

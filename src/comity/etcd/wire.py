@@ -136,7 +136,7 @@ def meant(url: str, failure: Failure) -> ComityError:
     code, said = failure.code or failure.grpc_code, failure.message.removeprefix("etcdserver: ")
     if code in (_DENIED, _UNAUTHENTICATED) or "authentication failed" in said or "user name is empty" in said:
         return AccessDenied(f"{url}: {said}", url=url)
-    if "request is too large" in said or "too many operations" in said:
+    if any(words in said for words in ("request is too large", "too many operations", "message larger than max")):
         return TooLarge(f"{url}: {said}", url=url)
     if code == _OUT_OF_RANGE and "compacted" in said:
         return Compacted(f"{url}: {said}", url=url)

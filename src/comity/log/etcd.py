@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from comity.errors import BadSettings, ComityError, Conflict, Corrupt, Disconnected, Indefinite, TooLarge
+from comity.errors import BadSettings, ComityError, Conflict, Corrupt, Disconnected, Indefinite, NotFound, TooLarge
 from comity.etcd.client import RETRY_S, Etcd
 from comity.etcd.network import Mark, adopt, belong, is_missing, keys_of, mark_key
 from comity.etcd.watch import Watch
@@ -31,6 +31,7 @@ PAGE_BYTES = 4 * 1024 * 1024
 PAGE_LEAST, PAGE_MOST = 16, 256
 """Entries in one answer; as many as have some ``PAGE_BYTES``, going by those before."""
 SYNCS = "etcd_disk_wal_fsync_duration_seconds_count"
+SYNCED_S = 2.0
 UNVERIFIED = Durability("unverified", "it is not known whether all servers of etcd wait for the disk before they acknowledge")
 
 
@@ -83,11 +84,11 @@ class EtcdLog:
         """Make what is missing, and see that the servers take the largest group of entries."""
         asserted = asserts or mark.asserted
         now = msgspec.structs.replace(mark, has_log=True, asserted=asserted)
-        if not mark.has_log:
+        kept = put(key, msgspec.json.encode(now))
+        if now != mark:
+            begun = ([], [kept]) if mark.has_log else ([is_missing(self._tail)], [put(self._tail, b"0"), kept])
             with durable("etcd.begin"):
-                await self._etcd.txn([is_missing(self._tail)], [put(self._tail, b"0"), put(key, msgspec.json.encode(now))])
-        elif now != mark:
-            await self._etcd.txn([], [put(key, msgspec.json.encode(now))])
+                await self._etcd.txn(*begun)
         self._asserted = asserted
         never = {"key": self._none, "target": "VERSION", "result": "GREATER", "version": "0"}
         keys = [self._none + b"%d" % n for n in range(GROUP_MOST)]
@@ -238,20 +239,30 @@ class EtcdLog:
             await self._etcd.txn([], [{"request_delete_range": span}])
 
     async def durability(self) -> Durability:
-        """Verified if all servers count how often they wait for the disk: one that was told not to (``--unsafe-no-fsync``) counts
-        nothing."""
+        """Verified if each server counts one more wait for the disk when something is written: one that was told not to wait
+        (``--unsafe-no-fsync``) does not count."""
         if self._asserted:
             return Durability("asserted", self._asserted)
+        loop = asyncio.get_running_loop()
         try:
-            await self.bounds()
-            known = await self._etcd.survey()
-            members = {endpoint.member for endpoint in known if not endpoint.fault}
-            texts = await asyncio.gather(*(self._etcd.metrics(endpoint.url) for endpoint in known))
-            if len(members) < await self._etcd.members() or not all(map(_syncs, texts)):
+            members = {endpoint.member for endpoint in await self._etcd.survey() if not endpoint.fault}
+            if len(members) < await self._etcd.members():
                 return UNVERIFIED
+            before = await self._syncs()
+            await self.bounds()
+            until = loop.time() + SYNCED_S
+            while any(now <= was for was, now in zip(before, await self._syncs(), strict=True)):
+                if loop.time() > until:
+                    return UNVERIFIED
+                await asyncio.sleep(RETRY_S)  # a server may be behind the others
         except ComityError as error:
             return Durability("unverified", f"{UNVERIFIED.reason}: {error.message}")
-        return Durability("verified", f"each server of etcd ({len(members)}) counts its waits for the disk (see its metrics)")
+        return Durability("verified", f"each server of etcd ({len(members)}) waits for the disk, as its metrics show")
+
+    async def _syncs(self) -> list[float]:
+        """How often each server has waited for the disk."""
+        texts = await asyncio.gather(*(self._etcd.metrics(url) for url in self._etcd.where.urls))
+        return [_count(text) for text in texts]
 
     async def close(self) -> None:
         if self._closed:
@@ -293,6 +304,8 @@ def _number(found: Txn) -> int:
     raise Corrupt("the log's tail is gone from etcd: its keys were removed", index=0)
 
 
-def _syncs(metrics: str) -> bool:
-    counts = [line.rpartition(" ")[2] for line in metrics.splitlines() if line.startswith(SYNCS)]
-    return any(float(count) > 0 for count in counts)
+def _count(metrics: str) -> float:
+    found = [line.rpartition(" ")[2] for line in metrics.splitlines() if line.startswith(SYNCS)]
+    if not found:
+        raise NotFound(f"its metrics have no {SYNCS}")
+    return float(found[0])

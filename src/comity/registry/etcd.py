@@ -94,19 +94,23 @@ class EtcdRegistry:
         return self._record(found.kvs[0]) if found.kvs else None
 
     async def list(self, prefix: str) -> Listing:
-        span = self._span(prefix)
+        while True:
+            try:
+                return await self._pages(self._span(prefix))
+            except Compacted:  # it took longer than the past is kept
+                continue
+
+    async def _pages(self, span: dict[str, Any]) -> Listing:
         found: list[Record] = []
         revision = 0
         while True:
-            page = await self._page(span, revision)
+            body = {**span, "limit": str(PAGE), "revision": str(revision)}
+            page = await self._etcd.read("kv/range", body, Range)
             revision = revision or page.header.revision
             found += map(self._record, page.kvs)
             if not page.more:
                 return found, revision
             span = {**span, "key": page.kvs[-1].key + b"\0"}
-
-    async def _page(self, span: dict[str, Any], revision: int) -> Range:
-        return await self._etcd.read("kv/range", {**span, "limit": str(PAGE), "revision": str(revision)}, Range)
 
     async def watch(self, prefix: str) -> AsyncGenerator[Changes, None]:
         span = self._span(prefix)
@@ -115,8 +119,6 @@ class EtcdRegistry:
         while not self._closed:
             try:
                 records, revision = await self.list(prefix)
-            except Compacted:  # it took longer than the past is kept
-                continue
             except Indefinite:
                 await asyncio.sleep(RETRY_S)  # that etcd answers again cannot be awaited
                 continue
