@@ -18,12 +18,14 @@ from comity.errors import BadInput, BadSettings
 from comity.model.ids import check_token
 from comity.model.limits import FAR_S, NUMBER_MAX
 
-__all__ = ["FILE_NAME", "Loaded", "Settings", "data_home"]
+__all__ = ["DOORS", "FILE_NAME", "Loaded", "Settings", "data_home"]
 
 FILE_NAME = "comity.toml"
 PREFIX = "COMITY_"
 BYTES_MAX = 1 << 50
 DEFAULT_NETWORK = "main"
+DOORS = ("registry", "log", "store")
+"""What may lie elsewhere than the bus."""
 _MISSED_BEACONS = 3
 
 
@@ -45,7 +47,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     other.
 
     Where: ``network`` one subject token; ``urls`` of servers; ``context`` a named connection; ``credentials`` a creds
-    file; ``ca`` the certificate that the servers' are signed by; ``data_dir`` of the embedded network (default: the
+    file; ``ca`` the certificate that the servers' are signed by; ``doors`` addresses of what lies elsewhere than the bus
+    (``COMITY_DOORS="registry=etcd://h1,h2 log=etcd://h1,h2"``); ``data_dir`` of the embedded network (default: the
     network's folder under ``data_home``); ``listen`` the address at which others reach it ("": this machine only).
     Liveness: see each name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that. Tasks:
     defaults for those that do not say. ``retry_budget``: how many retries one first attempt pays for while nothing
@@ -59,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     context: str = ""
     credentials: Path | None = None
     ca: Path | None = None
+    doors: dict[str, str] = {}
     listen: str = ""
     data_dir: Path = Path()
     port: int = 4222
@@ -126,6 +130,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             check_token(self.network, "network")
         except BadInput as error:
             raise BadSettings(error.message, setting="network", value=self.network) from None
+        for name in self.doors:
+            if name not in DOORS:
+                said = f"{name!r} is no door that may lie elsewhere; there are {', '.join(DOORS)}"
+                raise BadSettings(said, setting="doors", value=name)
         for field in self.__struct_fields__:
             value = getattr(self, field)
             if field.endswith("_s") and not 0 < value <= FAR_S:
@@ -173,7 +181,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         sources = dict.fromkeys(cls.__struct_fields__, "default")
         for origin, values in (*_file_values(file, cwd or Path()), *_env_values(env), *_flag_values(flags or {})):
             for name, value in values.items():
-                found[name] = _convert(name, value, origin)
+                converted = _convert(name, value, origin)
+                found[name] = {**found.get(name, {}), **converted} if name == "doors" else converted
                 sources[name] = origin
         if "data_dir" not in found:
             found["data_dir"] = data_home(env) / str(found.get("network", DEFAULT_NETWORK))
@@ -237,6 +246,8 @@ def _convert(name: str, value: Any, origin: str) -> Any:
     kind = _TYPES[name]
     if isinstance(value, str) and name == "urls":
         value = tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, str) and name == "doors":
+        value = {door: address for door, _, address in (part.partition("=") for part in value.split())}
     if isinstance(value, str | os.PathLike) and kind in (Path, Path | None):
         return Path(value).expanduser()
     try:

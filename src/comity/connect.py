@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from comity.config import Loaded, Settings
     from comity.contexts import Context
     from comity.credentials import Credentials, Role
-    from comity.registry.jetstream import JetStreamRegistry
-    from comity.store.jetstream import JetStreamStore
+    from comity.registry.base import Registry
+    from comity.store.base import Store
 
 __all__ = ["connect"]
 
@@ -99,11 +99,13 @@ def secured(options: Mapping[str, Any], ca: str | os.PathLike[str] | None) -> di
 
 
 class Doors(NamedTuple):
-    """A process's way to the network: connected, and closed by whoever opened them."""
+    """A process's way to the network: connected, and closed by whoever opened them. ``places``: addresses of what lies elsewhere
+    than the bus."""
 
     bus: NatsBus
-    registry: JetStreamRegistry
-    store: JetStreamStore
+    registry: Registry
+    store: Store
+    places: dict[str, str]
 
 
 async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
@@ -124,24 +126,51 @@ async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
 
 
 async def doors(stack: AsyncExitStack, context: Context, process: str, known: Credentials | None) -> Doors:
-    """Connect ``process``; ``stack`` closes the doors. Raises Unreachable, AccessDenied, BadSettings."""
+    """Connect ``process``; ``stack`` closes the doors. Where they are the context says, or a controller. Raises Unreachable,
+    AccessDenied, BadSettings."""
+    from comity.backends import told
     from comity.bus.nats import NatsBus
     from comity.model.ids import shown_urls
-    from comity.registry.jetstream import JetStreamRegistry
-    from comity.store.jetstream import JetStreamStore
 
     options = secured(known.connect_options() if known is not None else {}, context.ca)
     bus = await NatsBus.connect(context.urls, process=process, network=context.network, options=options)
     stack.push_async_callback(bus.close)
     try:
-        registry = await _patiently(lambda: JetStreamRegistry.open(bus.connection, context.network, create=False))
-        stack.push_async_callback(registry.close)
-        store = await _patiently(lambda: JetStreamStore.open(bus.connection, context.network, create=False))
-        stack.push_async_callback(store.close)
+        try:
+            return await _beside(stack, bus, context.network, process, context.doors)
+        except NotFound:
+            places = {**await told(bus), **context.doors}
+            if places == context.doors:
+                raise
+            return await _beside(stack, bus, context.network, process, places)
     except NotFound as error:
         message = f"{shown_urls(context.urls)} answers, but holds no network {context.network!r}: is its controller up?"
         raise Unreachable(message) from error
-    return Doors(bus, registry, store)
+
+
+async def _beside(
+    stack: AsyncExitStack, bus: NatsBus, network: str, process: str, places: Mapping[str, str]
+) -> Doors:
+    """The other doors: those that lie at ``places``, else those beside the bus. Raises NotFound if there is no such network."""
+    from comity.backends import Elsewhere
+    from comity.registry.jetstream import JetStreamRegistry
+    from comity.store.jetstream import JetStreamStore
+
+    nc = bus.connection
+    async with AsyncExitStack() as opened:
+        elsewhere = Elsewhere(opened, places)
+        if elsewhere.has("registry"):
+            registry: Registry = await elsewhere.registry(network, create=False)
+        else:
+            registry = await _patiently(lambda: JetStreamRegistry.open(nc, network, create=False))
+            opened.push_async_callback(registry.close)
+        if elsewhere.has("store"):
+            store: Store = await elsewhere.store(network, process)
+        else:
+            store = await _patiently(lambda: JetStreamStore.open(nc, network, create=False))
+            opened.push_async_callback(store.close)
+        stack.push_async_callback(opened.pop_all().aclose)
+    return Doors(bus, registry, store, dict(places))
 
 
 async def _open(stack: AsyncExitStack, context: Context, settings: Settings) -> Client:
@@ -152,7 +181,7 @@ async def _open(stack: AsyncExitStack, context: Context, settings: Settings) -> 
 
     from comity.client import Client
 
-    bus, registry, store = await doors(stack, context, *identity(context))
+    bus, registry, store, _ = await doors(stack, context, *identity(context))
     settings = msgspec.structs.replace(settings, network=context.network)
     client = Client(bus, registry, store, settings, wall=time.time, rng=random.SystemRandom())
     stack.push_async_callback(client.close)

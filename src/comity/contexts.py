@@ -31,13 +31,15 @@ T = TypeVar("T")
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One connection. ``credentials`` is the path of a creds file; ``authority`` the data directory of an embedded
     network on this machine, whose keys let a process mint credentials of its own; ``ca`` the path of the certificate that
-    the servers' are signed by: if there is one, nothing is said without TLS."""
+    the servers' are signed by: if there is one, nothing is said without TLS; ``doors`` addresses of what lies elsewhere than
+    the bus, if this process cannot use those that the controllers tell."""
 
     urls: tuple[str, ...]
     network: str = "main"
     credentials: str = ""
     authority: str = ""
     ca: str = ""
+    doors: dict[str, str] = {}
 
     def write_local(self, data_dir: Path) -> None:
         """Leave this in an embedded network's data directory."""
@@ -136,6 +138,8 @@ def resolve(loaded: Loaded, env: Mapping[str, str] | None = None) -> Context:
         found = msgspec.structs.replace(found, credentials=str(settings.credentials), authority="")
     if settings.ca:
         found = msgspec.structs.replace(found, ca=str(settings.ca))
+    if settings.doors:
+        found = msgspec.structs.replace(found, doors={**found.doors, **settings.doors})
     return msgspec.structs.replace(found, network=settings.network) if sources["network"] != "default" else found
 
 

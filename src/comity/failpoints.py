@@ -43,7 +43,8 @@ WRITES = (
     # backends
     "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
     "jetstream.value", "jetstream.bury", "sqlite.create", "sqlite.append", "sqlite.trim", "folder.write", "folder.place",
-    "folder.delete", "folder.expire", "etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record", "etcd.remove",
+    "folder.delete", "folder.expire", "folder.mark", "etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record",
+    "etcd.remove",
     # files
     "file.write", "file.place", "network.identify", "keys.place", "server.config", "context.write", "context.place", "lock.write",
     "log.mark",

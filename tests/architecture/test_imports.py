@@ -57,7 +57,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.node": WORDS + WRITES + DOORS + FACES + ("comity.core", "comity.config"),
     "comity.controller": WORDS + WRITES + DOORS + ("comity.core", "comity.config"),
     "comity.web": WORDS + DOORS + FACES + ("comity.core", "comity.config", "comity.controller"),
-    "comity.connect": WORDS + BACKENDS + FACES + ("comity.config", "comity.contexts", "comity.credentials"),
+    "comity.backends": WORDS + DOORS + BACKENDS,
+    "comity.connect": (
+        *WORDS, *DOORS, *BACKENDS, *FACES, "comity.backends", "comity.config", "comity.contexts", "comity.credentials",
+    ),
     "comity.sim": WORDS + WRITES + DOORS + FACES + MEMORY + ("comity.core", "comity.config", "comity.node", "comity.controller"),
     "comity.cli": ("comity",),
     "comity.__main__": ("comity.cli",),

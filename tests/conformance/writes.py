@@ -51,6 +51,8 @@ async def sqlite(folder: Path, said: Said) -> None:
 
 async def folder(folder: Path, said: Said) -> None:
     moment = 1000.0
+    await FolderStore.join(folder / "store", network_id="net")
+    await FolderStore.join(folder / "store")
     store = await FolderStore.open(folder / "store", wall=lambda: moment)
     for key, lifetime_s in (("n/kept", None), ("n/short", 10.0), ("n/gone", None)):
         if key in said.before and f"no {key}" not in said.before and lifetime_s is None:

@@ -27,6 +27,7 @@ async def back_up(loaded: Loaded, target: Target, *, with_keys: bool) -> tuple[M
 
     import msgspec
 
+    from comity.backends import Elsewhere, told
     from comity.backup.create import Creating
     from comity.client import Client
     from comity.connect import doors, identity
@@ -44,9 +45,13 @@ async def back_up(loaded: Loaded, target: Target, *, with_keys: bool) -> tuple[M
         raise AccessDenied(f"credentials of a {known.role} cannot read the log: make the backup where the data directory is")
     os.nice(POLITE)
     async with AsyncExitStack() as stack:
-        bus, registry, store = await doors(stack, context, process, known)
-        log = await JetStreamLog.open(bus.connection, context.network, create=False)
-        stack.push_async_callback(log.close)
+        bus, registry, store, places = await doors(stack, context, process, known)
+        elsewhere = Elsewhere(stack, places or await told(bus))
+        if elsewhere.has("log"):
+            log, _ = await elsewhere.log(context.network, create=False)
+        else:
+            log = await JetStreamLog.open(bus.connection, context.network, create=False)
+            stack.push_async_callback(log.close)
         settings = msgspec.structs.replace(loaded.settings, network=context.network)
         client = Client(bus, registry, store, settings, wall=time.time, rng=random.SystemRandom())
         stack.push_async_callback(client.close)

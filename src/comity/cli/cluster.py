@@ -107,6 +107,7 @@ async def status(cli: Cli) -> None:
 async def survey(context: Context) -> dict[str, Any]:
     """All that can be learned with what ``context`` may do. Raises Unreachable, AccessDenied, BadSettings."""
     from comity.bus.nats import NatsBus
+    from comity.cli import elsewhere
     from comity.cluster.status import SystemView, groups, meta_group, servers, survival
     from comity.connect import identity, secured
     from comity.credentials import Authority
@@ -122,9 +123,12 @@ async def survey(context: Context) -> dict[str, Any]:
         js = await JetStream(bus.connection, 2 * ANSWER_S).open()
         stack.push_async_callback(js.close)
         streams, missing = await groups(js, context.network)
-        notes += missing
         members = {replica.server for group in streams for replica in group.replicas}
         controllers = await positions(bus)
+        places = {**next((said["doors"] for said in controllers if said.get("doors")), {}), **context.doors}
+        others = await elsewhere.survey(places)
+        streams = [group for group in streams if group.name not in places]
+        notes += [said for said in missing if said.partition(":")[0] not in places] + others.notes
         pings: list[dict[str, Any]] = []
         if context.authority:
             name = f"{process}-view"
@@ -138,7 +142,7 @@ async def survey(context: Context) -> dict[str, Any]:
         else:
             notes.append("without the keys of the system account it is not known which servers are up")
         meta = meta_group(pings)
-        known_groups = [*streams, *([meta] if meta is not None else [])]
+        known_groups = [*streams, *([meta] if meta is not None else []), *others.groups]
         left = survival(known_groups, len(controllers))
     leading = next((found for found in controllers if found["role"] == "leader"), None)
     head = max([group.head for group in streams if group.name == "log"] + [found["log_head"] for found in controllers], default=0)
@@ -148,7 +152,10 @@ async def survey(context: Context) -> dict[str, Any]:
         "leader": leading and leading["process"],
         "term": leading and leading["term"],
         "log_head": head,
-        "servers": [_server(server, known=bool(pings)) for server in servers(pings, sorted(members))],
+        "servers": [
+            *(_server(server, known=bool(pings)) for server in servers(pings, sorted(members))),
+            *(_server(server, known=True) for server in others.servers),
+        ],
         "groups": [_group(group) for group in known_groups],
         "controllers": [{**found, "lag": max(0, head - found["log_head"])} for found in controllers],
         "damaged": _damaged(controllers),

@@ -166,6 +166,7 @@ def _durability(folder: Path) -> Finding:
 def _log_mark(folder: Path, network: str) -> Iterator[Finding]:
     """What is known of the log there, without the server."""
     from comity.cli.marking import FILE, Mark
+    from comity.contexts import Context
     from comity.errors import ComityError, Corrupt
     from comity.log.jetstream import stream_name
 
@@ -179,9 +180,10 @@ def _log_mark(folder: Path, network: str) -> Iterator[Finding]:
             yield Finding("log mark", "note", f"{folder} has no {FILE}: damage to the log may go unseen", "comity up makes it")
         return
     name = stream_name(network)
+    last = Context.read_local(folder)
     if mark.fault:
         yield Finding("log mark", "wrong", f"comity up found: {mark.fault}", Corrupt.advice.partition(";")[0])
-    elif not any((folder / "jetstream").glob(f"*/streams/{name}")):
+    elif (last is None or "log" not in last.doors) and not any((folder / "jetstream").glob(f"*/streams/{name}")):
         yield Finding("log mark", "wrong", f"{folder / 'jetstream'} holds no {name}", Corrupt.advice.partition(";")[0])
     else:
         yield Finding("log mark", "ok", f"the log is known to reach entry {mark.index:,} ({folder / FILE})")
@@ -200,6 +202,7 @@ def _limits(settings: Settings) -> Iterator[Finding]:
 
 
 async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
+    from comity.cli import elsewhere
     from comity.cli.doctor_network import look
     from comity.contexts import resolve
     from comity.errors import ComityError, Unreachable
@@ -216,6 +219,8 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
         async with cli.net() as net:
             numbers = await net.stats()
             ahead_ms = net.leader_ms() - time.time() * 1000
+            places = {**numbers.get("doors", {}), **context.doors}
+        findings += await elsewhere.findings(places)
     except ComityError as error:
         named = any(loaded.sources[name] != "default" for name in ("urls", "context"))
         verdict: Verdict = "wrong" if named or not isinstance(error, Unreachable) else "note"
@@ -224,7 +229,10 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
     findings.append(Finding("network", "ok", found))
     found = f"durability {numbers['log_durability']}: {numbers['log_durability_reason']}"
     is_safe = numbers["log_durability"] == "verified"
-    advice = "" if is_safe else "have every server run with sync_interval: always"
+    how = "have every server run with sync_interval: always"
+    if "log" in places:
+        how = "name all of etcd's servers, and let each show its /metrics at the same address"
+    advice = "" if is_safe else how
     findings.append(Finding("log", "ok" if is_safe else "note", found, advice))
     findings += await _replicas(context)
     findings.append(_storage(numbers["storage"]))

@@ -13,16 +13,19 @@ import secrets
 import time
 from contextlib import AsyncExitStack
 
+from comity.backends import Elsewhere, public
 from comity.bus.nats import NatsBus
 from comity.cli.network import serve_metrics, until_led
 from comity.config import Settings
 from comity.connect import identity, secured
 from comity.contexts import Context
 from comity.controller.controller import Controller
-from comity.log.base import Durability
+from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
 from comity.model.ids import shown_urls
+from comity.registry.base import Registry
 from comity.registry.jetstream import JetStreamRegistry
+from comity.store.base import Store
 from comity.store.jetstream import JetStreamStore
 from comity.web.metrics import MetricsServer
 
@@ -52,17 +55,22 @@ class ForeignNetwork:
             bus = await NatsBus.connect(context.urls, process=process, network=context.network, options=options)
             stack.push_async_callback(bus.close)
             nc, token, copies = bus.connection, context.network, settings.replicas
-            log = await JetStreamLog.adopt(nc, token, secrets.token_hex(8), replicas=copies, asserts=asserts)
-            stack.push_async_callback(log.close)
-            registry = await JetStreamRegistry.open(nc, token, create=True, replicas=copies)
-            stack.push_async_callback(registry.close)
-            store = await JetStreamStore.open(nc, token, create=True, replicas=copies)
-            stack.push_async_callback(store.close)
+            elsewhere = Elsewhere(stack, context.doors)
+            new_id = secrets.token_hex(8)
+            log: Log
+            if elsewhere.has("log"):
+                log, network_id = await elsewhere.log(token, create=True, new_id=new_id, asserts=asserts)
+            else:
+                stream = await JetStreamLog.adopt(nc, token, new_id, replicas=copies, asserts=asserts)
+                stack.push_async_callback(stream.close)
+                log, network_id = stream, stream.network_id
+            registry, store = await cls._beside(stack, elsewhere, bus, network_id, copies)
             controller = Controller(
                 bus, log, registry, store, settings,
-                network_id=log.network_id, wall=time.time, random=random.random, confirm_jump=True,
+                network_id=network_id, wall=time.time, random=random.random, confirm_jump=True,
                 place=shown_urls(context.urls[:1]),
             )  # fmt: skip
+            controller.doors = {name: public(address) for name, address in context.doors.items()}
             stack.push_async_callback(controller.stop)
             await controller.start()
             await until_led(controller)
@@ -72,6 +80,23 @@ class ForeignNetwork:
         if not controller.sees_departures:
             network.notes.append("no system account: the end of a process is noticed by probes, within its lease")
         return network
+
+    @staticmethod
+    async def _beside(
+        stack: AsyncExitStack, elsewhere: Elsewhere, bus: NatsBus, network_id: str, copies: int
+    ) -> tuple[Registry, Store]:
+        nc, token = bus.connection, bus.network
+        if elsewhere.has("registry"):
+            registry: Registry = await elsewhere.registry(token, create=True, network_id=network_id)
+        else:
+            registry = await JetStreamRegistry.open(nc, token, create=True, replicas=copies)
+            stack.push_async_callback(registry.close)
+        if elsewhere.has("store"):
+            store: Store = await elsewhere.store(token, network_id=network_id)
+        else:
+            store = await JetStreamStore.open(nc, token, create=True, replicas=copies)
+            stack.push_async_callback(store.close)
+        return registry, store
 
     async def wait(self) -> None:
         """Return when somebody asked the network to shut down; raise what made it fail."""

@@ -63,10 +63,10 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Marking:
-    """The mark of one data directory, whose log lies in ``log``, a folder beside the other streams. ``is_new``: they may be
-    made."""
+    """The mark of one data directory, whose log lies at ``log``: a folder beside the other streams, or an address. ``is_new``:
+    they may be made."""
 
-    def __init__(self, data: Path, network_id: NetworkId, log: Path) -> None:
+    def __init__(self, data: Path, network_id: NetworkId, log: Path | str) -> None:
         """Raises Corrupt, ForeignData."""
         found = Mark.load(data)
         if found is not None and found.network_id != network_id:
@@ -86,7 +86,7 @@ class Marking:
         js = await JetStream(nc).open()
         try:
             for name in names:
-                path = self._place.with_name(name)
+                path = Path(self._place).with_name(name)
                 try:
                     await js.api(f"STREAM.INFO.{name}")
                 except NotFound as error:

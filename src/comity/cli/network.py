@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from comity.backends import Elsewhere, public
 from comity.bus.nats import NatsBus
 from comity.bus.outbox import Outbox
 from comity.cli.full_disk import FullDisk
@@ -30,12 +31,14 @@ from comity.controller.doubt import Doubt, question
 from comity.credentials import Role
 from comity.embedded import EmbeddedServer
 from comity.errors import Indefinite, ServerFailed
-from comity.log.base import Durability
+from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
 from comity.log.jetstream import stream_name as log_name
 from comity.model.ids import ProcessId
 from comity.model.server import Damage
+from comity.registry.base import Registry
 from comity.registry.jetstream import JetStreamRegistry
+from comity.store.base import Store
 from comity.store.jetstream import JetStreamStore
 from comity.store.jetstream import stream_name as store_name
 from comity.web.metrics import MetricsServer
@@ -52,9 +55,9 @@ T = TypeVar("T")
 
 
 class Doors(NamedTuple):
-    log: JetStreamLog
-    registry: JetStreamRegistry
-    store: JetStreamStore
+    log: Log
+    registry: Registry
+    store: Store
 
 
 class EmbeddedNetwork:
@@ -62,7 +65,7 @@ class EmbeddedNetwork:
 
     def __init__(
         self, server: EmbeddedServer, bus: NatsBus, doors: list[Any], controller: Controller, marking: Marking,
-        mending: Mending | None,
+        mending: Mending | None, elsewhere: AsyncExitStack,
     ) -> None:  # fmt: skip
         self.server = server
         self.seat = mending.seat if mending is not None else None
@@ -72,6 +75,7 @@ class EmbeddedNetwork:
         self.durability = VERIFIED
         self.notes: list[str] = list(server.notes)
         self._doors = doors
+        self._elsewhere = elsewhere
         self._marking = marking
         self._mending = mending
         self._full_disk = FullDisk(server)
@@ -149,15 +153,18 @@ class EmbeddedNetwork:
         cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, mending: Mending | None
     ) -> EmbeddedNetwork:
         streams = server.data / "jetstream" / server.authority.account.public / "streams"
-        marking = Marking(server.data, server.network_id, streams / log_name(server.network))
-        with marking.noting():
-            doors = await _open(bus, server, VERIFIED if settings.fsync else OFF, marking, mending)
-            return await cls._begin(server, bus, doors, settings, marking, mending)
+        at = public(settings.doors["log"]) if "log" in settings.doors else str(streams / log_name(server.network))
+        marking = Marking(server.data, server.network_id, at)
+        async with AsyncExitStack() as stack:
+            elsewhere = Elsewhere(stack, settings.doors)
+            with marking.noting():
+                doors = await _open(bus, server, VERIFIED if settings.fsync else OFF, marking, mending, elsewhere)
+                return await cls._begin(server, bus, doors, settings, marking, mending, stack.pop_all())
 
     @classmethod
     async def _begin(
         cls, server: EmbeddedServer, bus: NatsBus, doors: Doors, settings: Settings, marking: Marking,
-        mending: Mending | None,
+        mending: Mending | None, elsewhere: AsyncExitStack,
     ) -> EmbeddedNetwork:  # fmt: skip
         seat = mending.seat if mending is not None else None
         controller = Controller(
@@ -165,7 +172,8 @@ class EmbeddedNetwork:
             network_id=server.network_id, wall=time.time, random=random.random, eager=seat is None, confirm_jump=True,
             place=seat.member.member if seat is not None else "",
         )  # fmt: skip
-        network = cls(server, bus, list(doors), controller, marking, mending)
+        controller.doors = {name: public(address) for name, address in settings.doors.items()}
+        network = cls(server, bus, list(doors), controller, marking, mending, elsewhere)
         network.durability = await doors.log.durability()
         controller.measure = partial(machine, settings.data_dir)
         if mending is not None:
@@ -190,7 +198,7 @@ class EmbeddedNetwork:
         context = Context(
             urls=(self.seat.member.urls if self.seat is not None else ()) or (self.url,),
             network=server.network, credentials=str(path.absolute()), authority=str(data.absolute()),
-            ca=str(server.tls.ca.absolute()) if server.tls is not None else "",
+            ca=str(server.tls.ca.absolute()) if server.tls is not None else "", doors=self.controller.settings.doors,
         )  # fmt: skip
         context.write_local(data)
 
@@ -229,6 +237,7 @@ class EmbeddedNetwork:
         for door in self._doors:
             await door.close()
         self._doors.clear()
+        await self._elsewhere.aclose()
         await self.bus.close()
         await self.server.stop()
 
@@ -286,8 +295,9 @@ async def _connect(server: EmbeddedServer, process: ProcessId) -> NatsBus:
 
 
 async def _open(
-    bus: NatsBus, server: EmbeddedServer, durability: Durability, marking: Marking, mending: Mending | None
-) -> Doors:
+    bus: NatsBus, server: EmbeddedServer, durability: Durability, marking: Marking, mending: Mending | None,
+    elsewhere: Elsewhere,
+) -> Doors:  # fmt: skip
     """The doors, whose streams are made if they are missing and may be. In a cluster their groups may need a moment to have
     leaders, and a damaged copy of the log one to be rebuilt."""
     nc, token, copies = bus.connection, server.network, server.replicas
@@ -312,15 +322,25 @@ async def _open(
                 await asyncio.sleep(RETRY_S)  # a group's leader cannot be awaited
 
     try:
-        await patiently(lambda: marking.look(nc, log_name(token), store_name(token)))  # nodes fill the registry again
-        opened.append(await doubt.patiently(lambda: patiently(lambda: JetStreamLog.open(
-            nc, token, create=True, replicas=copies, durability=durability
-        ))))  # fmt: skip
+        streams = [name for door, name in (("log", log_name(token)), ("store", store_name(token))) if not elsewhere.has(door)]
+        await patiently(lambda: marking.look(nc, *streams))  # nodes fill the registry again
+        if elsewhere.has("log"):
+            opened.append((await elsewhere.log(token, create=True, network_id=server.network_id))[0])
+        else:
+            opened.append(await doubt.patiently(lambda: patiently(lambda: JetStreamLog.open(
+                nc, token, create=True, replicas=copies, durability=durability
+            ))))  # fmt: skip
         await doubt.patiently(lambda: patiently(lambda: marking.check(opened[0])))
-        opened.append(await patiently(lambda: JetStreamRegistry.open(nc, token, create=True, replicas=copies)))
+        if elsewhere.has("registry"):
+            opened.append(await elsewhere.registry(token, create=True, network_id=server.network_id))
+        else:
+            opened.append(await patiently(lambda: JetStreamRegistry.open(nc, token, create=True, replicas=copies)))
         if mending is not None:
             await patiently(lambda: mending.seat.must_be_known(opened[1]))
-        opened.append(await patiently(lambda: JetStreamStore.open(nc, token, create=True, replicas=copies)))
+        if elsewhere.has("store"):
+            opened.append(await elsewhere.store(token, network_id=server.network_id))
+        else:
+            opened.append(await patiently(lambda: JetStreamStore.open(nc, token, create=True, replicas=copies)))
         await marking.begin()
     except BaseException:
         for door in opened:

@@ -21,6 +21,7 @@ STOP_S = 15.0
 SHOWN = 10
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "A cluster"}
 _FOREIGN: dict[str, Any] = {"rich_help_panel": "Servers that are there"}
+_DOOR: dict[str, Any] = {"metavar": "ADDRESS", "rich_help_panel": "Servers that are there"}
 app = commands()
 
 
@@ -45,6 +46,9 @@ async def up(
     credentials: Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose to use.", **_FOREIGN)] = None,
     ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Who vouches for them.", **_FOREIGN)] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", metavar="N", help="Copies of each stream.", **_FOREIGN)] = None,
+    log: Annotated[str | None, typer.Option("--log", help="Keep the log in etcd: etcd://HOST:PORT,HOST:PORT.", **_DOOR)] = None,
+    registry: Annotated[str | None, typer.Option("--registry", help="And the registry.", **_DOOR)] = None,
+    store: Annotated[str | None, typer.Option("--store", help="And the store in a folder: file:///PATH.", **_DOOR)] = None,
     assert_durable: Annotated[
         bool, typer.Option("--assert-durable", help="They sync to disk before they acknowledge.", **_FOREIGN)
     ] = False,
@@ -53,12 +57,14 @@ async def up(
 
     Ctrl-C stops it. Started again on the same data it carries on where it was.
     """
-    from comity.cli.up import Plan, with_last_port
+    from comity.cli.up import Plan, with_last_doors, with_last_port
     from comity.cli.up import up as run_up
 
+    places = {name: at for name, at in (("log", log), ("registry", registry), ("store", store)) if at is not None}
     flags: dict[str, Any] = {
         "data_dir": data, "port": port, "http_port": http_port, "nats_server": nats_server, "listen": listen,
         "urls": connect, "credentials": credentials, "ca": ca, "replicas": replicas, "network": network,
+        "doors": places or None,
     }  # fmt: skip
     if connect is not None:
         await run_up(cli.settings(**flags), cli.output, _on_foreign(cli, flags, assert_durable))
@@ -68,7 +74,7 @@ async def up(
     loaded = cli.loaded(**flags)
     is_free = loaded.settings.port == 0 or loaded.sources["port"] == "default"
     settings = with_last_port(loaded.settings) if is_free else loaded.settings
-    await run_up(settings, cli.output, Plan(servers, join or ""))
+    await run_up(with_last_doors(settings), cli.output, Plan(servers, join or ""))
 
 
 def _network_of(token: str) -> str:

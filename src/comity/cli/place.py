@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from comity.backends import check_places
 from comity.cluster.config import HOST, TlsFiles, bracketed, check_listening
 from comity.cluster.invites import Token
 from comity.cluster.join import ask_to_join, settle
@@ -33,6 +34,18 @@ class Place(NamedTuple):
     member: Member | None = None
     join_files: TlsFiles | None = None
     """For the endpoint where others join, which always uses TLS."""
+
+
+def must_fit(settings: Settings, *, clusters: bool) -> None:
+    """Raises BadSettings for doors elsewhere that mean nothing, or could not keep what they promise beside a server of our own.
+    ``clusters``: it is to be one of a cluster."""
+    check_places(settings.doors)
+    if settings.doors and (clusters or Member.load(settings.data_dir) is not None):
+        said = "a cluster of own servers keeps log, registry and store itself; for what lies elsewhere run servers, and --connect"
+        raise BadSettings(said, setting="doors")
+    if "log" in settings.doors and "store" not in settings.doors and not settings.fsync:
+        said = "without fsync this server's store may lose snapshots and results for which the log was trimmed already"
+        raise BadSettings(said, setting="fsync", other="doors")
 
 
 async def take_place(settings: Settings, *, servers: int | None, token: str) -> Place:

@@ -151,7 +151,7 @@ async def _hosted(
 
     loaded = cli.loaded()
     async with AsyncExitStack() as stack:
-        context, process, (bus, registry, store) = await _joined(stack, loaded, name, fixed, cli.output)
+        context, process, (bus, registry, store, _) = await _joined(stack, loaded, name, fixed, cli.output)
         await _be_alone(bus)
         settings = msgspec.structs.replace(loaded.settings, network=context.network)
         node = Node(

@@ -43,6 +43,24 @@ def with_last_port(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, port=port) if port else settings
 
 
+def with_last_doors(settings: Settings) -> Settings:
+    """Where the network of this data directory has its log, registry and store. Raises BadSettings if they are to be elsewhere:
+    accepted tasks would not move with them."""
+    import msgspec
+
+    from comity.contexts import Context
+    from comity.errors import BadSettings
+
+    last = Context.read_local(settings.data_dir)
+    if last is None or settings.doors.keys() == last.doors.keys():
+        return settings
+    if settings.doors:
+        had = ", ".join(last.doors) or "none"
+        said = f"of the network in {settings.data_dir} these lie elsewhere than the bus: {had}"
+        raise BadSettings(f"{said}. To move, restore a backup into a new one", setting="doors", value=sorted(settings.doors))
+    return msgspec.structs.replace(settings, doors=last.doors)
+
+
 class Plan(NamedTuple):
     """What to start: a server of our own, by itself or in a cluster (``servers``, ``token``), or only a controller, on the
     servers of ``context``. ``asserts``: what is said of their durability."""
@@ -86,10 +104,11 @@ async def up(settings: Settings, output: Output, plan: Plan) -> None:
 async def _start(settings: Settings, output: Output, plan: Plan) -> EmbeddedNetwork | ForeignNetwork:
     from comity.cli.foreign import ForeignNetwork
     from comity.cli.network import EmbeddedNetwork
-    from comity.cli.place import take_place
+    from comity.cli.place import must_fit, take_place
 
     if plan.context is not None:
         return await ForeignNetwork.start(settings, plan.context, asserts=plan.asserts)
+    must_fit(settings, clusters=bool(plan.token) or plan.servers not in (None, 1))
     place = await take_place(settings, servers=plan.servers, token=plan.token)
     return await EmbeddedNetwork.start(settings, place=place, tell=partial(_wait, output))
 

@@ -107,6 +107,8 @@ class Controller:
         """What stopped this controller for good: a damaged or foreign log, or a fault of ours."""
         self.failed = asyncio.Event()
         self.place = place
+        self.doors: dict[str, str] = {}
+        """Addresses of what lies elsewhere than the bus, for whoever asks."""
         self.measure: Callable[[], dict[str, Any]] = dict
         """What its owner can tell of this process and its machine."""
         self._eager = eager
@@ -448,5 +450,6 @@ class Controller:
             "log_head": self.ledger.index,
             "damaged_copies": self.census.damages(),
             "wall_ms": int(self.wall() * 1000),
+            "doors": self.doors,
             "controller": self.about(),
         }

@@ -385,6 +385,7 @@ class Term:
             "controller": c.about(),
             "client_versions": sorted(self._client_versions),
             "settings": {name: getattr(c.settings, name) for name in TOLD},
+            "doors": c.doors,
             "restored_from": f"entry {origin.index} of network {origin.origin}" if origin is not None else "",
             "storage": self.inspection.figures(),
             "damaged_copies": c.census.damages(),

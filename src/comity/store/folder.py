@@ -2,6 +2,7 @@
 
     values/OWNER/PART/NAME=     content, then a label: its size and digest, when it expires, and a checksum of the label
     coming/                     what is being written
+    network                     the id of the network whose store it is, where several machines share the folder
 
 A file is written aside, fsynced and moved to its name if that is free; then its folder is fsynced. ``=`` ends a file's name
 because no key has one, so a key may be the start of another.
@@ -22,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from comity.errors import Conflict, Corrupt, Disconnected, NotFound, Unreachable
+from comity.errors import BadSettings, Conflict, Corrupt, Disconnected, ForeignData, NotFound, Unreachable
 from comity.failpoints import durable
 from comity.model.codec import DIGEST_SIZE
 from comity.model.task import Stored
@@ -61,6 +62,21 @@ class FolderStore:
         """Open the folder, or make it; removes what a crash left half written a day ago. Raises Unreachable."""
         store = cls(root, owner, wall)
         await store._do(store._prepare)
+        return store
+
+    @classmethod
+    async def join(cls, root: Path, owner: str = "", *, network_id: str = "") -> FolderStore:
+        """Open a folder that several machines share. ``network_id``: make it if need be, for that network; else it must be there.
+        Raises BadSettings (it is not, or is no network's), ForeignData (another network's), Unreachable."""
+        store = cls(root, owner)
+        mark = root / "network"
+        if not network_id and not await store._do(mark.exists):
+            said = f"{root} is not here, or no network's store: it must be the folder that the controllers have, shared"
+            raise BadSettings(said, setting="doors", value=str(root))
+        await store._do(store._prepare)
+        found = await store._do(store._mark, mark, network_id) if network_id else ""
+        if found != network_id:
+            raise ForeignData(f"{root} is the store of network {found}, not {network_id}", path=str(root))
         return store
 
     async def put(self, key: str, data: bytes | AsyncIterator[bytes], *, ttl_s: float | None = None) -> Stored:
@@ -120,6 +136,20 @@ class FolderStore:
         for file in self._coming.iterdir():
             if self._wall() - file.stat().st_mtime > _ABANDONED_S:
                 file.unlink(missing_ok=True)
+
+    def _mark(self, mark: Path, network_id: str) -> str:
+        """Leave the network's id, unless one is there; that which then is."""
+        file = self._begin()
+        try:
+            file.write(network_id.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError), durable("folder.mark"):
+                os.link(file.name, mark)
+            _sync_folder(mark.parent)
+        finally:
+            _discard(file)
+        return mark.read_text()
 
     def _begin(self) -> BinaryIO:
         handle, path = tempfile.mkstemp(dir=self._coming)

@@ -1,0 +1,134 @@
+"""What lies elsewhere than the bus: doors opened by their addresses. The one place that knows which address means which backend.
+
+    registry=etcd://h1:2379,h2:2379    log=etcd://h1:2379,h2:2379    store=file:///shared/folder
+
+Which there are is the controllers' setting; whoever connects asks them (``told``), and is told no password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from comity.errors import BadSettings, InvalidInput
+
+if TYPE_CHECKING:
+    from comity.bus.base import Bus, Delivery
+    from comity.etcd.client import Etcd
+    from comity.log.base import Log
+    from comity.registry.base import Registry
+    from comity.store.base import Store
+
+SCHEMES = {"registry": ("etcd", "etcds"), "log": ("etcd", "etcds"), "store": ("file",)}
+TOLD_S = 1.0
+"""A controller that is there answers sooner."""
+
+
+class Elsewhere:
+    """The doors at ``places``, which ``stack`` closes. Raises BadSettings for an address that means nothing."""
+
+    def __init__(self, stack: AsyncExitStack, places: Mapping[str, str]) -> None:
+        check_places(places)
+        self.places = dict(places)
+        self._stack = stack
+        self._etcds: dict[str, Etcd] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self.places
+
+    async def registry(self, network: str, *, create: bool, network_id: str = "") -> Registry:
+        """Raises NotFound, ForeignData, BadSettings, AccessDenied and Indefinite errors, as all these do."""
+        from comity.registry.etcd import EtcdRegistry
+
+        etcd = await self.etcd(self.places["registry"])
+        registry = await EtcdRegistry.open(etcd, network, create=create, network_id=network_id)
+        self._stack.push_async_callback(registry.close)
+        return registry
+
+    async def log(
+        self, network: str, *, create: bool, network_id: str = "", new_id: str = "", asserts: str = ""
+    ) -> tuple[Log, str]:
+        """The log, and the id of its network. See ``EtcdLog.open``."""
+        from comity.log.etcd import EtcdLog
+
+        etcd = await self.etcd(self.places["log"])
+        log = await EtcdLog.open(etcd, network, create=create, network_id=network_id, new_id=new_id, asserts=asserts)
+        self._stack.push_async_callback(log.close)
+        return log, log.network_id
+
+    async def store(self, network: str, owner: str = "", *, network_id: str = "") -> Store:
+        """``owner``: a process that may write under its own name only. ``network_id``: make the folder, for that network."""
+        from comity.store.folder import FolderStore
+
+        root = Path(unquote(urlsplit(self.places["store"]).path)) / network
+        store = await FolderStore.join(root, owner, network_id=network_id)
+        self._stack.push_async_callback(store.close)
+        return store
+
+    async def etcd(self, address: str) -> Etcd:
+        """One connection for all doors at the same address."""
+        try:
+            from comity.etcd.address import Where
+            from comity.etcd.client import Etcd
+        except ImportError:
+            raise BadSettings("etcd needs one more package: pip install 'comity[etcd]'", setting="doors") from None
+        if address not in self._etcds:
+            etcd = await Etcd.open(Where.parse(address))
+            self._stack.push_async_callback(etcd.close)
+            self._etcds[address] = etcd
+        return self._etcds[address]
+
+    def addresses(self, *schemes: str) -> list[str]:
+        """Those with one of ``schemes``, each once."""
+        return list(dict.fromkeys(address for address in self.places.values() if urlsplit(address).scheme in schemes))
+
+
+def check_places(places: Mapping[str, str]) -> None:
+    """Raises BadSettings unless each door can be where it is said to be."""
+    for name, address in places.items():
+        known = SCHEMES.get(name, ())
+        if urlsplit(address).scheme not in known:
+            ways = " or ".join(f"{scheme}://..." for scheme in known)
+            raise BadSettings(f"the {name} can be at {ways}, not at {public(address)}", setting="doors", value=name)
+
+
+def public(address: str) -> str:
+    """``address`` without users, passwords and this machine's files."""
+    parts = urlsplit(address)
+    scheme = "etcds" if parts.scheme == "etcd" and "ca=" in parts.query else parts.scheme
+    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+async def told(bus: Bus) -> dict[str, str]:
+    """The doors that lie elsewhere, as a controller tells. Nothing if none answers in time."""
+    from comity.bus.base import to, topic
+    from comity.model.codec import from_json
+    from comity.model.wire import Answer, Ask, decode, encode
+
+    ref = secrets.randbits(53)
+    heard: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+
+    def take(delivery: Delivery) -> None:
+        try:
+            answers = [item for item in decode(delivery.data) if isinstance(item, Answer) and item.ref == ref and not item.code]
+            said: Any = from_json(answers[0].body) if answers else None
+        except InvalidInput:
+            return
+        if isinstance(said, dict) and not heard.done():
+            doors = said.get("doors", {})
+            heard.set_result({str(name): str(address) for name, address in doors.items()} if isinstance(doors, dict) else {})
+
+    cancel = await bus.subscribe(to(bus.process), take)
+    try:
+        await bus.send(topic("controllers"), encode([Ask(ref, "position")]))
+        async with asyncio.timeout(TOLD_S):
+            return await heard
+    except TimeoutError:
+        return {}
+    finally:
+        await cancel()

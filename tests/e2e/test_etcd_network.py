@@ -1,0 +1,128 @@
+"""A network whose log and registry are in etcd, typed as a user types it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from terminal import Terminal, terminal
+
+from conftest import need_server
+from etcds import Etcds
+
+pytestmark = pytest.mark.server
+
+AGENT = """
+from comity import Agent
+
+agent = Agent("adder")
+
+
+@agent.capability
+async def add(a: int, b: int) -> int:
+    return a + b
+"""
+
+
+@pytest.fixture
+async def trio(tmp_path: Path) -> AsyncIterator[Etcds]:
+    servers = Etcds(tmp_path / "trio", 3)
+    await servers.start()
+    yield servers
+    await servers.kill()
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[Terminal]:
+    need_server()
+    with terminal(tmp_path) as user:
+        (tmp_path / "adder.py").write_text(AGENT)
+        yield user
+
+
+def add(user: Terminal, a: int, *where: str) -> None:
+    assert user.ok("submit", "add", f'{{"a": {a}, "b": 1}}', *where).json == a + 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_network_on_etcd_outlives_its_servers_and_its_own_end(trio: Etcds, user: Terminal) -> None:
+    places = ["--log", trio.address, "--registry", trio.address, "--store", f"file://{user.folder}/store"]
+    up, facts = user.up(*places)
+    assert facts["durability"] == "verified"
+    node = user.node("adder.py", "--name", "n1")
+    add(user, 1)
+    elsewhere = ["--connect", facts["url"], "--credentials", str(user.data / "client.creds"), "--data", str(user.folder / "none")]
+    add(user, 2, *elsewhere)  # a controller tells where the registry is
+
+    await trio.kill(await trio.leader())
+    began = time.monotonic()
+    add(user, 3)
+    assert time.monotonic() - began < 10
+    status = user.ok("cluster", "status").json
+    log = next(group for group in status["groups"] if group["name"] == "log, registry")
+    assert sorted(replica["up"] for replica in log["replicas"]) == [False, True, True]
+    assert status["survives"]["more"] == 0
+    done = user.comity("doctor")
+    verdicts = sorted(check["verdict"] for check in done.json["checks"] if check["check"] == "etcd")
+    assert (done.code, verdicts.count("wrong")) == (1, 1)
+    await trio.start(*(n for n in range(3) if trio._processes[n] is None))
+
+    assert up.stop() == 0
+    again, facts = user.up()  # it remembers where its log is
+    assert facts["open_tasks"] == 0
+    add(user, 4)
+    assert [check for check in user.ok("doctor").json["checks"] if check["verdict"] == "wrong"] == []
+    made = user.ok("backup", "create", "--to", str(user.folder / "kept")).json
+    assert made["index"] > 0
+    assert node.stop() == 0
+    assert again.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_controller_on_servers_of_others_takes_over(trio: Etcds, user: Terminal) -> None:
+    places = ["--log", trio.address, "--registry", trio.address]
+    first, facts = user.up(*places)
+    user.node("adder.py", "--name", "n1")
+    standby = user.start("up", "--connect", facts["url"], "--http-port", "0", *places)
+    assert standby.json()["durability"] == "verified"
+    add(user, 1)
+    first.signal(signal.SIGSTOP)
+    try:
+        add(user, 2)
+        roles = {known["role"] for known in user.ok("cluster", "status").json["controllers"]}
+        assert roles == {"leader"}
+    finally:
+        first.signal(signal.SIGCONT)
+    add(user, 3)
+    assert standby.stop() == 0
+
+
+def test_what_cannot_be_is_refused(user: Terminal, free_port: Callable[[], int]) -> None:
+    def refusal(*words: str, env: dict[str, str] | None = None) -> tuple[str, str]:
+        error = user.comity("up", "--port", "0", *words, "--output", "json", env=env).error
+        return error["code"], error["message"]
+
+    nowhere = f"etcd://127.0.0.1:{free_port()}"
+    cases: list[tuple[list[str], dict[str, str], str, str]] = [
+        (["--log", "http://h"], {}, "bad-settings", "the log can be at etcd://"),
+        (["--store", "s3://h"], {}, "bad-settings", "the store can be at file://"),
+        (["--servers", "3", "--log", nowhere], {}, "bad-settings", "a cluster of own servers"),
+        (["--log", nowhere], {"COMITY_FSYNC": "false"}, "bad-settings", "without fsync"),
+        (["--registry", nowhere], {}, "unreachable", "no etcd answers"),
+        ([], {"COMITY_DOORS": "bus=amqp://h"}, "bad-settings", "'bus' is no door"),
+    ]
+    for n, (words, env, code, why) in enumerate(cases):
+        found, message = refusal("--data", str(user.folder / f"d{n}"), *words, env=env)
+        assert (found, why in message) == (code, True), message
+
+
+async def test_a_network_is_not_moved_in_place(etcds: Etcds, user: Terminal) -> None:
+    up, _ = user.up()
+    assert up.stop() == 0
+    error = user.comity("up", "--port", "0", "--log", etcds.address, "--output", "json").error
+    assert (error["code"], "To move" in error["message"]) == ("bad-settings", True)
