@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo up test test-long check schemas bench bench-peers bench-plots sim sim-long mutants chaos python-venv
+.PHONY: help setup demo up test test-long check servers schemas bench bench-peers bench-plots sim sim-long mutants chaos python-venv
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,6 +48,9 @@ test-long: $(VENV)/dev.stamp ## try the codec with 100,000 cases, and a live net
 check: $(VENV)/dev.stamp ## lint and type-check
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+servers: ## fetch what tests need of servers into .servers (etcd, Consul), from Debian's packages; nothing is installed
+	@tests/servers.sh
 
 schemas: $(VENV)/base.stamp ## write docs/schemas anew, from the code
 	@$(BIN)/python docs/schemas/generate.py

@@ -321,6 +321,9 @@ class TestUsers:
             await asyncio.sleep(0.1)
         await registry.put("nodes/n2", b"2")
         await log.append(b"one", 0)
+        assert (await log.durability()).level == "verified"
+        (endpoint,) = await world._connections[0].survey()
+        assert (endpoint.fault, endpoint.leads, len(endpoint.member) > 8) == ("", True, True)
         assert not tokens & {connection._token for connection in world._connections}
         await watcher.when(lambda: len(watcher.state) == 2)
         await watcher.stop()

@@ -55,9 +55,14 @@ async def tasks(
     waiting: Annotated[bool, typer.Option("--waiting", help="Submit all before any agent is there.")] = False,
     fsync: Annotated[bool, typer.Option("--fsync/--no-fsync", help="Each write is on disk before it is acknowledged.")] = True,
     servers: Annotated[int, typer.Option("--servers", metavar="1|3|5", help="Servers, each with a copy of the log.")] = 1,
+    doors: Annotated[
+        str, typer.Option("--doors", metavar="DOOR=ADDRESS...", help="What lies elsewhere: 'log=etcd://... registry=...'.")
+    ] = "",
     profile: Profile = None,
 ) -> None:
     """Durable tasks, from submit to result, each on disk before it is acknowledged."""
+    from secrets import token_hex
+
     from comity.cli import bench_tasks as work
     from comity.cli.bench_network import network
     from comity.cli.bench_profile import profiled
@@ -66,6 +71,7 @@ async def tasks(
     count = count or (100_000 if waiting else 1000 if sequential else 20_000)
     settings: dict[str, Any] = {"max_waiting": count + 1, "max_waiting_per_submitter": count + 1} if waiting else {}
     settings |= {} if fsync else {"fsync": False}
+    settings |= {"doors": doors, "network": f"bench-{token_hex(4)}"} if doors else {}
     _check_size(servers)
     hired = 0 if waiting else nodes
     async with network(hired, agents, slots=slots, servers=servers, **settings) as bench, profiled(bench, profile):
@@ -76,7 +82,7 @@ async def tasks(
         else:
             mode = f"{callers} callers" if callers else f"batches of {work.BATCH}, {in_flight} in flight"
             figures = await work.throughput(bench, count, payload, callers, in_flight // work.BATCH)
-    figures["settings"] |= {"payload": payload, "mode": mode}
+    figures["settings"] |= {"payload": payload, "mode": mode} | ({"doors": doors} if doors else {})
     _print(cli.output, "durable tasks", figures)
 
 

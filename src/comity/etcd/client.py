@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, TypeVar
@@ -247,8 +248,8 @@ class Etcd:
         self._at = next(at for at, version in enumerate(versions) if isinstance(version, str))
         for url, version in zip(self.where.urls, versions, strict=True):
             if isinstance(version, str):
-                with contextlib.suppress(Indefinite, AccessDenied):  # what it may do, its first use will tell
-                    await self.ask(url, "kv/range", {"key": b"-", "serializable": True, "count_only": True}, Range)
+                with contextlib.suppress(Indefinite, AccessDenied):  # it tells its cluster, if it is well and we may ask
+                    await self.ask(url, "maintenance/status", {}, Status)
 
     async def version(self, url: str) -> str:
         try:
@@ -270,10 +271,20 @@ class Etcd:
     async def _status(self, url: str) -> Endpoint:
         try:
             found = await self.ask(url, "maintenance/status", {}, Status)
+        except AccessDenied:  # only etcd's root may ask
+            return await self._seen_from_outside(url)
         except ComityError as error:
             return Endpoint(url, fault=error.message)
         member = found.header.member_id
         return Endpoint(url, found.version, f"{member:x}", found.leader == member, found.size, tuple(found.errors))
+
+    async def _seen_from_outside(self, url: str) -> Endpoint:
+        try:
+            version, text = await self.version(url), await self.metrics(url)
+        except ComityError as error:
+            return Endpoint(url, fault=error.message)
+        member = re.search(r'^etcd_server_id{server_id="(\w+)"} 1', text, re.MULTILINE)
+        return Endpoint(url, version, member[1] if member else "", "\netcd_server_is_leader 1" in text)
 
     async def metrics(self, url: str) -> str:
         """The text at ``/metrics``. Raises Unreachable if there is none."""

@@ -22,11 +22,12 @@ Events = list[Event]
 
 
 class Watch:
-    """Of the keys in ``span`` from ``revision`` on."""
+    """Of the keys in ``span`` from ``revision`` on; of their deletion too, unless ``puts_only``."""
 
-    def __init__(self, etcd: Etcd, span: dict[str, Any], revision: int) -> None:
+    def __init__(self, etcd: Etcd, span: dict[str, Any], revision: int, *, puts_only: bool = False) -> None:
         self._etcd = etcd
-        self._span = span
+        self._keys = span
+        self._wanted = {**span, "filters": ["NODELETE"]} if puts_only else span
         self._revision = revision
         self._heard = 0.0
         self._queue: asyncio.Queue[Events | ComityError] = asyncio.Queue(_AHEAD)
@@ -74,7 +75,7 @@ class Watch:
             while not reading.done():
                 await asyncio.wait([reading], timeout=SILENCE_S)
                 if loop.time() - self._heard >= SILENCE_S:
-                    await self._etcd.ask(url, "kv/range", {"key": b"-", "count_only": True}, Range)
+                    await self._etcd.ask(url, "kv/range", {**self._keys, "limit": "1", "keys_only": True}, Range)
                     self._heard = loop.time()
         finally:
             reading.cancel()
@@ -82,7 +83,7 @@ class Watch:
                 await reading
 
     async def _read(self, url: str) -> None:
-        body = {"create_request": {**self._span, "start_revision": str(self._revision)}}
+        body = {"create_request": {**self._wanted, "start_revision": str(self._revision)}}
         async with self._etcd.stream(url, "watch", body) as lines:
             async for line in lines:
                 self._heard = asyncio.get_running_loop().time()

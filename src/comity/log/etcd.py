@@ -206,7 +206,7 @@ class EtcdLog:
                 yield items
             if items or self._closed:
                 continue
-            watch = Watch(self._etcd, {**span_of(self._entries), "filters": ["NODELETE"]}, revision + 1)
+            watch = Watch(self._etcd, span_of(self._entries), revision + 1, puts_only=True)
             self._followers[watch] = None
             try:
                 while events := await watch.next():
