@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable
 
 import httpx2
 
-from comity.etcd.address import Where
 from comity.etcd.client import Etcd
 from comity.log.etcd import EtcdLog
 from comity.registry.etcd import EtcdRegistry
+from comity.remote.address import Where
 
 TIMES = 500
 ENTRY = bytes(range(256)) * 4

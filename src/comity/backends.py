@@ -73,8 +73,8 @@ class Elsewhere:
     async def etcd(self, address: str) -> Etcd:
         """One connection for all doors at the same address."""
         try:
-            from comity.etcd.address import Where
             from comity.etcd.client import Etcd
+            from comity.remote.address import Where
         except ImportError:
             raise BadSettings("etcd needs one more package: pip install 'comity[etcd]'", setting="doors") from None
         if address not in self._etcds:

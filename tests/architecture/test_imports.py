@@ -20,7 +20,7 @@ TALK = ("comity.core.conversations", "comity.core.protocols")
 MEMORY = tuple(f"comity.{door}.memory" for door in ("bus", "registry", "log", "store"))
 BACKENDS = (
     "comity.bus.nats", "comity.registry.jetstream", "comity.log.jetstream", "comity.log.sqlite", "comity.store.jetstream",
-    "comity.store.folder", "comity.jetstream", "comity.registry.etcd", "comity.log.etcd", "comity.etcd", *MEMORY,
+    "comity.store.folder", "comity.jetstream", "comity.registry.etcd", "comity.log.etcd", "comity.etcd", "comity.remote", *MEMORY,
 )  # fmt: skip
 
 # Place -> what it may import of Comity. The longest place that a module lies in counts. A place may import itself, except
@@ -31,11 +31,12 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.core": WORDS,
     "comity.bus": (*WORDS, "comity.bus.base"),
     "comity.bus.nats": (*WORDS, "comity.bus.base", "comity.bus.connection"),
-    "comity.registry": (*WORDS, *WRITES, "comity.registry.base", "comity.jetstream", "comity.etcd"),
-    "comity.log": (*WORDS, *WRITES, "comity.log.base", "comity.jetstream", "comity.etcd"),
+    "comity.registry": (*WORDS, *WRITES, "comity.registry.base", "comity.jetstream", "comity.etcd", "comity.remote"),
+    "comity.log": (*WORDS, *WRITES, "comity.log.base", "comity.jetstream", "comity.etcd", "comity.remote"),
     "comity.store": (*WORDS, *WRITES, "comity.store.base", "comity.jetstream"),
     "comity.jetstream": WORDS + WRITES,
-    "comity.etcd": WORDS + WRITES,
+    "comity.remote": WORDS,
+    "comity.etcd": (*WORDS, *WRITES, "comity.remote"),
     "comity.failpoints": ("comity.errors",),
     "comity.config": WORDS,
     "comity.contexts": (*WORDS, *WRITES, "comity.config"),
@@ -86,7 +87,8 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "comity.store.jetstream": ("msgspec", "nats"),
     "comity.store": ("msgspec",),
     "comity.jetstream": ("msgspec", "nats"),
-    "comity.etcd": ("msgspec", "httpx2"),  # the extra etcd
+    "comity.remote": ("httpx2",),  # the extra etcd
+    "comity.etcd": ("msgspec",),
     "comity.backup.s3": ("obstore",),  # the extra s3
 }
 BASE_INSTALL = (

@@ -20,13 +20,13 @@ from nats.aio.client import Client
 
 from comity import failpoints
 from comity.errors import BadSettings, Conflict, Indefinite, Unreachable
-from comity.etcd.address import Where
 from comity.etcd.client import Etcd
 from comity.failpoints import POINTS, SIMULATED, WRITES
 from comity.log.etcd import EtcdLog
 from comity.log.jetstream import JetStreamLog
 from comity.registry.etcd import EtcdRegistry
 from comity.registry.jetstream import JetStreamRegistry
+from comity.remote.address import Where
 from comity.store.jetstream import JetStreamStore
 from conftest import RealNetwork
 from etcds import Etcds

@@ -10,11 +10,11 @@ from log_contract import LogContract
 from log_contract import Place as LogPlace
 from registry_contract import RegistryContract
 
-from comity.etcd.address import Where
 from comity.etcd.client import Etcd
 from comity.log.base import Log
 from comity.log.etcd import EtcdLog
 from comity.registry.etcd import EtcdRegistry
+from comity.remote.address import Where
 from etcds import Etcds
 
 _networks = itertools.count(1)

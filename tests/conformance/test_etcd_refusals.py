@@ -18,12 +18,12 @@ from test_etcd_faults import guarded, one
 
 from comity.cluster.tls import CertificateAuthority
 from comity.errors import AccessDenied, BadSettings, Corrupt, ForeignData, NotFound, Unreachable
-from comity.etcd.address import Where
 from comity.etcd.client import Etcd, may_be_stale
 from comity.etcd.network import mark_key
 from comity.etcd.wire import put
 from comity.log.etcd import EtcdLog
 from comity.registry.etcd import EtcdRegistry
+from comity.remote.address import Where
 from etcds import Etcds
 
 __all__ = ["guarded", "one"]

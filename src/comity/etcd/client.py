@@ -1,8 +1,8 @@
 """A process's way to etcd, for the registry and the log: its JSON gateway over HTTP, several endpoints, users, TLS.
 
-- What only reads is asked of another endpoint if one does not answer. What writes is sent on only if it surely was not received.
-- etcd's linearizable reads were stale now and then until 3.4.42, 3.5.28 and 3.6.9. So an answer that shows a lower revision than
-  this process has seen is asked for again, elsewhere; and what is decided, is decided by transactions.
+etcd's linearizable reads were stale now and then until 3.4.42, 3.5.28 and 3.6.9. So an answer that shows a lower revision than
+this process has seen is asked for again, elsewhere; and what is decided, is decided by transactions. The gateway knows users by
+password only: the name in a client's certificate opens the connection, and counts for nothing else.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, TypeVar
 
-import httpx2
 import msgspec
 
 from comity.errors import (
@@ -24,10 +22,8 @@ from comity.errors import (
     Disconnected,
     ForeignData,
     Indefinite,
-    TimedOut,
     Unreachable,
 )
-from comity.etcd.address import Where, tls
 from comity.etcd.wire import (
     Failure,
     Header,
@@ -43,19 +39,12 @@ from comity.etcd.wire import (
     is_of_token,
     meant,
 )
+from comity.remote.address import Where
+from comity.remote.endpoints import Endpoints, lines
 
-TRY_S = 2.5
-"""One endpoint is given so long to answer."""
-PATIENCE_S = 7.0
-"""And all of them together, for a read. etcd itself gives up after 7 s."""
-CONNECT_S = 1.0
-RETRY_S = 0.05
 OLDEST = (3, 4)
 STALE_BEFORE = {(3, 4): 42, (3, 5): 28, (3, 6): 9}
 """From which patch of each version linearizable reads are not stale any more."""
-_CONNECTIONS = 8
-_FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError, RuntimeError)
-"""What HTTP may raise: an error of TLS as it is, and a RuntimeError if it was closed meanwhile."""
 T = TypeVar("T")
 
 
@@ -93,12 +82,7 @@ class Etcd:
         self._cluster = 0
         self._token = ""
         self._signing_in = asyncio.Lock()
-        self._at = 0
-        self._closed = False
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=_CONNECTIONS)
-        timeout = httpx2.Timeout(TRY_S, connect=CONNECT_S, pool=None)
-        verify = tls(where) if where.urls[0].startswith("https") else False
-        self._http = httpx2.AsyncClient(verify=verify, trust_env=False, limits=limits, timeout=timeout)
+        self._endpoints = Endpoints(where)
 
     @classmethod
     async def open(cls, where: Where) -> Etcd:
@@ -115,7 +99,10 @@ class Etcd:
     @property
     def url(self) -> str:
         """Of the endpoint that is asked first."""
-        return self.where.urls[self._at % len(self.where.urls)]
+        return self._endpoints.url
+
+    def leave(self, url: str) -> None:
+        self._endpoints.leave(url)
 
     async def range(self, key: bytes, **options: Any) -> Range:
         """Linearizable, but see above. Raises Indefinite errors."""
@@ -130,51 +117,30 @@ class Etcd:
 
     async def read(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
         """What may be asked twice."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + PATIENCE_S
-        while True:
-            url, seen = self.url, self.revision
-            try:
-                found = await self.ask(url, path, body, kind)
-                if not isinstance(found, Range) or found.header.revision >= seen or body.get("revision", "0") != "0":
-                    return found
-                error: Indefinite = Unreachable(f"{url} shows revision {found.header.revision}, not {seen}", url=url)
-            except Indefinite as caught:
-                error = caught
-            self.leave(url)
-            if loop.time() >= until or self._closed:
-                raise error
-            if self._at % len(self.where.urls) == 0:
-                await asyncio.sleep(RETRY_S)  # that one of them answers again cannot be awaited
+
+        async def ask(url: str) -> T:
+            seen = self.revision
+            found = await self.ask(url, path, body, kind)
+            if not isinstance(found, Range) or found.header.revision >= seen or body.get("revision", "0") != "0":
+                return found
+            raise Unreachable(f"{url} shows revision {found.header.revision}, not {seen}", url=url)
+
+        return await self._endpoints.reading(ask)
 
     async def write(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
         """What may be asked once."""
-        for tried in range(1, len(self.where.urls) + 1):
-            url = self.url
-            try:
-                return await self.ask(url, path, body, kind)
-            except Indefinite as error:
-                self.leave(url)
-                was_sent = not isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
-                if was_sent or tried == len(self.where.urls):
-                    raise
-        raise AssertionError
+        return await self._endpoints.writing(lambda url: self.ask(url, path, body, kind))
 
     async def renew(self, lease: int) -> int:
         """Seconds that ``lease`` has anew, 0 if it is over."""
         return (await self.write("lease/keepalive", {"ID": str(lease)}, Renewed)).result.TTL
-
-    def leave(self, url: str) -> None:
-        """Ask the next endpoint from now on, unless somebody found out before that this one does not answer."""
-        if self.url == url:
-            self._at += 1
 
     async def ask(self, url: str, path: str, body: dict[str, Any], kind: type[T]) -> T:
         data = msgspec.json.encode(body)
         for is_last in (False, True):
             token = self._token or await self._sign_in(url, "")
             reply = await self._send(url, path, data, token)
-            if reply.status_code == httpx2.codes.OK:
+            if reply.status_code == 200:
                 return self._taken(url, reply.content, kind)
             failure = decode(url, reply.content, Failure)
             if is_last or not self.where.user or not is_of_token(failure):
@@ -182,26 +148,12 @@ class Etcd:
             await self._sign_in(url, token)
         raise AssertionError
 
-    async def _send(self, url: str, path: str, data: bytes, token: str) -> httpx2.Response:
-        if self._closed:
-            raise Disconnected("the connection to etcd is closed")
+    async def _send(self, url: str, path: str, data: bytes, token: str) -> Any:
         try:
-            async with asyncio.timeout(TRY_S):
-                return await self._http.post(f"{url}/v3/{path}", content=data, headers=_headers(token))
-        except TimeoutError as error:
-            raise TimedOut(f"{url} does not answer", url=url) from error
-        except _FAULTS as error:
+            return await self._endpoints.send("POST", f"{url}/v3/{path}", content=data, headers=_headers(token))
+        except Disconnected:
             self.sign_out()
-            raise self._broken(url, error) from error
-
-    def _broken(self, url: str, error: Exception) -> ComityError:
-        if _is_untrusted(error):
-            return AccessDenied(f"{url}: no secure connection: {error}", url=url)
-        if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
-            return TimedOut(f"{url} does not answer", url=url)
-        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return Unreachable(f"{url} cannot be reached: {error}", url=url)
-        return Disconnected(f"the connection to {url} broke: {error}", url=url)
+            raise
 
     def _taken(self, url: str, data: bytes, kind: type[T]) -> T:
         found = decode(url, data, kind)
@@ -224,7 +176,7 @@ class Etcd:
             if self._token in ("", old):
                 known = msgspec.json.encode({"name": self.where.user, "password": self.where.password})
                 reply = await self._send(url, "auth/authenticate", known, "")
-                if reply.status_code != httpx2.codes.OK:
+                if reply.status_code != 200:
                     raise meant(url, decode(url, reply.content, Failure))
                 self._token = decode(url, reply.content, Token).token
             return self._token
@@ -245,21 +197,15 @@ class Etcd:
             if numbers(version)[:2] < OLDEST:
                 least = ".".join(map(str, OLDEST))
                 raise BadSettings(f"etcd {version} is too old: {least} is the least", setting="doors", value=version)
-        self._at = next(at for at, version in enumerate(versions) if isinstance(version, str))
+        self._endpoints.prefer(next(url for url, version in zip(self.where.urls, versions, strict=True) if version in found))
         for url, version in zip(self.where.urls, versions, strict=True):
             if isinstance(version, str):
                 with contextlib.suppress(Indefinite, AccessDenied):  # it tells its cluster, if it is well and we may ask
                     await self.ask(url, "maintenance/status", {}, Status)
 
     async def version(self, url: str) -> str:
-        try:
-            async with asyncio.timeout(TRY_S):
-                reply = await self._http.get(f"{url}/version")
-        except TimeoutError as error:
-            raise TimedOut(f"{url} does not answer", url=url) from error
-        except _FAULTS as error:
-            raise self._broken(url, error) from error
-        found = decode(url, reply.content, Version).etcdserver if reply.status_code == httpx2.codes.OK else ""
+        reply = await self._endpoints.send("GET", f"{url}/version")
+        found = decode(url, reply.content, Version).etcdserver if reply.status_code == 200 else ""
         if not numbers(found):
             raise BadSettings(f"{url} is no etcd", setting="doors", value=url)
         return found
@@ -288,12 +234,8 @@ class Etcd:
 
     async def metrics(self, url: str) -> str:
         """The text at ``/metrics``. Raises Unreachable if there is none."""
-        try:
-            async with asyncio.timeout(TRY_S):
-                reply = await self._http.get(f"{url}/metrics")
-        except _FAULTS as error:
-            raise Unreachable(f"{url}/metrics: {error}", url=url) from error
-        if reply.status_code != httpx2.codes.OK:
+        reply = await self._endpoints.send("GET", f"{url}/metrics")
+        if reply.status_code != 200:
             raise Unreachable(f"{url}/metrics: {reply.status_code}", url=url)
         return reply.text
 
@@ -305,41 +247,20 @@ class Etcd:
     async def stream(self, url: str, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[bytes]]:
         """Lines of an answer that goes on. Raises Indefinite errors."""
         token = self._token or await self._sign_in(url, "")
-        timeout = httpx2.Timeout(TRY_S, connect=CONNECT_S, read=None, pool=None)
         data = msgspec.json.encode(body)
         try:
-            async with self._http.stream(
-                "POST", f"{url}/v3/{path}", content=data, headers=_headers(token), timeout=timeout
-            ) as reply:
-                if reply.status_code != httpx2.codes.OK:
+            async with self._endpoints.stream(f"{url}/v3/{path}", content=data, headers=_headers(token)) as reply:
+                if reply.status_code != 200:
                     self.sign_out()
                     raise meant(url, decode(url, await reply.aread(), Failure))
-                yield _lines(reply)
-        except _FAULTS as error:
+                yield lines(reply)
+        except Disconnected:
             self.sign_out()
-            raise self._broken(url, error) from error
+            raise
 
     async def close(self) -> None:
-        self._closed = True
-        await self._http.aclose()
-
-
-async def _lines(reply: httpx2.Response) -> AsyncIterator[bytes]:
-    rest: list[bytes] = []
-    async for data in reply.aiter_bytes():
-        *whole, last = data.split(b"\n")
-        for line in whole:
-            yield b"".join([*rest, line])
-            rest.clear()
-        rest.append(last)
+        await self._endpoints.close()
 
 
 def _headers(token: str) -> dict[str, str]:
     return {"Content-Type": "application/json", **({"Authorization": token} if token else {})}
-
-
-def _is_untrusted(error: BaseException | None) -> bool:
-    """Whether one side does not accept the other's certificate."""
-    while error is not None and not (isinstance(error, ssl.SSLError) and "CERT" in (error.reason or "")):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -11,8 +11,9 @@ import contextlib
 from typing import Any
 
 from comity.errors import AccessDenied, ComityError, Indefinite, Unreachable
-from comity.etcd.client import RETRY_S, Etcd
+from comity.etcd.client import Etcd
 from comity.etcd.wire import Compacted, Event, Line, Range, decode, meant
+from comity.remote.endpoints import RETRY_S
 
 SILENCE_S = 2.0
 _AHEAD = 16

@@ -142,6 +142,6 @@ def meant(url: str, failure: Failure) -> ComityError:
         return Compacted(f"{url}: {said}", url=url)
     if code == _NOT_FOUND:
         return NotFound(f"{url}: {said}", url=url)
-    if code == _EXHAUSTED and "space" in said:
+    if code == _EXHAUSTED and "space" in said:  # the write at which it became full may have happened
         return Unreachable(f"{url} is full: raise its quota, or compact, defragment and disarm the alarm ({said})", url=url)
     return Unreachable(f"{url}: {said or failure}", url=url)

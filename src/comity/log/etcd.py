@@ -16,12 +16,13 @@ from typing import NamedTuple
 import msgspec
 
 from comity.errors import BadSettings, ComityError, Conflict, Corrupt, Disconnected, Indefinite, NotFound, TooLarge
-from comity.etcd.client import RETRY_S, Etcd
+from comity.etcd.client import Etcd
 from comity.etcd.network import Mark, adopt, belong, is_missing, keys_of, mark_key
 from comity.etcd.watch import Watch
 from comity.etcd.wire import Compacted, Kv, Txn, get, put, span_of
 from comity.failpoints import durable
 from comity.log.base import Durability, Item
+from comity.remote.endpoints import RETRY_S
 
 ENTRY_LIMIT = 1024 * 1024
 GROUP_BYTES = 1024 * 1024

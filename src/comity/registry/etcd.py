@@ -13,12 +13,13 @@ from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 from comity.errors import Conflict, Disconnected, Indefinite, NotFound
-from comity.etcd.client import RETRY_S, Etcd
+from comity.etcd.client import Etcd
 from comity.etcd.network import belong, is_missing, keys_of
 from comity.etcd.watch import Watch
 from comity.etcd.wire import Compacted, Event, Kv, Lease, Range, put, span_of
 from comity.failpoints import durable
 from comity.registry.base import Change, Changes, Listing, Record, check_prefix, split
+from comity.remote.endpoints import RETRY_S
 
 PAGE = 1000
 """Records in one answer of a list."""

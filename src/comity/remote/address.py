@@ -1,7 +1,6 @@
-"""Where an etcd is: ``etcd://USER@HOST:PORT,HOST:PORT/PREFIX?ca=FILE&cert=FILE&key=FILE&password_file=FILE``. ``etcds://`` (or
-``ca``) means TLS. All keys lie under PREFIX (default: ``comity``) and the network's name.
-
-etcd's gateway knows users by password only: the name in a client's certificate opens the connection, and counts for nothing else.
+"""Where servers are that speak HTTP: ``etcd://USER@HOST:PORT,HOST:PORT/PREFIX?ca=FILE&cert=FILE&key=FILE&password_file=FILE``.
+``etcds://`` (or ``ca``) means TLS. All keys lie under PREFIX (default: ``comity``) and the network's name. The same with
+``consul://`` and ``consuls://``, whose password is a token.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from comity.errors import BadSettings
 
 DEFAULT_PREFIX = "comity"
-PORT = 2379
+PORTS = {"etcd": 2379, "consul": 8500}
 
 
 class Where(NamedTuple):
@@ -29,36 +28,36 @@ class Where(NamedTuple):
     key: str = ""
 
     @classmethod
-    def parse(cls, address: str) -> Where:
-        """Raises BadSettings."""
+    def parse(cls, address: str, kind: str = "etcd") -> Where:
+        """``kind``: etcd or consul. Raises BadSettings."""
         parts = urlsplit(address)
         options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         account, _, hosts = parts.netloc.rpartition("@")
         user, _, password = account.partition(":")
-        is_safe = parts.scheme == "etcds" or "ca" in options
+        is_safe = parts.scheme == f"{kind}s" or "ca" in options
         try:
-            if parts.scheme not in ("etcd", "etcds"):
-                raise ValueError(f"it begins with etcd:// or etcds://, not {parts.scheme}://")
+            if parts.scheme not in (kind, f"{kind}s"):
+                raise ValueError(f"it begins with {kind}:// or {kind}s://, not {parts.scheme}://")
             if unknown := sorted(set(options) - {"ca", "cert", "key", "password_file"}):
                 raise ValueError(f"{unknown[0]!r} means nothing here")
             if ("cert" in options) != ("key" in options):
                 raise ValueError("cert and key go together")
-            urls = tuple(_url(host.strip(), is_safe) for host in hosts.split(","))
+            urls = tuple(_url(host.strip(), PORTS[kind], is_safe) for host in hosts.split(","))
             if "password_file" in options:
                 password = Path(options.pop("password_file")).expanduser().read_text().strip()
         except (ValueError, OSError) as error:
             shown = f"{parts.scheme}://{hosts}"
-            raise BadSettings(f"{shown} is not the address of an etcd: {error}", setting="doors", value=shown) from None
+            raise BadSettings(f"{shown} is not the address of {kind}: {error}", setting="doors", value=shown) from None
         prefix = parts.path.strip("/") or DEFAULT_PREFIX
         return cls(urls, prefix, unquote(user), unquote(password), **options)
 
 
-def _url(host: str, is_safe: bool) -> str:
+def _url(host: str, port: int, is_safe: bool) -> str:
     parts = urlsplit(f"//{host}")
     if not parts.hostname:
         raise ValueError("it names no host")
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{'https' if is_safe else 'http'}://{name}:{parts.port or PORT}"
+    return f"{'https' if is_safe else 'http'}://{name}:{parts.port or port}"
 
 
 def tls(where: Where) -> ssl.SSLContext:
