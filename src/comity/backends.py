@@ -1,6 +1,7 @@
 """What lies elsewhere than the bus: doors opened by their addresses. The one place that knows which address means which backend.
 
     registry=etcd://h1:2379,h2:2379    log=etcd://h1:2379,h2:2379    store=file:///shared/folder
+    registry=consul://h1:8500
 
 Which there are is the controllers' setting; whoever connects asks them (``told``), and is told no password.
 """
@@ -11,6 +12,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -19,12 +21,13 @@ from comity.errors import BadSettings, InvalidInput
 
 if TYPE_CHECKING:
     from comity.bus.base import Bus, Delivery
+    from comity.consul import Consul
     from comity.etcd.client import Etcd
     from comity.log.base import Log
     from comity.registry.base import Registry
     from comity.store.base import Store
 
-SCHEMES = {"registry": ("etcd", "etcds"), "log": ("etcd", "etcds"), "store": ("file",)}
+SCHEMES = {"registry": ("etcd", "etcds", "consul", "consuls"), "log": ("etcd", "etcds"), "store": ("file",)}
 TOLD_S = 1.0
 """A controller that is there answers sooner."""
 
@@ -37,16 +40,24 @@ class Elsewhere:
         self.places = dict(places)
         self._stack = stack
         self._etcds: dict[str, Etcd] = {}
+        self._consuls: dict[str, Consul] = {}
 
     def has(self, name: str) -> bool:
         return name in self.places
 
     async def registry(self, network: str, *, create: bool, network_id: str = "") -> Registry:
         """Raises NotFound, ForeignData, BadSettings, AccessDenied and Indefinite errors, as all these do."""
+        from comity.registry.consul import ConsulRegistry
         from comity.registry.etcd import EtcdRegistry
 
-        etcd = await self.etcd(self.places["registry"])
-        registry = await EtcdRegistry.open(etcd, network, create=create, network_id=network_id)
+        address = self.places["registry"]
+        registry: Registry
+        if address.startswith("consul"):
+            consul = await self.consul(address)
+            registry = await ConsulRegistry.open(consul, network, create=create, network_id=network_id)
+        else:
+            etcd = await self.etcd(address)
+            registry = await EtcdRegistry.open(etcd, network, create=create, network_id=network_id)
         self._stack.push_async_callback(registry.close)
         return registry
 
@@ -72,16 +83,25 @@ class Elsewhere:
 
     async def etcd(self, address: str) -> Etcd:
         """One connection for all doors at the same address."""
-        try:
-            from comity.etcd.client import Etcd
-            from comity.remote.address import Where
-        except ImportError:
-            raise BadSettings("etcd needs one more package: pip install 'comity[etcd]'", setting="doors") from None
+        from comity.etcd.client import Etcd
+        from comity.remote.address import Where
+
         if address not in self._etcds:
             etcd = await Etcd.open(Where.parse(address))
             self._stack.push_async_callback(etcd.close)
             self._etcds[address] = etcd
         return self._etcds[address]
+
+    async def consul(self, address: str) -> Consul:
+        """One connection for all who ask."""
+        from comity.consul import Consul
+        from comity.remote.address import Where
+
+        if address not in self._consuls:
+            consul = await Consul.open(Where.parse(address, "consul"))
+            self._stack.push_async_callback(consul.close)
+            self._consuls[address] = consul
+        return self._consuls[address]
 
     def addresses(self, *schemes: str) -> list[str]:
         """Those with one of ``schemes``, each once."""
@@ -95,12 +115,15 @@ def check_places(places: Mapping[str, str]) -> None:
         if urlsplit(address).scheme not in known:
             ways = " or ".join(f"{scheme}://..." for scheme in known)
             raise BadSettings(f"the {name} can be at {ways}, not at {public(address)}", setting="doors", value=name)
+        if urlsplit(address).scheme != "file" and find_spec("httpx2") is None:
+            said = f"{public(address)} needs one more package: pip install 'comity[etcd]' (for Consul too)"
+            raise BadSettings(said, setting="doors", value=name)
 
 
 def public(address: str) -> str:
     """``address`` without users, passwords and this machine's files."""
     parts = urlsplit(address)
-    scheme = "etcds" if parts.scheme == "etcd" and "ca=" in parts.query else parts.scheme
+    scheme = f"{parts.scheme}s" if parts.scheme in ("etcd", "consul") and "ca=" in parts.query else parts.scheme
     return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

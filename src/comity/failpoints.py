@@ -44,7 +44,7 @@ WRITES = (
     "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
     "jetstream.value", "jetstream.bury", "sqlite.create", "sqlite.append", "sqlite.trim", "folder.write", "folder.place",
     "folder.delete", "folder.expire", "folder.mark", "etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record",
-    "etcd.remove",
+    "etcd.remove", "consul.mark", "consul.record", "consul.remove",
     # files
     "file.write", "file.place", "network.identify", "keys.place", "server.config", "context.write", "context.place", "lock.write",
     "log.mark",

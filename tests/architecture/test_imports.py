@@ -20,7 +20,9 @@ TALK = ("comity.core.conversations", "comity.core.protocols")
 MEMORY = tuple(f"comity.{door}.memory" for door in ("bus", "registry", "log", "store"))
 BACKENDS = (
     "comity.bus.nats", "comity.registry.jetstream", "comity.log.jetstream", "comity.log.sqlite", "comity.store.jetstream",
-    "comity.store.folder", "comity.jetstream", "comity.registry.etcd", "comity.log.etcd", "comity.etcd", "comity.remote", *MEMORY,
+    "comity.store.folder", "comity.jetstream", "comity.registry.etcd", "comity.log.etcd",
+    "comity.registry.consul", "comity.etcd", "comity.consul",
+    "comity.remote", *MEMORY,
 )  # fmt: skip
 
 # Place -> what it may import of Comity. The longest place that a module lies in counts. A place may import itself, except
@@ -31,11 +33,14 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.core": WORDS,
     "comity.bus": (*WORDS, "comity.bus.base"),
     "comity.bus.nats": (*WORDS, "comity.bus.base", "comity.bus.connection"),
-    "comity.registry": (*WORDS, *WRITES, "comity.registry.base", "comity.jetstream", "comity.etcd", "comity.remote"),
+    "comity.registry": (
+        *WORDS, *WRITES, "comity.registry.base", "comity.jetstream", "comity.etcd", "comity.consul", "comity.remote",
+    ),
     "comity.log": (*WORDS, *WRITES, "comity.log.base", "comity.jetstream", "comity.etcd", "comity.remote"),
     "comity.store": (*WORDS, *WRITES, "comity.store.base", "comity.jetstream"),
     "comity.jetstream": WORDS + WRITES,
     "comity.remote": WORDS,
+    "comity.consul": (*WORDS, "comity.remote"),
     "comity.etcd": (*WORDS, *WRITES, "comity.remote"),
     "comity.failpoints": ("comity.errors",),
     "comity.config": WORDS,
@@ -89,6 +94,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "comity.jetstream": ("msgspec", "nats"),
     "comity.remote": ("httpx2",),  # the extra etcd
     "comity.etcd": ("msgspec",),
+    "comity.consul": ("msgspec",),
     "comity.backup.s3": ("obstore",),  # the extra s3
 }
 BASE_INSTALL = (

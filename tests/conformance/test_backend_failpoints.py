@@ -42,6 +42,7 @@ PROGRAMS = {
 }
 """What ``writes.py`` does, and which writes it comes to."""
 ETCD = ("etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record", "etcd.remove")
+CONSUL = ("consul.mark", "consul.record", "consul.remove")
 JETSTREAM = (
     "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
     "jetstream.value", "jetstream.bury",
@@ -49,7 +50,7 @@ JETSTREAM = (
 
 
 def test_every_write_has_its_test() -> None:
-    tested = [*SIMULATED, "mail.put", *(write for writes in PROGRAMS.values() for write in writes), *JETSTREAM, *ETCD]
+    tested = [*SIMULATED, "mail.put", *(write for writes in PROGRAMS.values() for write in writes), *JETSTREAM, *ETCD, *CONSUL]
     assert sorted(tested) == sorted(WRITES)
     assert len(set(POINTS)) == 2 * len(WRITES) >= 45
 
@@ -174,7 +175,7 @@ async def in_etcd(connection: Etcd, twice: Twice) -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("write", JETSTREAM)
 async def test_a_write_of_unknown_fate_can_be_repeated(write: str, when: str, doors: Doors) -> None:
-    await _fails_once(write, when, lambda twice: OF.get(write.partition(".")[2], store)(doors, twice))
+    await fails_once(write, when, lambda twice: OF.get(write.partition(".")[2], store)(doors, twice))
 
 
 @pytest.mark.server
@@ -182,11 +183,11 @@ async def test_a_write_of_unknown_fate_can_be_repeated(write: str, when: str, do
 @pytest.mark.parametrize("write", ETCD)
 async def test_so_can_one_in_etcd(write: str, when: str, etcds: Etcds) -> None:
     connection = await Etcd.open(Where.parse(etcds.address))
-    await _fails_once(write, when, lambda twice: in_etcd(connection, twice))
+    await fails_once(write, when, lambda twice: in_etcd(connection, twice))
     await connection.close()
 
 
-async def _fails_once(write: str, when: str, work: Callable[[Twice], Awaitable[None]]) -> None:
+async def fails_once(write: str, when: str, work: Callable[[Twice], Awaitable[None]]) -> None:
     failed: list[str] = []
     fail = failpoints.parse(f"{write}.{when}=error")
 

@@ -1,4 +1,4 @@
-"""A network whose log and registry are in etcd, typed as a user types it."""
+"""Networks whose log and registry are in etcd, or whose registry is in Consul, typed as a user types it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from terminal import Terminal, terminal
 
 from conftest import need_server
+from consuls import Consuls
 from etcds import Etcds
 
 pytestmark = pytest.mark.server
@@ -100,6 +101,27 @@ async def test_a_controller_on_servers_of_others_takes_over(trio: Etcds, user: T
         first.signal(signal.SIGCONT)
     add(user, 3)
     assert standby.stop() == 0
+
+
+@pytest.mark.slow
+async def test_a_registry_in_consul(tmp_path: Path, user: Terminal) -> None:
+    servers = Consuls(tmp_path / "consul")
+    await servers.start()
+    try:
+        up, facts = user.up("--registry", servers.address)
+        node = user.node("adder.py", "--name", "n1")
+        add(user, 1)
+        creds = str(user.data / "client.creds")
+        add(user, 2, "--connect", facts["url"], "--credentials", creds, "--data", str(user.folder / "none"))
+        assert "c0" in user.ok("cluster", "status").out
+        found = [check for check in user.ok("doctor").json["checks"] if check["check"] == "consul"]
+        assert [check["verdict"] for check in found] == ["ok"]
+        assert [row["Service"]["ID"] for row in servers.ask("GET", "health/service/comity?passing")] == ["comity-main-n1"]
+        assert node.stop() == 0
+        assert servers.ask("GET", "health/service/comity?passing") == []
+        assert up.stop() == 0
+    finally:
+        await servers.kill()
 
 
 def test_what_cannot_be_is_refused(user: Terminal, free_port: Callable[[], int]) -> None:

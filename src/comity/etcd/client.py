@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -40,24 +40,12 @@ from comity.etcd.wire import (
     meant,
 )
 from comity.remote.address import Where
-from comity.remote.endpoints import Endpoints, lines
+from comity.remote.endpoints import Endpoint, Endpoints, lines
 
 OLDEST = (3, 4)
 STALE_BEFORE = {(3, 4): 42, (3, 5): 28, (3, 6): 9}
 """From which patch of each version linearizable reads are not stale any more."""
 T = TypeVar("T")
-
-
-class Endpoint(NamedTuple):
-    """One server as it answers now; ``fault``: why it does not."""
-
-    url: str
-    version: str = ""
-    member: str = ""
-    leads: bool = False
-    size: int = 0
-    alarms: tuple[str, ...] = ()
-    fault: str = ""
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 
@@ -23,9 +23,23 @@ PATIENCE_S = 7.0
 """And all of them together, for a read."""
 RETRY_S = 0.05
 _CONNECTIONS = 8
+_AT_ONCE = 64
+"""Questions under way; Consul takes 200 connections of one client."""
 _FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError, RuntimeError)
 """What HTTP may raise: an error of TLS as it is, and a RuntimeError if it was closed meanwhile."""
 T = TypeVar("T")
+
+
+class Endpoint(NamedTuple):
+    """One server as it answers now; ``fault``: why it does not."""
+
+    url: str
+    version: str = ""
+    member: str = ""
+    leads: bool = False
+    size: int = 0
+    alarms: tuple[str, ...] = ()
+    fault: str = ""
 
 
 class Endpoints:
@@ -35,6 +49,7 @@ class Endpoints:
         self.urls = where.urls
         self._at = 0
         self._closed = False
+        self._room = asyncio.Semaphore(_AT_ONCE)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=_CONNECTIONS)
         timeout = httpx2.Timeout(TRY_S, connect=CONNECT_S, pool=None)
         verify = tls(where) if where.urls[0].startswith("https") else False
@@ -89,7 +104,7 @@ class Endpoints:
         if wait_s:
             options["timeout"] = httpx2.Timeout(TRY_S, connect=CONNECT_S, read=TRY_S + wait_s, pool=None)
         try:
-            async with asyncio.timeout(TRY_S + wait_s):
+            async with self._room if not wait_s else contextlib.nullcontext(), asyncio.timeout(TRY_S + wait_s):
                 return await self._http.request(method, url, **options)
         except TimeoutError as error:
             raise TimedOut(f"{url} does not answer", url=url) from error
