@@ -1,4 +1,5 @@
-"""What a backend costs beside its raw client, which does the same in the same run: ``python -m bench.backends etcd://HOST:PORT``.
+"""What a backend costs beside its raw client, which does the same in the same run:
+``python -m bench.backends etcd://HOST:PORT``, or ``consul://HOST:PORT`` for the registry.
 
 Only on servers whose other users do not mind: it writes under the prefix ``comity-bench``, and takes away what it wrote.
 """
@@ -15,8 +16,10 @@ from collections.abc import Awaitable, Callable
 
 import httpx2
 
+from comity.consul import Consul
 from comity.etcd.client import Etcd
 from comity.log.etcd import EtcdLog
+from comity.registry.consul import ConsulRegistry
 from comity.registry.etcd import EtcdRegistry
 from comity.remote.address import Where
 
@@ -74,7 +77,29 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+async def measure_consul(address: str) -> None:
+    consul = await Consul.open(Where.parse(address, "consul")._replace(prefix="comity-bench"))
+    registry = await ConsulRegistry.open(consul, "bench", create=True, network_id="bench")
+    async with httpx2.AsyncClient(base_url=consul.url, trust_env=False) as http:
+
+        async def raw(n: int) -> None:
+            key = f"comity-bench/raw/n{n % 50}"
+            operations = [{"KV": {"Verb": "delete", "Key": key}}, {"KV": {"Verb": "set", "Key": key, "Value": text(ENTRY)}}]
+            reply = await http.put("/v1/txn", content=json.dumps(operations).encode())
+            assert reply.status_code == 200, reply.text
+
+        for _ in range(ROUNDS):
+            show("register, raw client", await one_by_one(raw))
+            show("register", await one_by_one(lambda n: registry.put(f"agents/n{n % 50}/0", ENTRY)))
+    await consul.txn([{"Verb": "delete-tree", "Key": "comity-bench/"}])
+    await registry.close()
+    await consul.close()
+
+
 async def measure(address: str) -> None:
+    if address.startswith("consul"):
+        await measure_consul(address)
+        return
     where = Where.parse(address)._replace(prefix="comity-bench")
     etcd = await Etcd.open(where)
     raw = Raw(etcd.url)

@@ -46,9 +46,9 @@ async def up(
     credentials: Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose to use.", **_FOREIGN)] = None,
     ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Who vouches for them.", **_FOREIGN)] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", metavar="N", help="Copies of each stream.", **_FOREIGN)] = None,
-    log: Annotated[str | None, typer.Option("--log", help="Keep the log in etcd: etcd://HOST:PORT,HOST:PORT.", **_DOOR)] = None,
-    registry: Annotated[str | None, typer.Option("--registry", help="And the registry.", **_DOOR)] = None,
-    store: Annotated[str | None, typer.Option("--store", help="And the store in a folder: file:///PATH.", **_DOOR)] = None,
+    log: Annotated[str | None, typer.Option("--log", help="Where the log is: etcd://HOST:PORT,HOST:PORT.", **_DOOR)] = None,
+    registry: Annotated[str | None, typer.Option("--registry", help="The registry: etcd or consul://HOST:PORT.", **_DOOR)] = None,
+    store: Annotated[str | None, typer.Option("--store", help="The store: a folder, file:///PATH.", **_DOOR)] = None,
     assert_durable: Annotated[
         bool, typer.Option("--assert-durable", help="They sync to disk before they acknowledge.", **_FOREIGN)
     ] = False,
