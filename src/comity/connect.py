@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from comity.errors import BadSettings, NotFound, Unreachable
+from comity.errors import BadSettings, Indefinite, NotFound, Unreachable
 
 if TYPE_CHECKING:
     import os
@@ -112,7 +112,7 @@ async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
     """Do what servers refuse while they elect a leader, which takes them seconds."""
     import asyncio
 
-    from comity.errors import Disconnected, Indefinite
+    from comity.errors import Disconnected
 
     loop = asyncio.get_running_loop()
     until = loop.time() + ELECTION_S
@@ -138,11 +138,9 @@ async def doors(stack: AsyncExitStack, context: Context, process: str, known: Cr
     try:
         try:
             return await _beside(stack, bus, context.network, process, context.doors)
-        except NotFound:
+        except (NotFound, Indefinite):  # not there, or not yet
             places = {**await told(bus), **context.doors}
-            if places == context.doors:
-                raise
-            return await _beside(stack, bus, context.network, process, places)
+            return await _patiently(lambda: _beside(stack, bus, context.network, process, places))
     except NotFound as error:
         message = f"{shown_urls(context.urls)} answers, but holds no network {context.network!r}: is its controller up?"
         raise Unreachable(message) from error
@@ -162,12 +160,12 @@ async def _beside(
         if elsewhere.has("registry"):
             registry: Registry = await elsewhere.registry(network, create=False)
         else:
-            registry = await _patiently(lambda: JetStreamRegistry.open(nc, network, create=False))
+            registry = await JetStreamRegistry.open(nc, network, create=False)
             opened.push_async_callback(registry.close)
         if elsewhere.has("store"):
             store: Store = await elsewhere.store(network, process)
         else:
-            store = await _patiently(lambda: JetStreamStore.open(nc, network, create=False))
+            store = await JetStreamStore.open(nc, network, create=False)
             opened.push_async_callback(store.close)
         stack.push_async_callback(opened.pop_all().aclose)
     return Doors(bus, registry, store, dict(places))

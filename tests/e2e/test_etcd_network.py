@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from terminal import Terminal, terminal
 
+from comity.embedded import find_binary
 from conftest import need_server
 from consuls import Consuls
 from etcds import Etcds
@@ -101,6 +103,29 @@ async def test_a_controller_on_servers_of_others_takes_over(trio: Etcds, user: T
         first.signal(signal.SIGCONT)
     add(user, 3)
     assert standby.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_a_network_that_needs_no_jetstream(etcds: Etcds, user: Terminal, free_port: Callable[[], int]) -> None:
+    port = free_port()
+    server = subprocess.Popen([find_binary(), "-a", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    here = ["--connect", f"nats://127.0.0.1:{port}", "--network", "plain"]
+    try:
+        up = user.start(
+            "up", *here, "--http-port", "0", "--log", etcds.address, "--registry", etcds.address,
+            "--store", f"file://{user.folder}/store",
+        )  # fmt: skip
+        assert up.json()["durability"] == "verified"
+        node = user.node("adder.py", "--name", "n1", *here)
+        add(user, 1, *here)
+        status = user.ok("cluster", "status", *here).json
+        assert ([group["name"] for group in status["groups"]], status["notes"][:-1]) == (["log, registry"], [])
+        assert node.stop() == 0
+        assert up.stop() == 0
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.mark.slow

@@ -209,6 +209,7 @@ class Survival(NamedTuple):
 def survival(known: Sequence[Group], controllers: int | None) -> Survival:
     """What the weakest of ``known`` allows. ``controllers`` that run (None: not known): one must be left."""
     worst = Survival(2**31, "")
+    most = max((len(group.replicas) for group in known), default=0)
     for group in known:
         size = len(group.replicas)
         good = sum(replica.current for replica in group.replicas)
@@ -216,7 +217,7 @@ def survival(known: Sequence[Group], controllers: int | None) -> Survival:
         more = good - (size // 2 + 1) if group.leader else -1
         why = f"{', '.join(behind)} {'is' if len(behind) == 1 else 'are'} down or behind" if behind else ""
         if size == 1:
-            why = "there is one copy of everything"
+            why = f"there is one copy of {'everything' if len(group.replicas) == most else f'the {group.name}'}"
         if not group.leader:
             why = f"the {group.name} has no leader"
         if more < worst.more or (more == worst.more and why and not worst.why):
