@@ -64,6 +64,7 @@ async def world(consuls: Consuls) -> AsyncIterator[ConsulWorld]:
     await world.close()
 
 
+@pytest.mark.slow  # all together
 class TestConsulRegistry(RegistryContract):
     async def test_a_node_is_a_service_that_others_see(self, consuls: Consuls, world: ConsulWorld) -> None:
         registry = await world.registry()

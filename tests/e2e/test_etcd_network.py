@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from terminal import Terminal, terminal
 
+import comity
 from comity.embedded import find_binary
 from conftest import need_server
 from consuls import Consuls
@@ -83,6 +85,57 @@ async def test_a_network_on_etcd_outlives_its_servers_and_its_own_end(trio: Etcd
     assert made["index"] > 0
     assert node.stop() == 0
     assert again.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_nothing_accepted_is_lost_while_etcds_servers_die_and_hang(
+    trio: Etcds, user: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up, _ = user.up("--log", trio.address, "--registry", trio.address)
+    user.node("adder.py", "--name", "n1", timely=True)
+    user.node("adder.py", "--name", "n2", timely=True)
+    monkeypatch.setenv("COMITY_DATA_DIR", str(user.data))
+    ended: dict[int, float] = {}
+    gaps: list[float] = []
+
+    async def submit(net: comity.Client, start: int) -> None:
+        n = start
+        while len(gaps) < 3:
+            task = await net.submit("add", {"a": n, "b": 1}, key=f"k{n}")
+            assert await task.result() == n + 1
+            ended[n] = time.monotonic()
+            n += 16
+
+    async def more(count: int) -> None:
+        wanted = len(ended) + count
+        async with asyncio.timeout(30):
+            while len(ended) < wanted:  # noqa: ASYNC110 (sixteen submitters count)
+                await asyncio.sleep(0.01)
+
+    async with comity.connect() as net:
+        submitting = asyncio.gather(*(submit(net, start) for start in range(16)))
+        await more(100)
+        for fault in ("leader killed", "follower paused", "leader paused"):
+            leader = await trio.leader()
+            victim = (leader + 1) % 3 if "follower" in fault else leader
+            began = time.monotonic()
+            if "killed" in fault:
+                await trio.kill(victim)
+            else:
+                trio.signal(signal.SIGSTOP, victim)
+            await more(200)
+            after = sorted(at for at in ended.values() if at > began)
+            gaps.append(max(b - a for a, b in zip([began, *after], after, strict=False)))
+            if "killed" in fault:
+                await trio.start(victim)
+            else:
+                trio.signal(signal.SIGCONT, victim)
+        await submitting
+        totals = (await net.stats())["totals"]
+        assert totals["completed"] == totals["submitted"] == len(ended)
+    assert max(gaps) < 10, gaps
+    assert up.stop() == 0
 
 
 @pytest.mark.slow

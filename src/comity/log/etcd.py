@@ -31,6 +31,8 @@ GROUP_MOST = 100
 PAGE_BYTES = 4 * 1024 * 1024
 PAGE_LEAST, PAGE_MOST = 16, 256
 """Entries in one answer; as many as have some ``PAGE_BYTES``, going by those before."""
+TRIM_MOST = 500
+"""Entries deleted at once: etcd does nothing else meanwhile, and 50,000 took it 1.7 s."""
 SYNCS = "etcd_disk_wal_fsync_duration_seconds_count"
 SYNCED_S = 2.0
 UNVERIFIED = Durability("unverified", "it is not known whether all servers of etcd wait for the disk before they acknowledge")
@@ -234,10 +236,12 @@ class EtcdLog:
 
     async def trim(self, upto: int) -> None:
         self._must_be_open()
-        _, last = await self.bounds()
-        span = {"key": self._key(0), "range_end": self._key(min(upto, last) + 1)}
-        with durable("etcd.trim"):
-            await self._etcd.txn([], [{"request_delete_range": span}])
+        first, last = await self.bounds()
+        end = min(upto, last) + 1
+        for start in range(first, end, TRIM_MOST):
+            span = {"key": self._key(0), "range_end": self._key(min(start + TRIM_MOST, end))}
+            with durable("etcd.trim"):
+                await self._etcd.txn([], [{"request_delete_range": span}])
 
     async def durability(self) -> Durability:
         """Verified if each server counts one more wait for the disk when something is written: one that was told not to wait
