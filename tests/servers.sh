@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 mkdir -p .servers/apt/lists/partial .servers/apt/cache/archives/partial
 here=$(pwd)/.servers
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep '/debian/$' | head -n 1)
+mirror=$(apt-get indextargets --no-release-info --format '$(REPO_URI)' 2>/dev/null | grep '/debian/$' | head -n 1)
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
 
 options() {

@@ -140,9 +140,9 @@ class TestServersLost:
         await take(items, 200)
         began = time.monotonic()
         await trio.kill(await trio.leader())
-        await append_surely(log, b"goes on")
-        unknown.append(Unreachable("enough"))
+        unknown.append(Unreachable("enough"))  # what is in flight goes on
         await writing
+        await append_surely(log, b"goes on")
         assert time.monotonic() - began < 6
         found = await surely(lambda: read_all(log))
         assert acknowledged.items() <= {item.index: item.data for item in found}.items()
