@@ -131,6 +131,8 @@ def resolve(loaded: Loaded, env: Mapping[str, str] | None = None) -> Context:
     settings, sources = loaded
     saved = Contexts(config_home(os.environ if env is None else env))
     local = Context.read_local(settings.data_dir)
+    if local is not None and not local.urls:  # restored, and not started yet
+        local = None
     found = _choose(loaded, saved, local)
     for url in found.urls:
         check_url(url)

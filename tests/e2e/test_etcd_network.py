@@ -86,6 +86,15 @@ async def test_a_network_on_etcd_outlives_its_servers_and_its_own_end(trio: Etcd
     assert node.stop() == 0
     assert again.stop() == 0
 
+    moved = ["--data", str(user.folder / "moved"), "--network", "moved"]
+    user.ok("backup", "restore", "--from", str(user.folder / "kept"), *moved, "--log", trio.address)
+    assert user.comity("stats", *moved[:2]).error["code"] == "unreachable"  # it was not started yet
+    third, _ = user.up(*moved)
+    stats = user.ok("stats", *moved).json
+    assert (stats["totals"]["completed"], "entry" in stats["restored_from"]) == (4, True)
+    assert user.ok("cluster", "status", *moved).json["controllers"][0]["doors"].keys() == {"log"}
+    assert third.stop() == 0
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)

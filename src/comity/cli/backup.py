@@ -116,17 +116,23 @@ async def restore(
         int | None, typer.Option("--generation", metavar="N", min=1, help="Of its epochs, if the target cannot be written to.")
     ] = None,
     nats_server: Annotated[Path | None, typer.Option("--nats-server", metavar="FILE", help="The server program.")] = None,
+    log: Annotated[str | None, typer.Option("--log", metavar="ADDRESS", help="Where its log will be, as with comity up.")] = None,
+    registry: Annotated[str | None, typer.Option("--registry", metavar="ADDRESS", help="And its registry.")] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="ADDRESS", help="And its store.")] = None,
 ) -> None:
     """Make a new network of a backup; comity up starts it.
 
     It has an id of its own, and its epochs are above those of the one it comes from, so the two are never taken for each other.
     What ran then waits to be given to agents again.
     """
+    from comity.backends import check_places
     from comity.backup import manifest
     from comity.backup.targets import open_target
     from comity.cli.restoring import restore_into
 
-    settings = cli.settings(data_dir=data, network=network, nats_server=nats_server)
+    places = {name: at for name, at in (("log", log), ("registry", registry), ("store", store)) if at is not None}
+    settings = cli.settings(data_dir=data, network=network, nats_server=nats_server, doors=places or None)
+    check_places(settings.doors)
     target = open_target(source)
     found = await manifest.find(target, name)
     token = network or found.network

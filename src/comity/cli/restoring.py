@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from comity.backup.manifest import Manifest
     from comity.backup.targets import Target
     from comity.config import Settings
+    from comity.log.base import Log
     from comity.model.ids import NetworkId
+    from comity.store.base import Store
 
 
 class Restoration(NamedTuple):
@@ -110,8 +113,10 @@ def _prepare(part: Path, network: str, network_id: NetworkId, keys: bytes | None
 async def _fill(
     settings: Settings, part: Path, target: Target, found: Manifest, network: str, generation: int, now_ms: int
 ) -> None:
+    from comity.backends import Elsewhere
     from comity.backup.restore import restore
     from comity.bus.nats import NatsBus
+    from comity.contexts import Context
     from comity.embedded import EmbeddedServer
     from comity.log.jetstream import JetStreamLog
     from comity.model.ids import NetworkId, ProcessId
@@ -121,17 +126,27 @@ async def _fill(
     try:
         options = server.authority.mint("controller", "restore").connect_options()
         bus = await NatsBus.connect(server.url, process=ProcessId("restore"), network=network, options=options)
-        try:
-            log = await JetStreamLog.open(bus.connection, network, create=True)
-            store = await JetStreamStore.open(bus.connection, network, create=True)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(bus.close)
+            elsewhere = Elsewhere(stack, settings.doors)
+            log: Log
+            store: Store
+            if elsewhere.has("log"):
+                log, _ = await elsewhere.log(network, create=True, network_id=server.network_id)
+            else:
+                log = await JetStreamLog.open(bus.connection, network, create=True)
+                stack.push_async_callback(log.close)
+            if elsewhere.has("store"):
+                store = await elsewhere.store(network, network_id=server.network_id)
+            else:
+                store = await JetStreamStore.open(bus.connection, network, create=True)
+                stack.push_async_callback(store.close)
             await restore(
                 target, found, log, store, network_id=NetworkId(server.network_id), generation=generation, now_ms=now_ms,
                 keep_s=settings.keep_finished_s,
             )  # fmt: skip
-            await log.close()
-            await store.close()
-        finally:
-            await bus.close()
+        if settings.doors:
+            Context(urls=(), network=network, doors=settings.doors).write_local(part)
     finally:
         await server.stop()
 
