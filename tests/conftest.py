@@ -26,11 +26,12 @@ from comity.credentials import Authority, Credentials, Role
 from comity.embedded import EmbeddedServer, find_binary
 from comity.errors import ServerFailed
 from etcds import Etcds
+from rabbits import Rabbit
 
 hypothesis.settings.register_profile("comity", derandomize=True, deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("comity")
 
-SERVERS = ("COMITY_NATS_SERVER", "COMITY_ETCD_SERVER", "COMITY_CONSUL_SERVER")
+SERVERS = ("COMITY_NATS_SERVER", "COMITY_ETCD_SERVER", "COMITY_CONSUL_SERVER", "COMITY_RABBITMQ_SERVER")
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 _counter = itertools.count(1)
 _ended = itertools.count(1)
@@ -128,6 +129,17 @@ async def etcds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Etcds
     await started.start()
     yield started
     await started.kill()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def rabbit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rabbit]:
+    """One RabbitMQ for the whole run, which takes seconds to start. Tests that kill or stop one start their own."""
+    started = Rabbit(tmp_path_factory.mktemp("rabbit") / "data", ("a", "b", "c", "m1", "m2", "m3"))
+    try:
+        await started.start()
+        yield started
+    finally:
+        await started.close()
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ BACKENDS = (
     "comity.store.folder", "comity.jetstream", "comity.registry.etcd", "comity.log.etcd",
     "comity.registry.consul", "comity.etcd", "comity.consul",
     "comity.remote", *MEMORY,
+    "comity.bus.rabbitmq", "comity.amqp",
 )  # fmt: skip
 
 # Place -> what it may import of Comity. The longest place that a module lies in counts. A place may import itself, except
@@ -33,6 +34,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.core": WORDS,
     "comity.bus": (*WORDS, "comity.bus.base"),
     "comity.bus.nats": (*WORDS, "comity.bus.base", "comity.bus.connection"),
+    "comity.bus.rabbitmq": (*WORDS, "comity.bus.base", "comity.amqp"),
     "comity.registry": (
         *WORDS, *WRITES, "comity.registry.base", "comity.jetstream", "comity.etcd", "comity.consul", "comity.remote",
     ),
@@ -40,6 +42,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.store": (*WORDS, *WRITES, "comity.store.base", "comity.jetstream"),
     "comity.jetstream": WORDS + WRITES,
     "comity.remote": WORDS,
+    "comity.amqp": WORDS,
     "comity.consul": (*WORDS, "comity.remote"),
     "comity.etcd": (*WORDS, *WRITES, "comity.remote"),
     "comity.failpoints": ("comity.errors",),
@@ -84,6 +87,8 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "comity.bus.base": (),
     "comity.bus.nats": ("msgspec", "nats"),
     "comity.bus.connection": ("nats",),
+    "comity.bus.rabbitmq": ("pamqp",),
+    "comity.amqp": ("pamqp",),  # the extra rabbitmq
     "comity.bus": ("msgspec",),
     "comity.registry.jetstream": ("msgspec", "nats"),
     "comity.registry": ("msgspec",),
