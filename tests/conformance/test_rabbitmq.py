@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit
 
 import pytest
-from bus_contract import SOON_S, BusContract, Inbox
+from bus_contract import SOON_S, BusContract, Inbox, answering, settled
 from cable import Cable
+from pamqp import commands
+from pamqp import frame as frames
 
-from comity.bus.base import Bus, Link
+from comity.amqp.address import Where
+from comity.amqp.connection import ASKING, Connection, Properties, Refusal, packed
+from comity.bus.base import EVERYONE, LEADER, Bus, Link, any_of, to, topic
 from comity.bus.rabbitmq import RabbitBus
+from comity.errors import AccessDenied, BadSettings, Disconnected, Unreachable
 from rabbits import Rabbit
 
 
@@ -21,10 +29,10 @@ class RabbitWorld:
         self.rabbit = rabbit
         self._cables: dict[Bus, Cable] = {}
 
-    async def bus(self, process: str, user: str | None = None) -> RabbitBus:
+    async def bus(self, process: str, *, shared: bool = False) -> RabbitBus:
         cable = Cable(self.rabbit.url())
         await cable.mend()
-        address = self.rabbit.url(process if user is None else user, urlsplit(cable.url).port or 0)
+        address = self.rabbit.url("" if shared else process, urlsplit(cable.url).port or 0)
         made = await RabbitBus.connect(address, process=process, departures=True, timeout_s=SOON_S)
         self._cables[made] = cable
         return made
@@ -36,6 +44,9 @@ class RabbitWorld:
     async def mend(self, bus: Bus) -> None:
         await self._cables[bus].mend()
         await until(bus, Link.UP)
+
+    def cable(self, bus: Bus) -> Cable:
+        return self._cables[bus]
 
     async def close(self) -> None:
         for bus, cable in self._cables.items():
@@ -49,6 +60,14 @@ async def until(bus: Bus, link: Link) -> None:
     await states.when(lambda: bus.link is link)
 
 
+async def bare(rabbit: Rabbit, process: str = "") -> Connection:
+    """A client that follows no rule of ours, as the user of a process, or the one that many share."""
+    where = Where.parse(rabbit.url(process))
+    made = Connection()
+    await made.open(*where.hosts[0], None, where.user, where.password, where.vhost, "bare")
+    return made
+
+
 @pytest.fixture
 async def world(rabbit: Rabbit) -> AsyncIterator[RabbitWorld]:
     world = RabbitWorld(rabbit)
@@ -58,4 +77,234 @@ async def world(rabbit: Rabbit) -> AsyncIterator[RabbitWorld]:
 
 @pytest.mark.server
 class TestRabbitBus(BusContract):
-    pass
+    async def test_processes_that_share_a_user_hear_each_other_and_who_has_its_own(self, world: RabbitWorld) -> None:
+        x, y = await world.bus("x", shared=True), await world.bus("y", shared=True)
+        a = await world.bus("a")
+        inbox, at_a = Inbox(), Inbox()
+        tasks: list[asyncio.Task[None]] = []
+        await y.subscribe(to("y"), inbox)
+        await y.subscribe(to("y"), answering(y, tasks))
+        await a.subscribe(to("a"), at_a)
+        assert await x.request(to("y"), b"1", SOON_S) == b"re:1"
+        await a.send(to("y"), b"2")
+        assert [item.sender for item in await inbox.until(2)] == ["x", "a"]
+        await x.send(to("a"), b"3")  # nobody vouches for x by itself
+        await settled(x, x)
+        await settled(a, a)
+        assert (at_a.data, a.faults["forged"]) == ([b"settled"], 1)
+        assert (x.is_own, a.is_own) == (False, True)
+
+    # Rights
+
+    async def test_who_has_no_rights_is_told(self, rabbit: Rabbit) -> None:
+        host = f"127.0.0.1:{rabbit.port}"
+        for address in (f"amqp://a:wrong@{host}", f"amqp://nobody:x@{host}", f"{rabbit.url('a')}/elsewhere"):
+            with pytest.raises(AccessDenied, match=host) as denied:
+                await RabbitBus.connect(address, process="a")
+            assert "wrong" not in str(denied.value)
+
+    async def test_a_process_may_listen_only_where_it_should(self, world: RabbitWorld) -> None:
+        a, b = await world.bus("a"), await world.bus("b")
+        for address in (to("b"), LEADER):
+            with pytest.raises(AccessDenied):
+                await a.subscribe(address, Inbox())
+        leader = await world.bus("k", shared=True)
+        inbox = Inbox()
+        await leader.subscribe(LEADER, inbox)
+        await a.send(LEADER, b"x")
+        await inbox.until(1)
+        await a.subscribe(EVERYONE, inbox)
+        await a.subscribe(any_of("workers"), inbox)
+        await settled(b, a)
+
+    async def test_what_may_not_be_sent_fails_at_once_and_harms_no_more(self, world: RabbitWorld) -> None:
+        a, b = await world.bus("a"), await world.bus("b")
+        inbox = Inbox()
+        await b.subscribe(to("b"), inbox)
+        other = asyncio.create_task(a.request(to("b"), b"x", 60))
+        await inbox.until(1)
+        name, a.process = a.process, b.process
+        with pytest.raises(AccessDenied):
+            await a.request(topic("all"), b"x", 60)
+        a.process = name
+        with pytest.raises(Disconnected):
+            await other
+        assert a.faults["denied"] == 1
+        await settled(a, a)
+        assert a.link is Link.UP
+
+    async def test_forgeries_are_refused_or_dropped(self, world: RabbitWorld) -> None:
+        victim = await world.bus("b")
+        inbox = Inbox()
+        await victim.subscribe(to("b"), inbox)
+        rogue, shared = await bare(world.rabbit, "c"), await bare(world.rabbit)
+        refused = Inbox()
+        rogue.refused = refused
+        await rogue.publish("cy.main", "to.b.a", packed(Properties(user_id="c")), b"1", mandatory=False)  # the key says a
+        await rogue.publish("cy.main", "to.b.c", packed(Properties(user_id="a")), b"2", mandatory=False)  # the user says a
+        await refused.when(lambda: len(refused.items) > 0)
+        await rogue.ask(1, commands.Channel.Flow(active=True))
+        cc = Properties(user_id="c", headers={"CC": ["to.b.a"]})  # the server takes this for a way around: the key stays c's
+        for properties in (Properties(), cc):
+            await rogue.publish("cy.main", "to.z.c", packed(properties), b"3", mandatory=False)
+        await shared.publish("cy.main", "to.b.a", packed(Properties(user_id="comity")), b"4", mandatory=False)
+        await shared.publish("cy.main", "to.b.a", packed(Properties()), b"5", mandatory=False)
+        await shared.publish("cy.main", "nonsense", packed(Properties(headers={"CC": ["to.b.x"]})), b"6", mandatory=False)
+        await shared.ask(1, commands.Channel.Flow(active=True))
+        await settled(victim, victim)
+        assert inbox.data == [b"settled"]
+        assert victim.faults["forged"] == 3
+        await rogue.close()
+        await shared.close()
+
+    async def test_what_the_server_refuses_of_a_channel_leaves_the_others(self, rabbit: Rabbit) -> None:
+        connection = await bare(rabbit)
+        for _ in range(3):
+            with pytest.raises(Refusal) as refusal:
+                await connection.ask(ASKING, commands.Queue.Declare(0, "cy.none", passive=True))
+            assert refusal.value.code == 404
+        assert connection.is_open
+        await connection.close()
+
+    # What breaks
+
+    async def test_a_killed_process_is_seen_within_milliseconds(self, world: RabbitWorld) -> None:
+        a = await world.bus("a")
+        gone, nobody, heard = Inbox(), Inbox(), Inbox()
+        a.on_departure(gone)
+        a.on_unreachable(nobody)
+        await a.subscribe(to("a"), heard)
+        for turn in range(3):
+            peer = await asyncio.create_subprocess_exec(sys.executable, "-c", PEER, world.rabbit.url("b"))
+            await heard.until(turn + 1)
+            await a.send(to("b"), b"are you there")
+            begin = time.monotonic()
+            peer.kill()
+            assert (await gone.until(turn + 1))[turn] == "b"
+            seen = time.monotonic()
+            await a.send(to("b"), b"and now")
+            assert (await nobody.until(turn + 1))[turn] == to("b")
+            assert seen - begin < 0.25
+            assert time.monotonic() - seen < 0.25
+            await peer.wait()
+
+    async def test_what_waits_to_be_written_is_dropped_when_the_connection_breaks(self, world: RabbitWorld) -> None:
+        a, b = await world.bus("a"), await world.bus("b")
+        inbox = Inbox()
+        await b.subscribe(to("b"), inbox)
+        world.cable(a).clog()
+        sending = asyncio.create_task(flood(a, to("b")))
+        await asyncio.sleep(0)
+        await world.cut(a)
+        with pytest.raises(Disconnected):
+            await sending
+        await world.mend(a)
+        await a.send(to("b"), b"fresh")
+        await inbox.when(lambda: inbox.data[-1:] == [b"fresh"])
+        assert b"stale" not in inbox.data
+
+    async def test_it_reconnects_within_a_moment(self, world: RabbitWorld) -> None:
+        a = await world.bus("a")
+        for _ in range(5):
+            begin = time.monotonic()
+            a._line.connection.abort()
+            await until(a, Link.DOWN)
+            await until(a, Link.UP)
+            assert time.monotonic() - begin < 0.5
+
+    async def test_a_queue_that_somebody_deletes_is_made_again(self, world: RabbitWorld) -> None:
+        x = await world.bus("x", shared=True)
+        inbox = Inbox()
+        await x.subscribe(any_of("crew2"), inbox)
+        other = await bare(world.rabbit)
+        await other.ask(ASKING, commands.Queue.Delete(0, "cy.main.any.crew2"))
+        await until(x, Link.DOWN)
+        await until(x, Link.UP)
+        await x.send(any_of("crew2"), b"1")
+        await inbox.until(1)
+        await other.close()
+
+    async def test_who_cannot_hear_events_sees_no_departures(self, rabbit: Rabbit) -> None:
+        bus = await RabbitBus.connect(f"{rabbit.url()}?events=nowhere", process="a", departures=True)
+        assert not bus.on_departure(Inbox())
+        await bus.close()
+
+    # Who is no server
+
+    async def test_who_finds_no_server_is_told(self, free_port: Callable[[], int]) -> None:
+        hosts = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        begin = time.monotonic()
+        with pytest.raises(Unreachable, match=rf"amqp://{hosts[0]}, amqp://{hosts[1]}") as error:
+            await RabbitBus.connect(f"amqp://u:secret@{','.join(hosts)}", process="a", timeout_s=0.5)
+        assert "secret" not in str(error.value)
+        assert time.monotonic() - begin < 2
+
+    async def test_one_of_several_servers_is_enough(self, rabbit: Rabbit, free_port: Callable[[], int]) -> None:
+        address = f"{rabbit.url('a')},127.0.0.1:{free_port()}"
+        bus = await RabbitBus.connect(address, process="a", timeout_s=SOON_S)
+        for _ in range(4):
+            bus._line.connection.abort()
+            await until(bus, Link.DOWN)
+            await until(bus, Link.UP)
+        await bus.close()
+
+    @pytest.mark.parametrize(
+        ("product", "version", "why"),
+        [("RabbitMQ", "3.7.28", "3.8 or newer"), ("RabbitMQ", "old", "3.8 or newer"), ("Other", "9.0.0", "not RabbitMQ")],
+    )
+    async def test_a_server_that_cannot_keep_the_promises_is_refused(self, product: str, version: str, why: str) -> None:
+        async with await asyncio.start_server(pretending(product, version), "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(BadSettings, match=why):
+                await RabbitBus.connect(f"amqp://127.0.0.1:{port}", process="a")
+
+    @pytest.mark.parametrize("said", [b"AMQP\x00\x01\x00\x00", b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+    async def test_what_is_no_rabbitmq_is_told(self, said: bytes) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(8)
+            writer.write(said)
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(Unreachable):
+                await RabbitBus.connect(f"amqp://127.0.0.1:{port}", process="a", timeout_s=0)
+
+
+async def flood(bus: Bus, address: str) -> None:
+    """More than sockets hold, and then what must not arrive."""
+    for _ in range(200):
+        await bus.send(address, bytes(128 * 1024))
+    await bus.send(address, b"stale")
+
+
+def pretending(product: str, version: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]:
+    """A server that says it is this, and agrees to everything."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        start = commands.Connection.Start(0, 9, {"product": product, "version": version}, "PLAIN", "en_US")
+        answers = [(0, start), (0, commands.Connection.Tune(0, 131072, 60)), (0, commands.Connection.OpenOk())]
+        answers += [(channel, commands.Channel.OpenOk()) for channel in (1, 2, 3)]
+        for channel, answer in answers:
+            if not await reader.read(65536):
+                break
+            writer.write(frames.marshal(answer, channel))
+        await reader.read()
+        writer.close()
+
+    return serve
+
+
+PEER = """
+import asyncio, sys
+from comity.bus.base import to
+from comity.bus.rabbitmq import RabbitBus
+
+async def main():
+    bus = await RabbitBus.connect(sys.argv[1], process="b", timeout_s=10)
+    await bus.subscribe(to("b"), lambda delivery: None)
+    await bus.send(to("a"), b"here")
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
