@@ -134,6 +134,15 @@ class Rabbit:
         assert self._server is not None
         os.killpg(self._server.pid, signum)
 
+    async def control(self, *words: str) -> None:
+        """What an operator does: ``rabbitmqctl WORDS``."""
+        program, node = self.binary.with_name("rabbitmqctl"), f"r{self.port}@localhost"
+        with (self._folder / "log").open("ab") as log:
+            done = await asyncio.create_subprocess_exec(
+                program, "-n", node, *words, stdout=log, stderr=log, env=self._surroundings()
+            )
+            assert await done.wait() == 0, words
+
     async def kill(self) -> None:
         """As when its machine loses power."""
         if self._server is not None:
