@@ -245,7 +245,8 @@ def _convert(name: str, value: Any, origin: str) -> Any:
         raise BadSettings(f"{origin}: {name!r} is no setting; {hint}", setting=name, source=origin)
     kind = _TYPES[name]
     if isinstance(value, str) and name == "urls":
-        value = tuple(part.strip() for part in value.split(",") if part.strip())
+        parts = [value] if value.strip().startswith(("amqp://", "amqps://")) else value.split(",")
+        value = tuple(part.strip() for part in parts if part.strip())
     if isinstance(value, str) and name == "doors":
         value = {door: address for door, _, address in (part.partition("=") for part in value.split())}
     if isinstance(value, str | os.PathLike) and kind in (Path, Path | None):

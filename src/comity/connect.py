@@ -15,7 +15,7 @@ from comity.errors import BadSettings, Indefinite, NotFound, Unreachable
 if TYPE_CHECKING:
     import os
 
-    from comity.bus.nats import NatsBus
+    from comity.bus.base import Bus
     from comity.client import Client
     from comity.config import Loaded, Settings
     from comity.contexts import Context
@@ -57,13 +57,16 @@ async def connect(
 def identity(context: Context, role: Role = "client", process: str = "") -> tuple[str, Credentials | None]:
     """Who this process is by a context, and by what it proves it: credentials of its own for ``process`` (default: a new
     name), minted with the keys of a network on this machine; else those of the context's file, which name the process;
-    else none. Raises NotFound, Corrupt, BadInput, BadSettings."""
+    else none. On RabbitMQ the address says it. Raises NotFound, Corrupt, BadInput, BadSettings."""
     import secrets
     from dataclasses import replace
     from pathlib import Path
 
+    from comity.buses import own_name
     from comity.credentials import Authority, Credentials
 
+    if own := own_name(context, process):
+        return own, None
     name = process or f"{role}-{secrets.token_hex(6)}"
     if context.authority:
         authority = replace(Authority.load(Path(context.authority)), network=context.network)
@@ -102,7 +105,7 @@ class Doors(NamedTuple):
     """A process's way to the network: connected, and closed by whoever opened them. ``places``: addresses of what lies elsewhere
     than the bus."""
 
-    bus: NatsBus
+    bus: Bus
     registry: Registry
     store: Store
     places: dict[str, str]
@@ -129,11 +132,10 @@ async def doors(stack: AsyncExitStack, context: Context, process: str, known: Cr
     """Connect ``process``; ``stack`` closes the doors. Where they are the context says, or a controller. Raises Unreachable,
     AccessDenied, BadSettings."""
     from comity.backends import told
-    from comity.bus.nats import NatsBus
+    from comity.buses import open_bus
     from comity.model.ids import shown_urls
 
-    options = secured(known.connect_options() if known is not None else {}, context.ca)
-    bus = await NatsBus.connect(context.urls, process=process, network=context.network, options=options)
+    bus = await open_bus(context, process, known)
     stack.push_async_callback(bus.close)
     try:
         try:
@@ -147,25 +149,25 @@ async def doors(stack: AsyncExitStack, context: Context, process: str, known: Cr
 
 
 async def _beside(
-    stack: AsyncExitStack, bus: NatsBus, network: str, process: str, places: Mapping[str, str]
+    stack: AsyncExitStack, bus: Bus, network: str, process: str, places: Mapping[str, str]
 ) -> Doors:
     """The other doors: those that lie at ``places``, else those beside the bus. Raises NotFound if there is no such network."""
     from comity.backends import Elsewhere
+    from comity.buses import streams
     from comity.registry.jetstream import JetStreamRegistry
     from comity.store.jetstream import JetStreamStore
 
-    nc = bus.connection
     async with AsyncExitStack() as opened:
         elsewhere = Elsewhere(opened, places)
         if elsewhere.has("registry"):
             registry: Registry = await elsewhere.registry(network, create=False)
         else:
-            registry = await JetStreamRegistry.open(nc, network, create=False)
+            registry = await JetStreamRegistry.open(streams(bus), network, create=False)
             opened.push_async_callback(registry.close)
         if elsewhere.has("store"):
             store: Store = await elsewhere.store(network, process)
         else:
-            store = await JetStreamStore.open(nc, network, create=False)
+            store = await JetStreamStore.open(streams(bus), network, create=False)
             opened.push_async_callback(store.close)
         stack.push_async_callback(opened.pop_all().aclose)
     return Doors(bus, registry, store, dict(places))

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from comity.amqp.address import Where as RabbitMQ
 from comity.config import Loaded
 from comity.errors import BadSettings, NotFound, Unreachable
 from comity.failpoints import durable
@@ -146,7 +147,11 @@ def resolve(loaded: Loaded, env: Mapping[str, str] | None = None) -> Context:
 
 
 def check_url(url: str) -> str:
-    """``url`` if a server can be there: ``nats://HOST:PORT``, ``tls://...``, ``HOST:PORT`` or ``HOST``. Raises BadSettings."""
+    """``url`` if a server can be there: ``nats://HOST:PORT``, ``tls://...``, ``HOST:PORT``, ``HOST``, or RabbitMQ's
+    ``amqp://...``. Raises BadSettings."""
+    if url.startswith(("amqp://", "amqps://")):
+        RabbitMQ.parse(url)
+        return url
     shown = re.sub(r"//[^/@]*@", "//...@", url)
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
@@ -156,7 +161,7 @@ def check_url(url: str) -> str:
         raise BadSettings(f"{shown!r} is not the address of a server: {error}", setting="urls", value=shown) from None
     why = ""
     if parts.scheme not in ("nats", "tls"):
-        why = f"it begins with nats:// or tls://, not {parts.scheme}://"
+        why = f"it begins with nats://, tls:// or amqp://, not {parts.scheme}://"
     elif not host or host.split() != [host]:
         why = "it names no host"
     elif port == 0:

@@ -47,7 +47,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.etcd": (*WORDS, *WRITES, "comity.remote"),
     "comity.failpoints": ("comity.errors",),
     "comity.config": WORDS,
-    "comity.contexts": (*WORDS, *WRITES, "comity.config"),
+    "comity.contexts": (*WORDS, *WRITES, "comity.amqp.address", "comity.config"),
     "comity.credentials": WORDS + WRITES,
     # It asks the servers about themselves, over a connection of its own.
     "comity.cluster": (*WORDS, "comity.credentials", "comity.jetstream", "comity.bus.connection"),
@@ -67,8 +67,12 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.controller": WORDS + WRITES + DOORS + ("comity.core", "comity.config"),
     "comity.web": WORDS + DOORS + FACES + ("comity.core", "comity.config", "comity.controller"),
     "comity.backends": WORDS + DOORS + BACKENDS,
+    "comity.buses": (
+        *WORDS, *DOORS, *BACKENDS, "comity.bus.connection", "comity.connect", "comity.contexts", "comity.credentials",
+    ),
     "comity.connect": (
-        *WORDS, *DOORS, *BACKENDS, *FACES, "comity.backends", "comity.config", "comity.contexts", "comity.credentials",
+        *WORDS, *DOORS, *BACKENDS, *FACES, "comity.backends", "comity.buses", "comity.config", "comity.contexts",
+        "comity.credentials",
     ),
     "comity.sim": WORDS + WRITES + DOORS + FACES + MEMORY + ("comity.core", "comity.config", "comity.node", "comity.controller"),
     "comity.cli": ("comity",),

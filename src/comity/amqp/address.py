@@ -1,19 +1,22 @@
-"""Where a RabbitMQ is: ``amqp://USER:PASSWORD@HOST:PORT,HOST:PORT/VHOST?ca=FILE&cert=FILE&key=FILE&password_file=FILE&events=VHOST``.
+"""Where a RabbitMQ is: ``amqp://USER:PASSWORD@HOST:PORT,HOST:PORT/VHOST?OPTION=VALUE&...``. ``amqps://`` (or ``ca``) means TLS.
 
-``amqps://`` (or ``ca``) means TLS. ``events`` is the virtual host in which the server tells its events (default: ``/``).
+``ca``, ``cert``, ``key``, ``password_file``: files. ``own=1``: the user is one process's own, which has the user's name.
+``events``: the virtual host in which the server tells its events (default: ``/``).
 """
 
 from __future__ import annotations
 
-import ssl
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from comity.errors import BadSettings
 
+if TYPE_CHECKING:
+    import ssl
+
 PORT, TLS_PORT = 5672, 5671
-OPTIONS = {"ca", "cert", "events", "key", "password_file"}
+OPTIONS = {"ca", "cert", "events", "key", "own", "password_file"}
 
 
 class Where(NamedTuple):
@@ -27,6 +30,7 @@ class Where(NamedTuple):
     cert: str = ""
     key: str = ""
     events: str = "/"
+    own: bool = False
     is_safe: bool = False
 
     @classmethod
@@ -42,6 +46,8 @@ class Where(NamedTuple):
                 raise ValueError(f"it begins with amqp:// or amqps://, not {parts.scheme}://")
             if unknown := sorted(set(options) - OPTIONS):
                 raise ValueError(f"{unknown[0]!r} means nothing here")
+            if options.get("own", "1") != "1":
+                raise ValueError("own can be 1")
             if ("cert" in options) != ("key" in options):
                 raise ValueError("cert and key go together")
             found = tuple(_host(host.strip(), TLS_PORT if is_safe else PORT) for host in hosts.split(","))
@@ -52,7 +58,8 @@ class Where(NamedTuple):
             raise BadSettings(f"{shown} is not the address of a RabbitMQ: {error}", setting="urls", value=shown) from None
         if account:
             options |= {"user": unquote(user), "password": unquote(password)}
-        return cls(found, unquote(parts.path[1:]) or "/", is_safe=is_safe, **options)
+        own = options.pop("own", "") == "1"
+        return cls(found, unquote(parts.path[1:]) or "/", own=own, is_safe=is_safe, **options)
 
     @property
     def shown(self) -> str:
@@ -61,6 +68,8 @@ class Where(NamedTuple):
 
     def tls(self) -> ssl.SSLContext | None:
         """Raises BadSettings."""
+        import ssl
+
         if not self.is_safe:
             return None
         try:

@@ -71,14 +71,15 @@ class RabbitBus:
 
     @classmethod
     async def connect(
-        cls, address: str, *, process: str, network: str = "main", departures: bool = False, timeout_s: float = 2.0
+        cls, address: str | Where, *, process: str, network: str = "main", departures: bool = False, timeout_s: float = 2.0
     ) -> RabbitBus:
         """Join ``network`` as ``process``, trying for ``timeout_s``; later breaks are mended for ever.
 
         ``departures``: see them, if the server tells its events and lets this user hear them. Raises Unreachable, AccessDenied,
         BadSettings.
         """
-        bus = cls(Where.parse(address), ProcessId(process), network)
+        where = Where.parse(address) if isinstance(address, str) else address
+        bus = cls(where, ProcessId(process), network)
         try:
             await bus._line.open(timeout_s)
             bus._link = Link.UP

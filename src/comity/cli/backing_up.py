@@ -29,6 +29,7 @@ async def back_up(loaded: Loaded, target: Target, *, with_keys: bool) -> tuple[M
 
     from comity.backends import Elsewhere, told
     from comity.backup.create import Creating
+    from comity.buses import streams
     from comity.client import Client
     from comity.connect import doors, identity
     from comity.contexts import resolve
@@ -50,7 +51,7 @@ async def back_up(loaded: Loaded, target: Target, *, with_keys: bool) -> tuple[M
         if elsewhere.has("log"):
             log, _ = await elsewhere.log(context.network, create=False)
         else:
-            log = await JetStreamLog.open(bus.connection, context.network, create=False)
+            log = await JetStreamLog.open(streams(bus), context.network, create=False)
             stack.push_async_callback(log.close)
         settings = msgspec.structs.replace(loaded.settings, network=context.network)
         client = Client(bus, registry, store, settings, wall=time.time, rng=random.SystemRandom())

@@ -16,7 +16,7 @@ from comity.cli.command import Cli, command, commands
 from comity.cli.looks import bold, dim, paint, span
 
 if TYPE_CHECKING:
-    from comity.bus.nats import NatsBus
+    from comity.bus.base import Bus
     from comity.cluster.membership import Member
     from comity.cluster.status import Group, Server
     from comity.contexts import Context
@@ -106,19 +106,21 @@ async def status(cli: Cli) -> None:
 
 async def survey(context: Context) -> dict[str, Any]:
     """All that can be learned with what ``context`` may do. Raises Unreachable, AccessDenied, BadSettings."""
-    from comity.bus.nats import NatsBus
+    from comity.buses import is_rabbitmq, open_nats
     from comity.cli import elsewhere
+    from comity.cli.rabbit import survey as survey_rabbit
     from comity.cluster.status import SystemView, groups, meta_group, servers, survival
     from comity.connect import identity, secured
     from comity.credentials import Authority
     from comity.errors import ComityError
     from comity.jetstream import JetStream
 
+    if is_rabbitmq(context.urls):
+        return await survey_rabbit(context)
     notes: list[str] = []
     async with AsyncExitStack() as stack:
         process, known = identity(context, "controller" if context.authority else "client")
-        options = secured(known.connect_options() if known is not None else {}, context.ca)
-        bus = await NatsBus.connect(context.urls, process=process, network=context.network, options=options)
+        bus = await open_nats(context, process, known)
         stack.push_async_callback(bus.close)
         js = await JetStream(bus.connection, 2 * ANSWER_S).open()
         stack.push_async_callback(js.close)
@@ -176,14 +178,14 @@ def _group(group: Group) -> dict[str, Any]:
     return {**group._asdict(), "replicas": [replica._asdict() for replica in group.replicas]}
 
 
-async def positions(bus: NatsBus) -> list[dict[str, Any]]:
+async def positions(bus: Bus) -> list[dict[str, Any]]:
     """Where each controller is, as it says: those that answer at once."""
     found = await controllers_say(bus, "position")
     said = [about for process, about in found.items() if about.get("process") == process]
     return sorted(said, key=lambda about: (about["role"] != "leader", about["process"]))
 
 
-async def controllers_say(bus: NatsBus, question: str, **args: Any) -> dict[str, dict[str, Any]]:
+async def controllers_say(bus: Bus, question: str, **args: Any) -> dict[str, dict[str, Any]]:
     """What each controller that answers at once says to a question, by its process."""
     from comity.bus.base import Delivery, to
     from comity.controller.controller import CONTROLLERS

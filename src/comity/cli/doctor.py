@@ -202,7 +202,8 @@ def _limits(settings: Settings) -> Iterator[Finding]:
 
 
 async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
-    from comity.cli import elsewhere
+    from comity.buses import is_rabbitmq
+    from comity.cli import elsewhere, rabbit
     from comity.cli.doctor_network import look
     from comity.contexts import resolve
     from comity.errors import ComityError, Unreachable
@@ -214,8 +215,10 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
         return [Finding("network", "note", "none is known here", "start one: comity up")]
     except ComityError as error:
         return [Finding("network", "wrong", error.message, error.advice)]
-    findings = [*_credentials(context)]
+    on_rabbitmq = is_rabbitmq(context.urls)
+    findings = [] if on_rabbitmq else [*_credentials(context)]
     try:
+        findings += await rabbit.findings(context) if on_rabbitmq else []
         async with cli.net() as net:
             numbers = await net.stats()
             ahead_ms = net.leader_ms() - time.time() * 1000

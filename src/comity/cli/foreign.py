@@ -14,10 +14,11 @@ import time
 from contextlib import AsyncExitStack
 
 from comity.backends import Elsewhere, public
-from comity.bus.nats import NatsBus
+from comity.bus.base import Bus
+from comity.buses import is_rabbitmq, must_have_doors, open_bus, streams, trust
 from comity.cli.network import serve_metrics, until_led
 from comity.config import Settings
-from comity.connect import identity, secured
+from comity.connect import identity
 from comity.contexts import Context
 from comity.controller.controller import Controller
 from comity.log.base import Durability, Log
@@ -49,22 +50,22 @@ class ForeignNetwork:
     async def start(cls, settings: Settings, context: Context, *, asserts: str = "") -> ForeignNetwork:
         """Take part; make the network's streams, in ``settings.replicas`` copies, if they are missing. ``asserts``: what the
         operator says of the servers' durability, recorded. Raises Unreachable, AccessDenied, BadSettings, ForeignData."""
+        must_have_doors(context)
         async with AsyncExitStack() as stack:
             process, known = identity(context, "controller")
-            options = secured(known.connect_options() if known is not None else {}, context.ca)
-            bus = await NatsBus.connect(context.urls, process=process, network=context.network, options=options)
+            bus = await open_bus(context, process, known, departures=True)
             stack.push_async_callback(bus.close)
-            nc, token, copies = bus.connection, context.network, settings.replicas
+            token, copies = context.network, settings.replicas
             elsewhere = Elsewhere(stack, context.doors)
             new_id = secrets.token_hex(8)
             log: Log
             if elsewhere.has("log"):
                 log, network_id = await elsewhere.log(token, create=True, new_id=new_id, asserts=asserts)
             else:
-                stream = await JetStreamLog.adopt(nc, token, new_id, replicas=copies, asserts=asserts)
+                stream = await JetStreamLog.adopt(streams(bus), token, new_id, replicas=copies, asserts=asserts)
                 stack.push_async_callback(stream.close)
                 log, network_id = stream, stream.network_id
-            registry, store = await cls._beside(stack, elsewhere, bus, network_id, copies)
+            registry, store = await cls._beside(stack, elsewhere, bus, token, network_id, copies)
             controller = Controller(
                 bus, log, registry, store, settings,
                 network_id=network_id, wall=time.time, random=random.random, confirm_jump=True,
@@ -78,23 +79,24 @@ class ForeignNetwork:
             network._stack = stack.pop_all()
         network.metrics = serve_metrics(controller, settings.http_port, network.notes)
         if not controller.sees_departures:
-            network.notes.append("no system account: the end of a process is noticed by probes, within its lease")
+            why = "RabbitMQ does not tell us its events" if is_rabbitmq(context.urls) else "no system account"
+            network.notes.append(f"{why}: the end of a process is noticed by probes, within its lease")
+        network.notes += trust(context)
         return network
 
     @staticmethod
     async def _beside(
-        stack: AsyncExitStack, elsewhere: Elsewhere, bus: NatsBus, network_id: str, copies: int
+        stack: AsyncExitStack, elsewhere: Elsewhere, bus: Bus, token: str, network_id: str, copies: int
     ) -> tuple[Registry, Store]:
-        nc, token = bus.connection, bus.network
         if elsewhere.has("registry"):
             registry: Registry = await elsewhere.registry(token, create=True, network_id=network_id)
         else:
-            registry = await JetStreamRegistry.open(nc, token, create=True, replicas=copies)
+            registry = await JetStreamRegistry.open(streams(bus), token, create=True, replicas=copies)
             stack.push_async_callback(registry.close)
         if elsewhere.has("store"):
             store: Store = await elsewhere.store(token, network_id=network_id)
         else:
-            store = await JetStreamStore.open(nc, token, create=True, replicas=copies)
+            store = await JetStreamStore.open(streams(bus), token, create=True, replicas=copies)
             stack.push_async_callback(store.close)
         return registry, store
 

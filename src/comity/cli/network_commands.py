@@ -43,6 +43,12 @@ async def up(
     connect: Annotated[
         str | None, typer.Option("--connect", metavar="URL", help="Only a controller, on these servers.", **_FOREIGN)
     ] = None,
+    bus: Annotated[
+        str | None, typer.Option("--bus", help="Carry messages by RabbitMQ: amqp://USER:PASSWORD@HOST,HOST.", **_DOOR)
+    ] = None,
+    stack: Annotated[
+        str | None, typer.Option("--stack", metavar="nats|classic", help="Here, if not said: RabbitMQ and etcd.", **_FOREIGN)
+    ] = None,
     credentials: Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose to use.", **_FOREIGN)] = None,
     ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Who vouches for them.", **_FOREIGN)] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", metavar="N", help="Copies of each stream.", **_FOREIGN)] = None,
@@ -57,16 +63,19 @@ async def up(
 
     Ctrl-C stops it. Started again on the same data it carries on where it was.
     """
+    from comity.buses import is_rabbitmq
+    from comity.cli.place import chosen
     from comity.cli.up import Plan, with_last_doors, with_last_port
     from comity.cli.up import up as run_up
 
-    places = {name: at for name, at in (("log", log), ("registry", registry), ("store", store)) if at is not None}
+    given = {"bus": bus, "log": log, "registry": registry, "store": store}
+    at, places = chosen(cli.settings(data_dir=data).data_dir, stack, connect, given)
     flags: dict[str, Any] = {
         "data_dir": data, "port": port, "http_port": http_port, "nats_server": nats_server, "listen": listen,
-        "urls": connect, "credentials": credentials, "ca": ca, "replicas": replicas, "network": network,
+        "urls": at, "credentials": credentials, "ca": ca, "replicas": replicas, "network": network,
         "doors": places or None,
     }  # fmt: skip
-    if connect is not None:
+    if at is not None or is_rabbitmq(cli.settings(**flags).urls):
         await run_up(cli.settings(**flags), cli.output, _on_foreign(cli, flags, assert_durable))
         return
     if join is not None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from comity.backends import check_places
+from comity.backends import check_places, public
+from comity.buses import is_rabbitmq
 from comity.cluster.config import HOST, TlsFiles, bracketed, check_listening
 from comity.cluster.invites import Token
 from comity.cluster.join import ask_to_join, settle
@@ -17,6 +18,7 @@ from comity.errors import BadSettings, ForeignData
 from comity.ports import free_port, is_free
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from comity.config import Settings
@@ -34,6 +36,25 @@ class Place(NamedTuple):
     member: Member | None = None
     join_files: TlsFiles | None = None
     """For the endpoint where others join, which always uses TLS."""
+
+
+def chosen(
+    data: Path, stack: str | None, connect: str | None, given: Mapping[str, str | None]
+) -> tuple[str | None, dict[str, str]]:
+    """The bus's address, None for one of our own, and where the other doors are: as ``given``, else as a named stack has them.
+    Raises BadSettings."""
+    etcd = "etcd://127.0.0.1:2379"
+    classic = {"bus": "amqp://127.0.0.1", "log": etcd, "registry": etcd, "store": f"file://{(data / 'store').absolute()}"}
+    stacks = {None: {}, "nats": {}, "classic": classic}
+    if stack not in stacks:
+        raise BadSettings(f"there is no stack {stack!r}: nats (all in NATS) or classic (RabbitMQ and etcd)", setting="stack")
+    places = {**stacks[stack], **{name: address for name, address in given.items() if address is not None}}
+    bus = places.pop("bus", None)
+    if bus is not None and connect is not None:
+        raise BadSettings("--bus or --connect: both say where messages go", setting="urls", other="bus")
+    if bus is not None and not is_rabbitmq([bus]):
+        raise BadSettings(f"--bus is for amqp://, and {public(bus)} is not: --connect", setting="urls")
+    return bus or connect, places
 
 
 def must_fit(settings: Settings, *, clusters: bool) -> None:

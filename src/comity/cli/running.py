@@ -22,7 +22,7 @@ from comity.cli.output import Output, started, tell
 
 if TYPE_CHECKING:
     from comity.agent import Agent
-    from comity.bus.nats import NatsBus
+    from comity.bus.base import Bus
     from comity.config import Loaded
     from comity.connect import Doors
     from comity.contexts import Context
@@ -141,7 +141,7 @@ def _name_for(target: str) -> str:
 @asynccontextmanager
 async def _hosted(
     cli: Cli, name: str, agents: list[Agent], *, fixed: bool
-) -> AsyncIterator[tuple[Node, NatsBus, Context]]:
+) -> AsyncIterator[tuple[Node, Bus, Context]]:
     """A node with ``agents``, known to the leader. Raises what keeps it from that. It leaves at the end."""
     import random
 
@@ -170,6 +170,7 @@ async def _joined(
 ) -> tuple[Context, str, Doors]:
     """The network, who we are there, and our way to it. One that is not there yet is waited for. Raises Unreachable and what else
     keeps us out."""
+    from comity.buses import own_name
     from comity.connect import doors, identity
     from comity.contexts import resolve
     from comity.errors import Unreachable
@@ -181,7 +182,8 @@ async def _joined(
         try:
             async with AsyncExitStack() as trial:
                 context = resolve(loaded)
-                process, known = identity(context, "node", name if fixed or not context.credentials or context.authority else "")
+                chosen = fixed or context.authority or not (context.credentials or own_name(context, ""))
+                process, known = identity(context, "node", name if chosen else "")
                 opened = await doors(trial, context, process, known)
                 stack.push_async_exit(trial.pop_all())
                 return context, process, opened
@@ -194,7 +196,7 @@ async def _joined(
         await asyncio.sleep(RETRY_S)  # that a network appears cannot be awaited
 
 
-async def _be_alone(bus: NatsBus) -> None:
+async def _be_alone(bus: Bus) -> None:
     """Raises Conflict if another process has our name: two would get one another's messages."""
     from comity.bus.base import to
     from comity.errors import Conflict, TimedOut, Unreachable
@@ -247,7 +249,7 @@ def _greet(output: Output, node: Node, context: Context, files: list[Path]) -> N
     output.say(dim("Ctrl-C lets what runs end, and leaves."))
 
 
-async def _live(output: Output, node: Node, bus: NatsBus, signals: Signals, change: Coroutine[Any, Any, None] | None) -> bool:
+async def _live(output: Output, node: Node, bus: Bus, signals: Signals, change: Coroutine[Any, Any, None] | None) -> bool:
     """Until a signal, a ``change`` of the code, or the end of the connection; then drain. Whether it is over: False if the code
     changed. Raises Disconnected, what made the node fail, and ForeignData if another network answers now."""
     from comity.bus.base import Link

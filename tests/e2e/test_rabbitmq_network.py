@@ -1,0 +1,101 @@
+"""A network on RabbitMQ and etcd, typed as a user types it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from terminal import Terminal, terminal
+
+from etcds import Etcds
+from rabbits import Rabbit
+
+pytestmark = pytest.mark.server
+
+AGENT = """
+import asyncio
+from pathlib import Path
+
+from comity import Agent
+
+agent = Agent("adder")
+
+
+@agent.capability
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+@agent.capability
+async def linger(folder: str) -> str:
+    with open(f"{folder}/attempts", "a") as file:
+        file.write("x")
+    while not Path(folder, "go").exists():
+        await asyncio.sleep(0.02)
+    return "done"
+"""
+
+
+@pytest.fixture
+async def rabbit(tmp_path: Path) -> AsyncIterator[Rabbit]:
+    own = Rabbit(tmp_path / "rabbit", ("n1",))
+    try:
+        await own.start()
+        yield own
+    finally:
+        await own.close()
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[Terminal]:
+    with terminal(tmp_path) as user:
+        (tmp_path / "adder.py").write_text(AGENT)
+        yield user
+
+
+def add(user: Terminal, a: int) -> None:
+    assert user.ok("submit", "add", f'{{"a": {a}, "b": 1}}').json == a + 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_a_network_on_rabbitmq_and_etcd_outlives_nodes_and_the_server(
+    etcds: Etcds, rabbit: Rabbit, user: Terminal
+) -> None:
+    places = ["--log", etcds.address, "--registry", etcds.address, "--store", f"file://{user.folder}/store"]
+    up, facts = user.up("--bus", rabbit.url(), "--network", "town", *places)
+    assert facts["durability"] == "verified"
+    assert "shared" not in facts["url"]
+    assert [note for note in facts["notes"] if "shares its user" in note]
+    assert [note for note in facts["notes"] if "probes" in note] == []
+    user.env |= {"COMITY_URLS": rabbit.url(), "COMITY_NETWORK": "town"}  # a controller tells the rest
+    first = user.node("adder.py", "--name", "n1")
+    add(user, 1)
+
+    lingering = user.start("submit", "linger", f'{{"folder": "{user.folder}"}}')
+    async with asyncio.timeout(20):
+        while not (user.folder / "attempts").exists():  # noqa: ASYNC110 (a file has no event)
+            await asyncio.sleep(0.02)
+    user.node("adder.py", "--name", "n2")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    async with asyncio.timeout(20):
+        while (user.folder / "attempts").read_text() != "xx":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    await rabbit.kill()
+    (user.folder / "go").touch()
+    await rabbit.start()
+    assert lingering.json() == "done"
+    add(user, 2)
+
+    status = user.ok("cluster", "status").json
+    assert next(server["name"] for server in status["servers"]) == "RabbitMQ"
+    assert status["leader"]
+    checks = user.ok("doctor").json["checks"]
+    assert [check for check in checks if check["verdict"] == "wrong"] == []
+    assert [check["verdict"] for check in checks if check["check"] in ("bus", "credentials")] == ["ok", "note"]
+    assert up.stop() == 0
