@@ -134,7 +134,7 @@ async def etcds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Etcds
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def rabbit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rabbit]:
     """One RabbitMQ for the whole run, which takes seconds to start. Tests that kill or stop one start their own."""
-    started = Rabbit(tmp_path_factory.mktemp("rabbit") / "data", ("a", "b", "c", "m1", "m2", "m3"))
+    started = Rabbit(tmp_path_factory.mktemp("rabbit") / "data", ("a", "b", "c", "m1", "m2", "m3", "k1", "n1", "c1"))
     try:
         await started.start()
         yield started

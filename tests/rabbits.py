@@ -42,6 +42,7 @@ def need_rabbit() -> tuple[Path, str]:
 
 def user(process: str, network: str = "main") -> dict[str, list[dict[str, str]]]:
     """A process's own user, who may be no other: as docs/backends.md says it."""
+    heard = r"[^.]+" if process.startswith("k") else r"(?!leader\.)[^.]+"  # a controller's begins so
     queues, exchange = rf"cy\.{network}\.(q\.{process}\.|any\.).*", rf"cy\.{network}"
     return {
         "users": [{"name": process, "password": f"{process}-secret", "tags": ""}],
@@ -55,7 +56,7 @@ def user(process: str, network: str = "main") -> dict[str, list[dict[str, str]]]
             {
                 "user": process, "vhost": "/", "exchange": f"cy.{network}",
                 "write": r"^[a-z]+\.[\w-]+\.{username}$",
-                "read": r"^((to|re)\.{username}|any\.[^.]+|topic\.(?!leader\.)[^.]+)\.\*$",
+                "read": rf"^((to|re)\.{{username}}|any\.[^.]+|topic\.{heard})\.\*$",
             }
         ],
     }  # fmt: skip
