@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from comity.cluster.tls import CertificateAuthority, server_files
 from comity.ports import free_port
 from etcds import IN_CI
 
@@ -68,14 +69,18 @@ class Rabbit:
 
     def __init__(self, folder: Path, processes: Sequence[str] = (), plugins: Sequence[str] = (EVENTS,)) -> None:
         self.binary, self._epmd = need_rabbit()
-        self.port, self._names, self._dist = (free_port(HOST) for _ in range(3))
+        self.port, self.tls_port, self._names, self._dist = (free_port(HOST) for _ in range(4))
+        self.tls = server_files(folder / "tls", _authority(folder / "tls"), HOST)
         self._folder = folder
         self._server: subprocess.Popen[bytes] | None = None
         self._name_server: subprocess.Popen[bytes] | None = None
-        folder.mkdir(parents=True)
         (folder / "plugins").write_text(f"[{','.join(plugins)}].\n")
         (folder / "definitions.json").write_text(json.dumps(_definitions(processes)))
-        lines = [f"listeners.tcp.1 = {HOST}:{self.port}", f"load_definitions = {folder}/definitions.json"]
+        lines = [
+            f"load_definitions = {folder}/definitions.json", f"listeners.tcp.1 = {HOST}:{self.port}",
+            f"listeners.ssl.1 = {HOST}:{self.tls_port}", f"ssl_options.cacertfile = {self.tls.ca}",
+            f"ssl_options.certfile = {self.tls.certificate}", f"ssl_options.keyfile = {self.tls.key}",
+        ]  # fmt: skip
         (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
 
     def url(self, process: str = "", port: int = 0) -> str:
@@ -157,6 +162,12 @@ class Rabbit:
             self._name_server.kill()
             await asyncio.to_thread(self._name_server.wait)
             self._name_server = None
+
+
+def _authority(folder: Path) -> CertificateAuthority:
+    made = CertificateAuthority.create("main")
+    made.save(folder)
+    return made
 
 
 def _definitions(processes: Sequence[str]) -> dict[str, Any]:

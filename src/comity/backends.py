@@ -123,7 +123,7 @@ def check_places(places: Mapping[str, str]) -> None:
 def public(address: str) -> str:
     """``address`` without users, passwords and this machine's files."""
     parts = urlsplit(address)
-    scheme = f"{parts.scheme}s" if parts.scheme in ("etcd", "consul") and "ca=" in parts.query else parts.scheme
+    scheme = f"{parts.scheme}s" if parts.scheme in ("amqp", "etcd", "consul") and "ca=" in parts.query else parts.scheme
     return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

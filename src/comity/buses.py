@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from comity.errors import BadSettings, NotFound
+from comity.model.ids import shown_urls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +95,13 @@ def must_have_doors(context: Context) -> None:
         ways = {"store": "--store file:///PATH"}
         wanted = " ".join(ways.get(door, f"--{door} etcd://HOST:PORT") for door in missing)
         raise BadSettings(f"no {' and no '.join(missing)} is named: {said}. Add {wanted}", setting="doors", value=missing)
+
+
+def shown(context: Context) -> str:
+    """The bus's addresses as they may be shown: no passwords, and no files."""
+    from comity.backends import public
+
+    return public(context.urls[0]) if is_rabbitmq(context.urls) else shown_urls(context.urls)
 
 
 def trust(context: Context) -> list[str]:

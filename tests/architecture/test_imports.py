@@ -68,7 +68,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.web": WORDS + DOORS + FACES + ("comity.core", "comity.config", "comity.controller"),
     "comity.backends": WORDS + DOORS + BACKENDS,
     "comity.buses": (
-        *WORDS, *DOORS, *BACKENDS, "comity.bus.connection", "comity.connect", "comity.contexts", "comity.credentials",
+        *WORDS, *DOORS, *BACKENDS, "comity.backends", "comity.bus.connection", "comity.connect", "comity.contexts",
+        "comity.credentials",
     ),
     "comity.connect": (
         *WORDS, *DOORS, *BACKENDS, *FACES, "comity.backends", "comity.buses", "comity.config", "comity.contexts",

@@ -166,6 +166,28 @@ class TestRabbitBus(BusContract):
         assert connection.is_open
         await connection.close()
 
+    # TLS
+
+    async def test_who_knows_the_ca_talks_over_tls_and_others_do_not(self, rabbit: Rabbit) -> None:
+        address = rabbit.url("a", rabbit.tls_port)
+        bus = await RabbitBus.connect(f"{address}?ca={rabbit.tls.ca}", process="a", timeout_s=SOON_S)
+        inbox = Inbox()
+        await bus.subscribe(to("a"), inbox)
+        large = bytes(range(256)) * 4000
+        for _ in range(20):
+            await bus.send(to("a"), large)
+        await inbox.until(20)
+        assert inbox.data == [large] * 20
+        bus._line.connection.abort()
+        await until(bus, Link.DOWN)
+        await until(bus, Link.UP)
+        await settled(bus, bus)
+        await bus.close()
+        with pytest.raises(Unreachable, match="nobody known here vouches"):
+            await RabbitBus.connect(address.replace("amqp", "amqps"), process="a", timeout_s=0)
+        with pytest.raises(Unreachable):
+            await RabbitBus.connect(address, process="a", timeout_s=0)  # in the clear, to where TLS is spoken
+
     # What breaks
 
     async def test_a_killed_process_is_seen_within_milliseconds(self, world: RabbitWorld) -> None:

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 
 from comity.backends import Elsewhere, public
 from comity.bus.base import Bus
-from comity.buses import is_rabbitmq, must_have_doors, open_bus, streams, trust
+from comity.buses import is_rabbitmq, must_have_doors, open_bus, shown, streams, trust
 from comity.cli.network import serve_metrics, until_led
 from comity.config import Settings
 from comity.connect import identity
@@ -23,7 +23,6 @@ from comity.contexts import Context
 from comity.controller.controller import Controller
 from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
-from comity.model.ids import shown_urls
 from comity.registry.base import Registry
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.base import Store
@@ -69,13 +68,13 @@ class ForeignNetwork:
             controller = Controller(
                 bus, log, registry, store, settings,
                 network_id=network_id, wall=time.time, random=random.random, confirm_jump=True,
-                place=shown_urls(context.urls[:1]),
+                place=shown(context),
             )  # fmt: skip
             controller.doors = {name: public(address) for name, address in context.doors.items()}
             stack.push_async_callback(controller.stop)
             await controller.start()
             await until_led(controller)
-            network = cls(shown_urls(context.urls), controller, await log.durability(), token)
+            network = cls(shown(context), controller, await log.durability(), token)
             network._stack = stack.pop_all()
         network.metrics = serve_metrics(controller, settings.http_port, network.notes)
         if not controller.sees_departures:
