@@ -1,5 +1,5 @@
 """What a backend costs beside its raw client, which does the same in the same run:
-``python -m bench.backends etcd://HOST:PORT``, or ``consul://HOST:PORT`` for the registry.
+``python -m bench.backends etcd://HOST:PORT``, or ``consul://HOST:PORT`` for the registry (for the bus: ``bench.rabbitmq``).
 
 Only on servers whose other users do not mind: it writes under the prefix ``comity-bench``, and takes away what it wrote.
 """
