@@ -98,7 +98,9 @@ async def test_a_network_on_rabbitmq_and_etcd_outlives_nodes_and_the_server(
     checks = user.ok("doctor").json["checks"]
     assert [check for check in checks if check["verdict"] == "wrong"] == []
     assert [check["verdict"] for check in checks if check["check"] in ("bus", "credentials")] == ["ok", "note"]
-    assert up.stop() == 0
+    assert user.ok("backup", "create", "--to", str(user.folder / "kept")).json["index"] > 0
+    user.ok("down")
+    assert up.wait() == 0
 
 
 @pytest.mark.slow
@@ -134,6 +136,7 @@ def test_what_cannot_be_is_refused(user: Terminal, free_port: Callable[[], int])
         (["up", "--bus", f"amqp://u:secret@{nowhere}", *kept], "unreachable", f"no server answers at amqp://{nowhere}"),
         (["up", "--bus", f"nats://{nowhere}", *kept], "bad-settings", "--bus is for amqp://"),
         (["up", "--bus", "amqp://h?x=1", *kept], "bad-settings", "'x' means nothing here"),
+        (["up", "--bus", f"amqp://u:secret@{nowhere}", "--servers", "3", *kept], "bad-settings", "for servers of our own"),
         (["up", "--stack", "other"], "bad-settings", "no stack"),
         (["nodes", "list", "--connect", f"amqp://u:secret@{nowhere}"], "unreachable", f"amqp://{nowhere}"),
     ]

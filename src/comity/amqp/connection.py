@@ -79,6 +79,7 @@ class Connection(asyncio.Protocol):
         self._content: dict[int, tuple[Take, str, int, Properties, list[bytes]]] = {}
         self._largest = 0
         self._heard = 0.0
+        self._is_doubted = False
         self._watch: asyncio.TimerHandle | None = None
         self._writable = asyncio.Event()
         self._ended = asyncio.Event()
@@ -137,8 +138,10 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._ended.is_set():
             return
         if self._loop.time() - self._heard > SILENT_S:
-            self.abort(Disconnected(f"nothing was heard of the server for {SILENT_S} s"))
-            return
+            if self._is_doubted:
+                self.abort(Disconnected(f"nothing was heard of the server for {SILENT_S} s"))
+                return
+            self._is_doubted = True  # if this process stood still, what came meanwhile is read first
         self._transport.write(Heartbeat.value)
         self._watch = self._loop.call_later(HEARTBEAT_S / 4, self._tick)
 
@@ -217,6 +220,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
+        self._is_doubted = False
         buffer = self._buffer
         buffer += data
         at = 0
@@ -225,6 +229,8 @@ class Connection(asyncio.Protocol):
                 kind, channel, size = _HEAD.unpack_from(buffer, at)
                 if kind == ord("A") and buffer.startswith(b"AMQP"):
                     raise ValueError("it speaks another version of AMQP")
+                if size > constants.FRAME_MAX_SIZE:
+                    raise ValueError(f"a frame of {size} bytes")
                 end = at + _HEAD.size + size
                 if len(buffer) <= end:
                     break
@@ -333,7 +339,7 @@ def _publish(exchange: str, key: str, mandatory: bool) -> bytes:
     return frames.marshal(commands.Basic.Publish(0, exchange, key, mandatory), PUBLISHING)
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _properties(data: bytes) -> Properties:
     header = ContentHeader()
     header.unmarshal(bytes(12) + data)

@@ -19,8 +19,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 1.0
 """Longest waits before the first attempts to reconnect and all later ones. Each is random, so that processes do not come back in
 step."""
 OLDEST = (3, 8)
-_DENIED = (403, 530)
-"""Access refused; no such virtual host, or none for this user."""
+_DENIED, _LACKING = (403, 530), (404, 405, 406)
+"""Access refused; no such virtual host, or none for this user. And what is not there, or otherwise than we need it."""
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +29,11 @@ class Line:
     """``prepare`` makes a connection ready each time, before ``changed(True)``; ``changed(False)`` when it is not of use. What is
     on the line now is ``connection``."""
 
-    connection: Connection
-
     def __init__(
         self, where: Where, title: str, prepare: Callable[[Connection], Awaitable[None]], changed: Callable[[bool], None]
     ) -> None:
         self.where = where
+        self.connection = Connection()
         self.why = ""
         self._title = title
         self._prepare = prepare
@@ -87,7 +86,7 @@ class Line:
     def _said(self, server: str, error: BaseException) -> ComityError | None:
         """What the bus says of it, if it is the server or the way to it."""
         if isinstance(error, Refusal):
-            kind = AccessDenied if error.code in _DENIED else Unreachable
+            kind = AccessDenied if error.code in _DENIED else BadSettings if error.code in _LACKING else Unreachable
             return kind(f"{server} refuses {self._title}: {error.text}", servers=self.where.shown)
         if isinstance(error, ssl.SSLCertVerificationError):
             return Unreachable(f"{server} shows a certificate that nobody known here vouches for: {error.verify_message}")
@@ -141,12 +140,11 @@ class Line:
             self._mending.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._mending
-        with contextlib.suppress(AttributeError):  # it never stood
-            try:
-                await self.connection.close()
-            except Disconnected as error:
-                log.warning("%s: the last messages may be lost: %s", self._title, error)
-            await self.connection.ended()
+        try:
+            await self.connection.close()
+        except Disconnected as error:
+            log.warning("%s: the last messages may be lost: %s", self._title, error)
+        await self.connection.ended()
 
 
 def _check(server: dict[str, object]) -> None:

@@ -58,6 +58,7 @@ async def tasks(
     doors: Annotated[
         str, typer.Option("--doors", metavar="DOOR=ADDRESS...", help="What lies elsewhere: 'log=etcd://... registry=...'.")
     ] = "",
+    bus: Annotated[str, typer.Option("--bus", metavar="ADDRESS", help="RabbitMQ, with all doors elsewhere: amqp://...")] = "",
     profile: Profile = None,
 ) -> None:
     """Durable tasks, from submit to result, each on disk before it is acknowledged."""
@@ -72,6 +73,7 @@ async def tasks(
     settings: dict[str, Any] = {"max_waiting": count + 1, "max_waiting_per_submitter": count + 1} if waiting else {}
     settings |= {} if fsync else {"fsync": False}
     settings |= {"doors": doors, "network": f"bench-{token_hex(4)}"} if doors else {}
+    settings |= {"urls": bus} if bus else {}
     _check_size(servers)
     hired = 0 if waiting else nodes
     async with network(hired, agents, slots=slots, servers=servers, **settings) as bench, profiled(bench, profile):
@@ -83,6 +85,7 @@ async def tasks(
             mode = f"{callers} callers" if callers else f"batches of {work.BATCH}, {in_flight} in flight"
             figures = await work.throughput(bench, count, payload, callers, in_flight // work.BATCH)
     figures["settings"] |= {"payload": payload, "mode": mode} | ({"doors": doors} if doors else {})
+    figures["settings"] |= {"bus": "RabbitMQ"} if bus else {}
     _print(cli.output, "durable tasks", figures)
 
 

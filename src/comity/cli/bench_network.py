@@ -142,7 +142,8 @@ async def network(nodes: int, agents: int, *, slots: int, servers: int = 1, **se
         env |= {f"COMITY_{name.upper()}": str(value) for name, value in settings.items()}
         began = perf_counter()
         ups = await _form(stack, env, data, servers)
-        loaded = Settings.load({"data_dir": data}, env={}, cwd=folder)
+        where = {name: settings[name] for name in ("urls", "network") if "urls" in settings}
+        loaded = Settings.load({"data_dir": data, **where}, env={}, cwd=folder)
         net = await stack.enter_async_context(comity.connect(settings=loaded))
         bench = Bench(net, ups, folder, stack, env)
         first = await net.submit("bench.echo", {"text": "first"})

@@ -76,7 +76,8 @@ async def up(
         "doors": places or None,
     }  # fmt: skip
     if at is not None or is_rabbitmq(cli.settings(**flags).urls):
-        await run_up(cli.settings(**flags), cli.output, _on_foreign(cli, flags, assert_durable))
+        own = {"servers": servers, "join": join, "listen": listen}
+        await run_up(cli.settings(**flags), cli.output, _on_foreign(cli, flags, assert_durable, own))
         return
     if join is not None:
         flags["network"] = network or _network_of(join)
@@ -92,13 +93,16 @@ def _network_of(token: str) -> str:
     return Token.parse(token).network
 
 
-def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool) -> Plan:
-    """A controller only. Raises BadSettings for what is only for servers of our own."""
+def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool, own: dict[str, Any]) -> Plan:
+    """A controller only. Raises BadSettings for what is only for servers of our ``own``."""
     from getpass import getuser
 
     from comity.cli.up import Plan
     from comity.contexts import resolve
+    from comity.errors import BadSettings
 
+    if wrong := [f"--{name}" for name, value in own.items() if value is not None]:
+        raise BadSettings(f"{wrong[0]} is for servers of our own, and these are somebody else's", setting=wrong[0][2:])
     asserts = f"an operator ({getuser()}) says that the servers sync to disk before they acknowledge" if asserted else ""
     return Plan(context=resolve(cli.loaded(**flags)), asserts=asserts)
 
