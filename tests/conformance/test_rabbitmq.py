@@ -83,9 +83,11 @@ class TestRabbitBus(BusContract):
         inbox, at_a = Inbox(), Inbox()
         tasks: list[asyncio.Task[None]] = []
         await y.subscribe(to("y"), inbox)
-        await y.subscribe(to("y"), answering(y, tasks))
+        cancel = await y.subscribe(to("y"), answering(y, tasks))
         await a.subscribe(to("a"), at_a)
         assert await x.request(to("y"), b"1", SOON_S) == b"re:1"
+        await cancel()
+        await asyncio.gather(*tasks)
         await a.send(to("y"), b"2")
         assert [item.sender for item in await inbox.until(2)] == ["x", "a"]
         await x.send(to("a"), b"3")  # nobody vouches for x by itself
