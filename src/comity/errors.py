@@ -24,6 +24,7 @@
     │   ├── Corrupt                   stored data fails its checksum or has a hole
     │   ├── ForeignData               the data directory or log belongs to another network or version
     │   ├── AlreadyRunning            another process holds the data directory
+    │   ├── DiskFull                  no room is left for what must be on the disk first
     │   ├── ServerFailed              the embedded server did not start
     │   ├── ModuleFailed              an agent module could not be imported
     │   ├── InvalidOutput             an agent's function returned what its annotation does not allow
@@ -54,11 +55,11 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ComityError", "Conflict", "Corrupt",
-    "DeadlineExceeded", "Definite", "Disconnected", "Fenced", "ForeignData", "Indefinite", "InvalidInput", "InvalidOutput",
-    "MailboxFull", "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "OutOfProtocol", "Overloaded",
-    "PeerLost", "Poisoned", "Refuse", "ServerFailed", "ShuttingDown", "Stuck", "TaskCanceled", "TaskError", "TaskFailed",
-    "TaskRejected", "TimedOut", "TooLarge", "TooOld", "Unanswered", "UnknownAgent", "UnknownCapability", "UnknownNode",
-    "UnknownTask", "Unreachable", "by_code", "from_wire",
+    "DeadlineExceeded", "Definite", "Disconnected", "DiskFull", "Fenced", "ForeignData", "Indefinite", "InvalidInput",
+    "InvalidOutput", "MailboxFull", "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "OutOfProtocol",
+    "Overloaded", "PeerLost", "Poisoned", "Refuse", "ServerFailed", "ShuttingDown", "Stuck", "TaskCanceled", "TaskError",
+    "TaskFailed", "TaskRejected", "TimedOut", "TooLarge", "TooOld", "Unanswered", "UnknownAgent", "UnknownCapability",
+    "UnknownNode", "UnknownTask", "Unreachable", "by_code", "from_wire",
 ]  # fmt: skip
 
 
@@ -194,6 +195,11 @@ class ForeignData(Definite):
 class AlreadyRunning(Definite):
     code = "already-running"
     advice = "A network already runs on this data directory; use it, stop it with: comity down, or choose another --data."
+
+
+class DiskFull(Definite):
+    code = "disk-full"
+    advice = "Make room on the disk that holds the data directory; nothing is lost, and it goes on by itself."
 
 
 class ServerFailed(Definite):

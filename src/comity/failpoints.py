@@ -45,6 +45,7 @@ WRITES = (
     "jetstream.value", "jetstream.bury", "sqlite.create", "sqlite.append", "sqlite.trim", "folder.write", "folder.place",
     "folder.delete", "folder.expire", "folder.mark", "etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record",
     "etcd.remove", "consul.mark", "consul.record", "consul.remove",
+    "raft.cut", "raft.save", "raft.segment", "raft.drop",
     # files
     "file.write", "file.place", "network.identify", "keys.place", "server.config", "context.write", "context.place", "lock.write",
     "log.mark",

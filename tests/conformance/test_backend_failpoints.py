@@ -36,6 +36,7 @@ SRC = HERE.parents[1] / "src" / "comity"
 PROGRAMS = {
     "sqlite": ("sqlite.create", "sqlite.append", "sqlite.trim"),
     "folder": ("folder.write", "folder.place", "folder.delete", "folder.expire", "folder.mark"),
+    "raft": ("raft.cut", "raft.save", "raft.segment", "raft.drop"),
     "files": ("file.write", "file.place", "keys.place", "context.write", "context.place", "log.mark"),
     "large": ("body.put", "file.put", "file.take"),
     "server": ("network.identify", "server.config", "lock.write"),

@@ -18,6 +18,9 @@ from comity.errors import NotFound
 from comity.log.sqlite import SqliteLog
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import ProcessId
+from comity.model.raft import Ballot, LogEntry, Snapshot
+from comity.raft.records import Record
+from comity.raft.wal import Wal
 from comity.store.folder import FolderStore
 
 ENTRIES = [b"one", b"two", b"three"]
@@ -47,6 +50,27 @@ async def sqlite(folder: Path, said: Said) -> None:
     said("trimmed")
     assert [item.data for item in await log.read(1)] == ENTRIES[1:]
     await log.close()
+
+
+async def raft(folder: Path, said: Said) -> None:
+    """A member's write-ahead log, in segments so small that each write begins one; at the end, a write that a crash cut short."""
+    wal = Wal.open(folder / "raft", "net", "m1", segment_size=1)
+    assert wal.ballot.term >= said.before.count("vote"), "a vote that was cast is gone"
+    last = wal.snapshot.index + len(wal.entries)
+    assert [entry.index for entry in wal.entries] == [*range(wal.snapshot.index + 1, last + 1)]
+    assert last >= sum(word.startswith("entry") for word in said.before), "an acknowledged entry is gone"
+    for number in range(last, len(ENTRIES)):
+        wal.save([Record(None, [LogEntry(number + 1, 1, ENTRIES[number])], None)])
+        said(f"entry {number + 1}")
+    wal.save([Record(Ballot(wal.ballot.term + 1, "m1"), [], None)])
+    said("vote")
+    wal.save([Record(None, [], Snapshot(2, 1))])
+    wal.close()
+    with max((folder / "raft").glob("*.wal")).open("ab") as file:
+        file.write(b"CR")
+    wal = Wal.open(folder / "raft", "net", "m1")
+    assert wal.torn is not None
+    wal.close()
 
 
 async def folder(folder: Path, said: Said) -> None:
@@ -122,7 +146,7 @@ async def server(folder: Path, said: Said) -> None:
 
 
 WHAT: dict[str, Callable[[Path, Said], Awaitable[None]]] = {
-    "sqlite": sqlite, "folder": folder, "files": files, "large": large, "server": server,
+    "sqlite": sqlite, "raft": raft, "folder": folder, "files": files, "large": large, "server": server,
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""The rules of Raft, one test each, with the section that has it: of the paper (Ongaro and Ousterhout 2014) or of Ongaro's thesis.
+"""The rules of Raft, one test each, with the section that has it: of the paper (Ongaro and Ousterhout 2014) or of the thesis
+(Ongaro 2014).
 
 One machine, and messages made by hand; how several behave together stands in ``tests/scenarios/raft``.
 """
@@ -226,7 +227,7 @@ class TestElection:
 
     def test_a_member_alone_leads_once_its_vote_is_saved(self) -> None:
         member = Member(Config(("a",)))
-        member.at(0.75)
+        member.at(0.0)
         assert member.role is r.Role.LEADER
         assert member.machine.log.commit == 1
 

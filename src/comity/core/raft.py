@@ -130,8 +130,9 @@ class Raft:
             self._campaign(is_trial=True)
 
     def _wind(self) -> None:
-        """Without a leader, campaign after one to two election times, not all at once (5.2)."""
-        self._deadline = self.state.now + self.state.timing.election_s * (1 + self._chance())
+        """Without a leader, campaign after one to two election times, not all at once (5.2); at once if nobody else has a vote."""
+        is_alone = self.config.voters == (self.state.id,) and not self.config.outgoing
+        self._deadline = self.state.now + (0.0 if is_alone else self.state.timing.election_s * (1 + self._chance()))
 
     def _asked(self, event: Propose | Read | Change | HandOver) -> None:
         """What only a leader can do."""
