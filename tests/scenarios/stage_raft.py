@@ -24,7 +24,7 @@ from transcript import Command
 
 from comity.core import raft_events as r
 from comity.core.raft import Raft
-from comity.model.raft import CONFIG, EMPTY, Append, Ballot, Config, LogEntry, Message, Snapshot
+from comity.model.raft import CONFIG, EMPTY, Append, Ballot, Config, LogEntry, Message, Snapshot, founding
 
 
 class Disk:
@@ -69,7 +69,7 @@ class RaftStage:
         self.timing = r.Timing(**{key: type(getattr(r.Timing(), key))(value) for key, value in timing.items()})
         config = Config(tuple(names.split(",")), learners=tuple(filter(None, learners.split(","))))
         for member in config.members:
-            self.disks[member] = Disk(Snapshot(config=config))
+            self.disks[member] = Disk(founding(config))
             yield from self.on_start(member)
 
     def on_join(self, name: str) -> Iterator[str]:
@@ -146,7 +146,7 @@ class RaftStage:
     def on_show(self) -> Iterator[str]:
         for name, member in sorted(self.members.items()):
             log, state = member.log, member.state
-            shown = [f"{log.snapshot.index}=[{log.snapshot.data.decode()}]"] if log.snapshot.index else []
+            shown = [f"{log.snapshot.index}=[{log.snapshot.data.decode()}]"] if log.snapshot.index > 1 else []
             for entry in log.entries:
                 unsaved = "*" if entry.index > log.saved else ""
                 shown.append(f"{entry.term}:{text(entry)}{unsaved}{' |' if entry.index == log.commit else ''}")

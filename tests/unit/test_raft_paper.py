@@ -381,6 +381,13 @@ class TestSnapshots:
         member.step(r.Saved(member.saves[-1].number))
         assert member.sent[-1] == ("b", Appended(5, 9))
 
+    def test_7_until_it_is_saved_nothing_is_acknowledged_that_the_disk_did_not_have(self) -> None:
+        member = Member(ballot=Ballot(5))
+        member.is_slow = True
+        member.hear("b", append(5, 0, 0, 4, 4, commit=2))
+        member.hear("b", self.part(0, b"all", is_last=True))
+        assert member.hear("b", self.part(0, b"all", is_last=True)) == [Appended(5, 0)]
+
     def test_7_another_leaders_chunks_begin_anew(self) -> None:
         member = Member()
         member.hear("b", self.part(0, b"one"))

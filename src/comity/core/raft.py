@@ -55,7 +55,7 @@ from comity.model.raft import (
 
 class Raft:
     """One member. ``chance`` gives numbers from 0 to 1. ``ballot``, ``snapshot`` and ``entries`` are what its disk has; a new
-    network's members begin with a snapshot 0 that names them all, one that joins with nothing."""
+    network's members begin with ``founding``, one that joins with nothing."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Raft:
             self._campaign(is_trial=True)
 
     def _wind(self) -> None:
-        """Without a leader, campaign after one to two election times, not all at once (5.2); at once if nobody else has a vote."""
+        """Without a leader, campaign after one to two election times, not all at once (5.2); at once if no other has a vote."""
         is_alone = self.config.voters == (self.state.id,) and not self.config.outgoing
         self._deadline = self.state.now + (0.0 if is_alone else self.state.timing.election_s * (1 + self._chance()))
 

@@ -115,8 +115,9 @@ class RaftLog:
         return self.snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Begin anew from a leader's snapshot."""
-        self.saved = self.commit
+        """Begin anew from a leader's snapshot. Until that is saved, what is on the disk is what was known to be committed, if it
+        had come so far."""
+        self.saved = min(self.saved, self.commit)
         self.entries.clear()
         self.snapshot = snapshot
         self.commit = self.applied = snapshot.index

@@ -47,6 +47,12 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True):
     data: bytes = b""
 
 
+def founding(config: Config) -> Snapshot:
+    """What a new network's members all begin with. It takes index 1, so that who joins later, with an empty log, must get it:
+    the first membership stands in no entry."""
+    return Snapshot(1, 0, config)
+
+
 class Ballot(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The newest term a member knows, and whom it voted for in that term ("": nobody)."""
 

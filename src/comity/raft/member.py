@@ -236,8 +236,8 @@ class Member:
 
     def _refusal(self, reason: r.Refusal) -> ComityError:
         leader = self.raft.state.leader
-        if reason is r.Refusal.NOT_LEADER:
-            return NotLeader(f"member {self.id} does not lead", leader=leader)
+        if reason in (r.Refusal.NOT_LEADER, r.Refusal.HANDING_OVER):
+            return NotLeader(f"member {self.id} does not lead, or no more for long", leader=leader)
         return Conflict(f"member {self.id} refuses: {reason}", reason=str(reason))
 
     def _apply(self, entries: list[LogEntry]) -> None:

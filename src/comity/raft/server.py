@@ -19,7 +19,7 @@ from comity.core import raft_events as r
 from comity.core.raft import Raft
 from comity.core.raft_events import Timing
 from comity.errors import BadSettings, ComityError, Disconnected, ForeignData, NotLeader, Unreachable
-from comity.model.raft import Config, Message, Snapshot
+from comity.model.raft import Config, Message, founding
 from comity.raft import wire
 from comity.raft.contact import greet, parse_address
 from comity.raft.link import Link
@@ -130,8 +130,8 @@ class RaftServer:
         host, port = parse_address(listen)
         if members is not None and id not in members:
             raise BadSettings(f"{id!r} is not among the founding members {', '.join(members)}", setting="members")
-        founding = Snapshot(config=Config(tuple(members), addresses=members)) if members else None
-        wal = await asyncio.to_thread(Wal.open, folder, cluster, id, founding)
+        start = founding(Config(tuple(members), addresses=members)) if members else None
+        wal = await asyncio.to_thread(Wal.open, folder, cluster, id, start)
         disk = ThreadDisk(wal)
         about: dict[str, Any] = {"ballot": wal.ballot, "snapshot": wal.snapshot, "entries": wal.entries}
         raft = Raft(id, asyncio.get_running_loop().time(), random.random, timing, **about)
