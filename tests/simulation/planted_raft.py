@@ -1,4 +1,5 @@
-"""Bugs to plant in the built-in Raft; each must be found by the judge of ``comity.sim.raft``, in one of a few lives."""
+"""Bugs to plant in the built-in Raft. Each must be found by the judge of ``comity.sim.raft`` in one of a few lives; those that
+only show when several rare things meet, by the test of the rule that they break."""
 
 from __future__ import annotations
 
@@ -27,21 +28,24 @@ Patch = pytest.MonkeyPatch
 
 
 class PlantedRaft(NamedTuple):
-    """A bug, and the faults of the lives in which it must show (None: whatever the seed draws)."""
+    """A bug, and the faults of the lives in which it must show (None: whatever the seed draws), from life ``first`` on; or the
+    test of ``tests/unit/test_raft_paper.py`` that must fail."""
 
     name: str
     plant: Callable[[Patch], None]
     faults: dict[str, int] | None
+    first: int
+    rule: str
 
 
 PLANTED: list[PlantedRaft] = []
 
 
-def plant(**faults: int) -> Callable[[Callable[[Patch], None]], None]:
+def plant(first: int = 0, rule: str = "", **faults: int) -> Callable[[Callable[[Patch], None]], None]:
     kinds = {name.replace("_", " "): count for name, count in faults.items()}
 
     def add(function: Callable[[Patch], None]) -> None:
-        PLANTED.append(PlantedRaft(function.__name__, function, kinds or None))
+        PLANTED.append(PlantedRaft(function.__name__, function, kinds or None, first, rule))
 
     return add
 
@@ -62,7 +66,7 @@ def one_vote_less_elects(patch: Patch) -> None:
     patch.setattr(raft, "outcome", outcome)
 
 
-@plant(replace=6, crash_leader=2, split=4, cut_leader=2)
+@plant(first=9, replace=6, crash_leader=2, split=4, cut_leader=2)
 def a_joint_membership_needs_the_new_majority_only(patch: Patch) -> None:
     def groups(config: Config) -> Any:
         yield config.voters
@@ -142,7 +146,7 @@ def a_snapshot_is_acknowledged_before_it_is_synced(patch: Patch) -> None:
     patch.setattr(RaftLog, "restore", hasty)
 
 
-@plant(slow_disk=10, cut_leader=6, pause_leader=2)
+@plant(first=9, slow_disk=10, cut_leader=6, pause_leader=2)
 def what_replaced_an_entry_counts_as_saved_with_it(patch: Patch) -> None:
     patch.setattr(RaftState, "_shorten", lambda self, last: None)
 
@@ -191,7 +195,7 @@ def who_lacks_committed_entries_is_elected(patch: Patch) -> None:
     patch.setattr(RaftLog, "is_newer", lambda self, last, last_term: False)
 
 
-@plant(crash_leader=6, slow_network=6, doubling=3)
+@plant(rule="TestElection::test_5_2_votes_of_an_earlier_term_do_not_count")
 def votes_of_an_earlier_term_count(patch: Patch) -> None:
     received = Raft._received
 
@@ -239,7 +243,7 @@ def a_late_append_cuts_off_what_follows(patch: Patch) -> None:
     patch.setattr(RaftLog, "merge", merge)
 
 
-@plant()
+@plant(rule="TestReplication::test_5_3_a_follower_tells_only_what_it_compared")
 def the_match_is_the_followers_length(patch: Patch) -> None:
     def length(self: Raft) -> None:
         self._acknowledged = self.log.saved
@@ -262,7 +266,7 @@ def an_entry_of_an_old_term_is_committed_by_counting(patch: Patch) -> None:
     patch.setattr(Leading, "count", any_term)
 
 
-@plant()
+@plant(first=14)
 def a_follower_commits_what_it_did_not_compare(patch: Patch) -> None:
     append = Raft._append
 
@@ -305,7 +309,7 @@ def a_snapshot_forgets_the_membership(patch: Patch) -> None:
 # Leading and answering
 
 
-@plant(hand_over=8, cut_leader=6)
+@plant(hand_over=8, cut_leader=6, first=37)
 def a_leader_acts_after_it_lost_its_term_across_an_await(patch: Patch) -> None:
     def propose(self: Member, data: bytes) -> asyncio.Future[int]:
         leading = self.raft.leading
@@ -324,7 +328,7 @@ def a_leader_acts_after_it_lost_its_term_across_an_await(patch: Patch) -> None:
     patch.setattr(Member, "_propose", propose)
 
 
-@plant(pause_leader=10)
+@plant(slow_network=8, cut_leader=10, first=70)
 def a_read_is_answered_because_it_led_before_an_await(patch: Patch) -> None:
     async def barrier(self: Member) -> None:
         if self.raft.leading is None:
@@ -334,7 +338,7 @@ def a_read_is_answered_because_it_led_before_an_await(patch: Patch) -> None:
     patch.setattr(Member, "_barrier", barrier)
 
 
-@plant()
+@plant(rule="TestReads::test_6_4_a_read_waits_for_an_entry_of_the_term_and_a_majority_asked_after_it_came")
 def a_new_leader_reads_before_it_knows_what_is_committed(patch: Patch) -> None:
     def ask(self: Leading) -> None:
         if self._reads and not self._asked:
@@ -346,7 +350,7 @@ def a_new_leader_reads_before_it_knows_what_is_committed(patch: Patch) -> None:
     patch.setattr(Leading, "_ask", ask)
 
 
-@plant(slow_network=8, cut_leader=6)
+@plant(rule="TestReads::test_6_4_an_answer_to_an_older_question_does_not_count")
 def an_answer_to_any_question_counts(patch: Patch) -> None:
     """A read is answered by whoever answers next, whatever was asked."""
     answered = Leading._answered

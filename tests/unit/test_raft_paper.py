@@ -157,6 +157,16 @@ class TestElection:
         member.hear("c", Vote(1, True))
         assert member.role is r.Role.LEADER
 
+    def test_5_2_votes_of_an_earlier_term_do_not_count(self) -> None:
+        member = Member()
+        member.at(0.75)
+        member.hear("b", Vote(1, True, True))
+        member.at(10)
+        member.hear("b", Vote(2, True, True))
+        assert (member.role, member.machine.state.term) == (r.Role.CANDIDATE, 2)
+        member.hear("b", Vote(1, True))
+        assert member.role is r.Role.CANDIDATE
+
     def test_5_2_its_own_vote_counts_once_it_is_saved(self) -> None:
         member = Member()
         member.at(0.75)
