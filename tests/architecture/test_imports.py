@@ -101,6 +101,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "comity.registry": ("msgspec",),
     "comity.log.jetstream": ("msgspec", "nats"),
     "comity.raft": ("msgspec",),
+    "comity.raft.__main__": ("uvloop",),
     "comity.log": ("msgspec",),
     "comity.store.jetstream": ("msgspec", "nats"),
     "comity.store": ("msgspec",),

@@ -201,6 +201,18 @@ async def recovery(
 
 
 @command(app, connects=False)
+async def raft(
+    cli: Cli,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="Appends of each kind.")] = 2000,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=0, help="How often the leader is killed.")] = 5,
+) -> None:
+    """The built-in Raft, three processes: how long an append takes, how many commands a second, and a new leader after a kill."""
+    from comity.cli.bench_raft import measure
+
+    _print(cli.output, "built-in Raft", await measure(count, rounds))
+
+
+@command(app, connects=False)
 async def overload(
     cli: Cli,
     agents: Annotated[int, typer.Option("--agents", metavar="N", min=1, help="Agents, over all nodes.")] = 5100,
