@@ -237,8 +237,13 @@ class TestElection:
 
     def test_a_member_alone_leads_once_its_vote_is_saved(self) -> None:
         member = Member(Config(("a",)))
+        member.is_slow = True
         member.at(0.0)
-        assert member.role is r.Role.LEADER
+        assert (member.role, len(member.saves)) == (r.Role.CANDIDATE, 1)
+        member.at(0.01)
+        member.is_slow = False
+        member.step(r.Saved(1))
+        assert (member.role, member.machine.state.term) == (r.Role.LEADER, 1)
         assert member.machine.log.commit == 1
 
     def test_who_has_no_vote_does_not_campaign(self) -> None:

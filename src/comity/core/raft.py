@@ -79,8 +79,9 @@ class Raft:
         self._acknowledged = 0
         self._round = 0  # the leader's newest question
         self._incoming: tuple[int, int, bytearray] = (0, 0, bytearray())  # a snapshot: the leader's term, index, its start
-        self._deadline = 0.0
-        self._wind()
+        self._deadline = now  # who alone has a vote need not wait
+        if self.config.voters != (id,) or self.config.outgoing:
+            self._wind()
 
     @property
     def log(self) -> RaftLog:
@@ -130,9 +131,8 @@ class Raft:
             self._campaign(is_trial=True)
 
     def _wind(self) -> None:
-        """Without a leader, campaign after one to two election times, not all at once (5.2); at once if no other has a vote."""
-        is_alone = self.config.voters == (self.state.id,) and not self.config.outgoing
-        self._deadline = self.state.now + (0.0 if is_alone else self.state.timing.election_s * (1 + self._chance()))
+        """Without a leader, campaign after one to two election times, not all at once (5.2)."""
+        self._deadline = self.state.now + self.state.timing.election_s * (1 + self._chance())
 
     def _asked(self, event: Propose | Read | Change | HandOver) -> None:
         """What only a leader can do."""

@@ -163,9 +163,11 @@ class Leading:
         return progress
 
     def lost(self, member: str) -> None:
+        """It may have started again, from a disk that has less than it said: then it gets the rest again, rather than never."""
         progress = self.progress.get(member)
-        if progress is not None and progress.phase is Phase.REPLICATE:
+        if progress is not None and progress.phase is not Phase.SNAPSHOT:
             progress.probe()
+            progress.match = 0
 
     def count(self) -> None:
         """Commit what a majority has on its disks, if it is of our term."""

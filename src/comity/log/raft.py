@@ -133,6 +133,8 @@ class RaftLog:
             async with asyncio.timeout(self._answer_s):
                 return await answer
         except TimeoutError:
+            if self._contact is None or self._contact.ended is not None:
+                raise self._nobody() from None
             raise TimedOut(f"the log did not answer within {self._answer_s} s") from None
         except NotLeader as error:
             raise Disconnected(error.message) from error
@@ -156,7 +158,7 @@ class RaftLog:
             async with asyncio.timeout(self._answer_s):
                 contact = await self._find()
         except TimeoutError:
-            self._give_up(Unreachable(f"nobody leads the log at {', '.join(self._addresses)}"))
+            self._give_up(self._nobody())
         except ComityError as error:
             self._give_up(error)
         else:
@@ -204,6 +206,9 @@ class RaftLog:
                 contact.abort(Disconnected("the leader does not answer"))
             except ComityError:
                 return
+
+    def _nobody(self) -> Unreachable:
+        return Unreachable(f"nobody leads the log at {', '.join(self._addresses)}")
 
     def _give_up(self, error: ComityError) -> None:
         queue, self._queue = self._queue, deque()
