@@ -3,67 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import multiprocessing
 import os
 import sys
-import time
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import NamedTuple
 
 from comity.sim.loop import SimulationError
-from comity.sim.raft.world import RaftWorld, Report
-
-PART = 20
-
-
-class Lived(NamedTuple):
-    """``broken`` is the promise that it broke, if any."""
-
-    seed: int
-    broken: str
-    report: Report | None
-
-
-def one(seed: int) -> Lived:
-    try:
-        return Lived(seed, "", RaftWorld(seed).run())
-    except SimulationError as error:
-        return Lived(seed, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", None)
-
-
-def _part(seeds: range) -> list[Lived]:
-    lives = []
-    for seed in seeds:
-        lives.append(one(seed))
-        gc.collect()
-    return lives
-
-
-def many(seeds: range, jobs: int) -> int:
-    """How many lives broke a promise."""
-    began, bad, done = time.monotonic(), 0, 0
-    faults: Counter[str] = Counter()
-    totals: Counter[str] = Counter()
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = [pool.submit(_part, seeds[at : at + PART]) for at in range(0, len(seeds), PART)]
-        for part in as_completed(parts):
-            for lived in part.result():
-                done += 1
-                if lived.report is None:
-                    bad += 1
-                    _say(f"seed {lived.seed}: {lived.broken}")
-                else:
-                    faults.update(lived.report.faults)
-                    totals.update(appended=lived.report.appended, operations=lived.report.operations, terms=lived.report.terms)
-                if done % 500 == 0:
-                    _say(f"{done} of {len(seeds)} lives, {bad} broke a promise, {time.monotonic() - began:.0f} s")
-    took = time.monotonic() - began
-    _say(f"{done} lives in {took:.0f} s ({done / took:.1f} a second), {bad} broke a promise")
-    _say(", ".join(f"{count} {what}" for what, count in totals.items()))
-    _say(", ".join(f"{count} {what}" for what, count in sorted(faults.items())))
-    return bad
+from comity.sim.raft import many
+from comity.sim.raft.world import RaftWorld
 
 
 def live(seed: int, *, show: bool) -> bool:
@@ -102,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trace", action="store_true", help="show everything that happens")
     given = parser.parse_args(arguments)
     if given.seeds is not None:
-        return 1 if many(given.seeds, given.jobs) else 0
+        return 1 if many.live(given.seeds, given.jobs, _say) else 0
     return 0 if live(given.seed, show=given.trace) else 1
 
 
