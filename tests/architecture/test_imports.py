@@ -78,6 +78,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "comity.credentials",
     ),
     "comity.sim": WORDS + WRITES + DOORS + FACES + MEMORY + ("comity.core", "comity.config", "comity.node", "comity.controller"),
+    "comity.sim.raft": (*WORDS, "comity.core", "comity.raft", "comity.sim"),
     "comity.cli": ("comity",),
     "comity.__main__": ("comity.cli",),
     "comity.lazy": WORDS + FACES + ("comity.config",),
