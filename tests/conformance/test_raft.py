@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from log_contract import LogContract, Place, fill, read_all, take
 from rafts import Rafts
 
 from comity.cli.bench_raft import Members
 from comity.cluster.tls import CertificateAuthority, server_files
+from comity.core.raft_events import Tick
 from comity.errors import AccessDenied, BadSettings, Conflict, Corrupt, DiskFull, ForeignData, Indefinite, Unreachable
 from comity.log.base import Log
 from comity.log.raft import RaftLog
@@ -301,3 +303,17 @@ async def _load(log: Log, members: Members, acknowledged: dict[int, bytes], numb
 def test_a_server_needs_its_own_place_among_the_founders(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="not among the founding members"):
         asyncio.run(RaftServer.start(tmp_path, cluster="net", id="m9", listen="127.0.0.1:9", members={"m1": "127.0.0.1:1"}))
+
+
+def test_members_run_on_the_programs_own_loop(tmp_path: Path) -> None:
+    """uvloop's timers and transports are not asyncio's."""
+
+    async def live() -> None:
+        rafts = Rafts(tmp_path, 1)
+        await rafts.start()
+        log = await rafts.door()
+        await fill(log, 20)
+        rafts.servers["m1"].member.step(Tick())
+        await rafts.close()
+
+    uvloop.run(live())

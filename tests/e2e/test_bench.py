@@ -170,3 +170,10 @@ def test_beside_other_systems() -> None:
     assert "durability verified" in ours["versions"]
     assert ours["figures"].keys() >= {"tasks_per_s", "cpu_us_per_task", "p50_ms", "p99_ms", "pace_us"}
     assert ours["figures"]["lost"]["max"] == ours["figures"]["duplicated"]["max"] == 0
+
+
+@pytest.mark.slow
+def test_raft(user: Terminal) -> None:
+    told = run(user, "raft", "--count", "100", "--rounds", "1")
+    assert told.keys() >= {"append_p50_ms", "append_p99_ms", "entries_per_s", "commands_per_s", "new_leader_p50_ms"}
+    assert (told["count"], told["rounds"], told["settings"]["members"]) == (100, 1, 3)

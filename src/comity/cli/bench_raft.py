@@ -71,13 +71,14 @@ async def measure(count: int, rounds: int) -> dict[str, Any]:
                 single = spread(await _singly(log, count), "append_")
                 grouped = await _grouped(log, count)
                 outages = await _killed(log, members, rounds)
+                lost = max(0, 2 * count + rounds - (await log.bounds())[1])
             finally:
                 await log.close()
         finally:
             await members.stop()
     settings = {"members": 3, "group": GROUP, "in_flight": IN_FLIGHT, "command_bytes": len(COMMAND), "durability": durability}
     outage = spread(outages, "new_leader_") if outages else {}
-    return {**single, **grouped, **outage, "count": count, "rounds": rounds, "settings": settings}
+    return {**single, **grouped, **outage, "lost": lost, "count": count, "rounds": rounds, "settings": settings}
 
 
 async def _singly(log: RaftLog, count: int) -> list[float]:

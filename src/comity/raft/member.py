@@ -48,7 +48,8 @@ class Member:
         self._disk = disk
         self._send = send
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._wakes_at = 0.0
         self._events: deque[r.Event] = deque()
         self._is_stepping = False
         self._saves: list[r.Save] = []
@@ -275,10 +276,11 @@ class Member:
         deadline = self.raft.next_deadline()
         if deadline is None or self.failed is not None:
             return
-        if self._timer is not None and self._timer.when() > deadline:
+        if self._timer is not None and self._wakes_at > deadline:
             self._timer.cancel()
             self._timer = None
         if self._timer is None:
+            self._wakes_at = deadline
             self._timer = self._loop.call_at(deadline, self._tick)
 
     def _tick(self) -> None:
