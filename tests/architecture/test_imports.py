@@ -20,7 +20,7 @@ TALK = ("comity.core.conversations", "comity.core.protocols")
 MEMORY = tuple(f"comity.{door}.memory" for door in ("bus", "registry", "log", "store"))
 BACKENDS = (
     "comity.bus.nats", "comity.registry.jetstream", "comity.log.jetstream", "comity.log.sqlite", "comity.store.jetstream",
-    "comity.store.folder", "comity.jetstream", "comity.registry.etcd", "comity.log.etcd",
+    "comity.store.folder", "comity.jetstream", "comity.registry.etcd", "comity.log.etcd", "comity.log.raft",
     "comity.registry.consul", "comity.etcd", "comity.consul",
     "comity.remote", *MEMORY,
     "comity.bus.rabbitmq", "comity.amqp",
