@@ -104,19 +104,28 @@ def _flaw(copy: Copy, known: int) -> Flaw | None:
     return Flaw(copy.last + 1, copy.torn, _end(copy.last, known)) if copy.torn and copy.last < known else copy.flaw
 
 
-async def _cut_alone(server: EmbeddedServer, folder: Path, had: int) -> Flaw | None:
-    """What the server cuts off a copy that ends at entry ``had``, and in which nothing was found, as it opens its files; or did
+async def _cut_alone(server: EmbeddedServer, folder: Path, last: int) -> Flaw | None:
+    """What the server cuts off a copy that ends at entry ``last``, and in which nothing was found, as it opens its files; or did
     cut at a start that came to no end."""
     note = server.data / OPENING
     noted = note.read_text().strip() if note.exists() else ""
-    had = max(had, int(noted) if noted.isdecimal() else 0)
+    had = max(last, int(noted) if noted.isdecimal() else 0)
     write_private(note, f"{had}\n")
+    before = _stamps(folder)
     await server.open_alone()
+    if had == last and before == _stamps(folder):  # it wrote nothing: all is as it was when it was looked at
+        note.unlink()
+        return None
     copy = await look(folder, 0, _at_once)
     if copy.flaw is None and copy.last < had:
         return Flaw(copy.last + 1, "what its server found", f"it was cut after entry {copy.last}, of {had}")
     note.unlink()
     return copy.flaw
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """How long each block is, and when it was written last."""
+    return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.glob("msgs/*.blk")}
 
 
 @contextlib.asynccontextmanager
