@@ -307,8 +307,9 @@ def _tree(cls: type[ComityError]) -> list[type[ComityError]]:
 
 
 def by_code() -> dict[str, type[ComityError]]:
-    """All error classes by their stable code."""
-    return {cls.code: cls for cls in _tree(ComityError)}
+    """All error classes by their stable code: those that bring one of their own. What is derived from them for inner use has its
+    parent's, and stays at home."""
+    return {cls.code: cls for cls in _tree(ComityError) if "code" in vars(cls)}
 
 
 def from_wire(code: str, message: str, details: dict[str, Any] | None = None) -> ComityError:

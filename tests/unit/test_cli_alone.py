@@ -110,6 +110,16 @@ def test_every_error_can_be_explained() -> None:
     assert "what to do" in typed("explain", "no-agent", "-o", "table").stdout
 
 
+def test_an_error_of_inner_use_does_not_stand_for_the_one_it_is_derived_from() -> None:
+    class Inner(errors.NotFound):
+        def __init__(self, index: int) -> None:
+            super().__init__(f"nothing at {index}")
+
+    made = errors.from_wire("not-found", "gone", {"ids": ["t1"]})
+    assert type(made) is errors.NotFound and made.details["ids"] == ["t1"]
+    assert Inner(7).code == "not-found"
+
+
 def test_exit_codes_are_stable() -> None:
     expected = {
         errors.TaskFailed: 1, errors.ModuleFailed: 1, errors.InvalidInput: 2, errors.Unreachable: 3, errors.TimedOut: 3,
