@@ -4,6 +4,7 @@ runs beside it, for machines differ. A machine that is busy slows some runs and 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from conftest import need_server
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
 RECORDED = Path(__file__).parents[2] / "bench" / "recorded.json"
-ALLOWED = {"cpu_per_pace": 1.3, "lag_p99_per_pace": 2.0}
-"""Other tests may run beside this one, and a loop that must wait for a processor is late."""
+IS_ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+ALLOWED = {"cpu_per_pace": 1.3, "lag_p99_per_pace": 1.3 if IS_ALONE else 4.0}
+"""A loop that must wait for a processor, because other tests run beside this one, is late."""
 TRIES = 5
 
 

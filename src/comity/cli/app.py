@@ -49,7 +49,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "backup": ("backup", "Copies of the network: create, list, verify, restore"),
         "context": ("contexts", "Named connections: list, show, use, add, remove, invite, import"),
         "doctor": ("doctor", "Is everything as it should be here? What to change if not"),
-        "bench": ("bench", "Measure on this machine: tasks, messages, streams, scale, recovery, overload"),
+        "bench": ("bench", "Measure on this machine: tasks, messages, streams, scale, recovery, raft, overload"),
         "explain": ("tools", "What an error code means, and what to do about it"),
         "version": ("tools", "Versions of Comity and of what it runs on"),
     },
