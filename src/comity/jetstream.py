@@ -41,9 +41,9 @@ YOUNG_S, YOUNG_TICK_S = 2.0, 0.01
 PULL_S = 30.0
 PULL_ROWS = 1024
 PULL_BYTES = 16 * 1024 * 1024
-AGAIN_S = (0.5, 1.0)
-"""A question without answer is put again after so long, and after so long once more: while its stream gets another leader nobody
-may have answered it, and nobody will."""
+AGAIN_S = (0.25, 0.5, 1.0)
+"""A question without answer is put again after so long, and so on: while its stream gets another leader nobody may have taken it,
+and nobody will."""
 QUESTIONS = ("STREAM.INFO.", "STREAM.MSG.GET.", "CONSUMER.CREATE.")
 """What may be asked twice. (To make a consumer that is there already, and is the same, changes nothing.)"""
 ELECTED_S = 0.25

@@ -18,7 +18,7 @@ import structlog
 from comity.controller.adopting import MOVED, RECORDED, Adopting
 from comity.controller.archive import encode_chunk
 from comity.controller.payloads import Payloads, logged_before, records_before
-from comity.controller.snapshot import Writing
+from comity.controller.snapshot import PAUSE_S, Writing
 from comity.core.changes import Change
 from comity.core.ledger import Ledger
 from comity.core.tasks import Tasks
@@ -332,6 +332,7 @@ class Keeping:
         size = 0
         async for chunk in self._store.get(stored.key):
             size += len(chunk)
+            await asyncio.sleep(PAUSE_S)
         if size != stored.size:
             raise Corrupt(f"snapshot {stored.key} reads back as {size} of {stored.size} bytes")
 

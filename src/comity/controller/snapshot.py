@@ -30,6 +30,8 @@ FORMAT = 2
 SLICE = 400
 CHUNKS = 64
 """Tasks, and chunks of the archive, encoded without giving way; about a millisecond."""
+PAUSE_S = 0.002
+"""After each slice of tasks: the server that writes them to disk has submits to write, too."""
 
 
 class Head(msgspec.Struct, array_like=True):
@@ -116,7 +118,7 @@ class Writing:
                     batch.append(self._left.popitem()[1])
                 if batch:
                     yield frame(_encode(batch))
-                await asyncio.sleep(0)
+                await asyncio.sleep(PAUSE_S)
             for kind in self._mail:
                 for at in range(0, len(kind), SLICE):
                     yield frame(_encode(kind[at : at + SLICE]))
