@@ -13,6 +13,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +26,9 @@ from comity.node.failing import Failure, NoRetry, failure_of, said_by
 
 THREADS = 256
 """Plain functions at a time. A thread is made when all others are busy, so few are as long as few are needed."""
+
+
+END_AGAIN_S = 0.1
 
 
 class Pools:
@@ -73,7 +77,7 @@ class Pools:
             if self._processes is pool:
                 self._processes = None
                 self._lost = [end for end in self._lost if not end.done()]
-                self._lost.append(self._loop.run_in_executor(None, pool.shutdown))  # it lets go of its semaphores
+                self._lost.append(self._loop.run_in_executor(None, _let_go, pool))
             raise Failure(TaskFailure("process-lost", f"the process that ran it ended: {error}")) from error
         if isinstance(result, TaskFailure):
             raise Failure(result)
@@ -111,6 +115,18 @@ class Pools:
                 worker.terminate()
             await asyncio.to_thread(self._processes.shutdown, wait=True, cancel_futures=True)
         await asyncio.gather(*self._lost)
+
+
+def _let_go(pool: ProcessPoolExecutor) -> None:
+    """Have a broken pool give its semaphores back. A worker that was being started as the pool broke was not told to end, and the
+    pool would wait for it for ever."""
+    manager: threading.Thread | None = getattr(pool, "_executor_manager_thread", None)
+    workers = pool._processes
+    while manager is not None and manager.is_alive():
+        for worker in list((workers or {}).values()):
+            worker.terminate()
+        manager.join(END_AGAIN_S)
+    pool.shutdown()
 
 
 def _outcome(context: contextvars.Context, call: Callable[[], Any]) -> tuple[BaseException | None, Any]:
