@@ -120,12 +120,12 @@ class Pools:
 def _let_go(pool: ProcessPoolExecutor) -> None:
     """Have a broken pool give its semaphores back. A worker that was being started as the pool broke was not told to end, and the
     pool would wait for it for ever."""
-    manager: threading.Thread | None = getattr(pool, "_executor_manager_thread", None)
+    watch: threading.Thread | None = getattr(pool, "_executor_manager_thread", None)
     workers = pool._processes
-    while manager is not None and manager.is_alive():
+    while watch is not None and watch.is_alive():
         for worker in list((workers or {}).values()):
             worker.terminate()
-        manager.join(END_AGAIN_S)
+        watch.join(END_AGAIN_S)
     pool.shutdown()
 
 
