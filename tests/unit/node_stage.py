@@ -169,13 +169,14 @@ class Watched(MemoryRegistry):
 
 
 class Leader:
-    """Acknowledges beacons unless ``is_mute``; everything else is up to the test. ``knows`` False: it knows no node."""
+    """Acknowledges beacons unless ``is_mute``, and says that the log knows a node's lease unless ``is_cut_off`` from it;
+    everything else is up to the test. ``knows`` False: it knows no node."""
 
     def __init__(self, stage: Stage, name: str, term: int) -> None:
         self.stage = stage
         self.bus = MemoryBus(stage.network, ProcessId(name))
         self.term = term
-        self.is_mute = False
+        self.is_mute = self.is_cut_off = False
         self.knows = True
         self.lease_s = stage.settings.lease_s
         self.got: list[wire.Item] = []
@@ -191,6 +192,17 @@ class Leader:
                 if not self.is_mute:
                     now_ms = int(self.stage.wall() * 1000)
                     self.say(delivery.sender, wire.BeaconAck(item.seq, self.term, self.lease_s, now_ms, self.knows))
+            elif isinstance(item, wire.Ask) and not self.is_mute:
+                self._answer(item, delivery.sender)
+
+    def _answer(self, item: wire.Ask, sender: ProcessId) -> None:
+        now_ms = int(self.stage.wall() * 1000)
+        answers: dict[str, Any] = {
+            "hello": {"network_id": "net", "term": self.term, "leader": self.bus.process, "now_ms": now_ms},
+            "lease": {"is_held": self.knows},
+        }
+        if item.what in answers and not (item.what == "lease" and self.is_cut_off):
+            self.say(sender, wire.Answer(item.ref, "", msgspec.json.encode(answers[item.what])))
 
     def say(self, process: str, *items: wire.Item) -> None:
         """Send to a process, in one batch."""

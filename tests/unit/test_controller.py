@@ -126,6 +126,15 @@ async def test_cancel_tells_the_attempt_and_ends_the_task(world: World) -> None:
     assert (await client.hear(wire.Ended)).state is TaskState.CANCELED
 
 
+async def test_the_log_says_whether_a_node_holds_its_lease(world: World) -> None:
+    await world.controller()
+    node = await world.peer("n1")
+    await node.join("a")
+    assert await node.ask("lease", id="n1", by=1) == {"is_held": True}
+    assert await node.ask("lease", id="n1", by=2) == {"is_held": False}
+    assert await node.ask("lease", id="n2", by=1) == {"is_held": False}
+
+
 async def test_a_waiting_task_says_why_it_waits(world: World) -> None:
     await world.controller()
     client = await world.peer("c1")

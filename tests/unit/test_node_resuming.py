@@ -384,6 +384,33 @@ async def test_a_guarded_effect_waits_while_the_node_is_out_of_contact(stage: St
 
 
 @staged
+async def test_a_guarded_effect_waits_while_the_leader_is_cut_off_with_its_node(stage: Stage) -> None:
+    agent, paid = payer()
+    _, leader = await stage.started(agent)
+    leader.assign("pay")
+    assert await leader.done() == "paid"
+    leader.assign("pay", {"after_s": 5.0}, task="t2")
+    await leader.next(wire.Began)
+    leader.is_cut_off = True  # it acknowledges beacons, and can write nothing
+    await asyncio.sleep(20.0)
+    assert len(paid) == 1
+    leader.is_cut_off = False
+    await until(lambda: any(done.task == "t2" for done in leader.all(wire.Done)))
+    assert len(paid) == 2
+
+
+@staged
+async def test_a_guarded_effect_asks_the_log_once_a_lease(stage: Stage) -> None:
+    agent, _paid = payer()
+    _, leader = await stage.started(agent)
+    for number in range(20):
+        leader.assign("pay", task=f"t{number}")
+        assert await leader.done() == "paid"
+    asked = [item for item in leader.all(wire.Ask) if item.what == "lease"]
+    assert len(asked) == 1
+
+
+@staged
 async def test_a_guarded_effect_does_not_happen_once_the_task_may_be_elsewhere(stage: Stage) -> None:
     agent, paid = payer()
     node, leader = await stage.started(agent)

@@ -18,8 +18,7 @@ LastKnown = Annotated[
 
 
 async def last_known(cli: Cli, what: str, **args: Any) -> Any:
-    """The newest that any controller which does not lead knows; how old it is is told. In JSON all of it is to be shown. Raises
-    Unreachable."""
+    """The newest that any controller knows; how old it is is told. In JSON all of it is to be shown. Raises Unreachable."""
     from comity.bus.nats import NatsBus
     from comity.cli.cluster import controllers_say
     from comity.connect import identity, secured
@@ -36,7 +35,7 @@ async def last_known(cli: Cli, what: str, **args: Any) -> Any:
     finally:
         await bus.close()
     if not said:
-        raise Unreachable("no controller answers that does not lead: without --last-known whoever leads is asked")
+        raise Unreachable("no controller answers")
     controller, found = max(said.items(), key=lambda item: (item[1]["log_head"], -item[1]["age_s"]))
     if cli.output.as_json:
         return {"controller": controller, **found}

@@ -136,6 +136,11 @@ class Client:
         """What the leader's clock reads now, in milliseconds since 1970, as told when contact was made."""
         return self._exchange.contact.now_ms()
 
+    async def holds_lease(self, node: ProcessId, incarnation: int) -> bool:
+        """Whether the log has it so that a node holds its lease now. Raises Unreachable, TimedOut."""
+        said = await self._exchange.ask("lease", {"id": node, "by": incarnation})
+        return bool(said["is_held"])
+
     def set_time(self, now_ms: int) -> None:
         """The leader's clock read ``now_ms`` a moment ago (a node learns it with every beacon)."""
         self._exchange.contact.set_time(now_ms)

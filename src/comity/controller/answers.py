@@ -214,6 +214,7 @@ class Answers:
             "why": self._why,
             "answered": self._answered,
             "barrier": self._nothing,
+            "lease": self._lease,
         }
 
     def end(self) -> None:
@@ -264,6 +265,11 @@ class Answers:
 
     async def _nothing(self, _args: Args) -> dict[str, Any]:
         return {}
+
+    async def _lease(self, args: Args) -> dict[str, Any]:
+        """Whether node ``id`` holds its lease, in its life ``by``."""
+        lease = self._state.nodes.get(ProcessId(args.id))
+        return {"is_held": lease is not None and lease.incarnation == args.by}
 
     # Tasks
 

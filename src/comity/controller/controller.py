@@ -114,6 +114,7 @@ class Controller:
         self._eager = eager
         self._confirm_jump = confirm_jump
         self._leader_seen = 0.0
+        self._known_at = 0.0  # what is known here was the newest then, for all that could be seen
         self._entry_time = 0, 0.0  # as it was known last, of an entry or of the leader's beacon, and when (loop time)
         self._vacant = asyncio.Event()  # the leader said that it leaves
         self._tasks: list[asyncio.Task[None]] = []
@@ -131,7 +132,7 @@ class Controller:
         begins = self.ledger.effective_index, self.ledger.digest
         await self.doubt.patiently(lambda: must_hold(self.log, *begins, "a snapshot"))
         await self._catch_up()
-        self._leader_seen = loop.time()
+        self._leader_seen = self._known_at = loop.time()
         self._tasks.append(loop.create_task(self._guarded(self.census.watch())))
         self._tasks.append(loop.create_task(self._guarded(self._live())))
 
@@ -263,7 +264,7 @@ class Controller:
                 async for items in self.log.follow(self.ledger.index):
                     for index, data in items:
                         self._offer(index, data)
-                    self._leader_seen = loop.time()
+                    self._leader_seen = self._known_at = loop.time()
             except Corrupt as error:  # damaged, or trimmed while we were away? To read it again tells
                 _log.warning("the log cannot be followed", error=error.message)
                 with contextlib.suppress(Indefinite):
@@ -300,7 +301,7 @@ class Controller:
                     if self.ledger.digest == mine:
                         return True
                     if self.state.leader != self.bus.process:
-                        self._leader_seen = loop.time()
+                        self._leader_seen = self._known_at = loop.time()
                         return False
                 clock = self._clock()
                 commands: list[Command] = [Lead(self.bus.process)]
@@ -351,7 +352,7 @@ class Controller:
         finally:
             self.led.clear()
             self.leading = None
-            self._leader_seen = asyncio.get_running_loop().time()
+            self._leader_seen, self._known_at = asyncio.get_running_loop().time(), term.pipeline.landed_at
             term.end()
             self.census.put, self.census.remove = self.scheduling.put_agent, self.scheduling.remove_agent
             self.census.changed = lambda _kind, _agent: None
@@ -391,8 +392,7 @@ class Controller:
             elif isinstance(item, Ask) and item.what == DOUBT:
                 self.doubted(doubted(item.args))
             elif isinstance(item, Ask) and item.what == RECALL:
-                if self.leading is None:
-                    self._recall(item, delivery.sender)
+                self._recall(item, delivery.sender)
             elif not isinstance(item, Leading):
                 continue
             elif self.leading is not None and item.term > self.state.term:
@@ -401,7 +401,8 @@ class Controller:
                 self._hear_leader(item)
 
     def _recall(self, item: Ask, sender: ProcessId) -> None:
-        age_s = asyncio.get_running_loop().time() - self._leader_seen
+        known_at = self.leading.pipeline.landed_at if self.leading is not None else self._known_at
+        age_s = asyncio.get_running_loop().time() - known_at
         try:
             code, body = "", recalled(self.state, self.ledger, item.args, age_s)
         except ComityError as error:
@@ -413,7 +414,7 @@ class Controller:
         self.outbox.post(CONTROLLERS, question(index))
 
     def _hear_leader(self, item: Leading) -> None:
-        self._leader_seen = asyncio.get_running_loop().time()
+        self._leader_seen = self._known_at = asyncio.get_running_loop().time()
         self._note_time(item.now_ms)
         self._confirm_jump = False
         self.heard.set()

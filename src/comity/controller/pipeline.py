@@ -96,6 +96,8 @@ class Pipeline:
         self.commands = 0
         self.landed = 0
         """Entries that the log has acknowledged."""
+        self.landed_at = asyncio.get_running_loop().time()
+        """When (loop time) the log last showed that we lead."""
         self._log = log
         self._clock = clock
         self._fill = fill
@@ -172,7 +174,8 @@ class Pipeline:
         self._flights.popleft()
         self.landed += 1
         loop = asyncio.get_running_loop()
-        self._stalled_since = loop.time() if self._flights else None
+        self.landed_at = loop.time()
+        self._stalled_since = self.landed_at if self._flights else None
         if self._flights:
             self._landing = True
             loop.call_soon(self._land)

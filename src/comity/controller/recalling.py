@@ -1,5 +1,5 @@
 """What a controller still knows while nobody leads: for who would rather read something old than wait. Every answer says how old
-it is, and nothing is decided by it. A leader does not answer so: whoever can reach one asks it."""
+it is, and nothing is decided by it. One that leads answers so too: it may have lost the log and not know it yet."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class _Args(msgspec.Struct, frozen=True):
 
 
 def recalled(state: Tasks, ledger: Ledger, args: bytes, age_s: float) -> bytes:
-    """The answer to such a question, as JSON; ``age_s``: since when nothing was heard of a leader or the log. ``known`` is null
-    if it is about nothing that is remembered; a list may be shorter than was asked for. Raises TooLarge."""
+    """The answer to such a question, as JSON; ``age_s``: since when nothing was heard of a leader or the log, or, of one that
+    leads, since the log last took an entry of it. ``known`` is null if it is about nothing that is remembered; a list may be
+    shorter than was asked for. Raises TooLarge."""
     try:
         asked = msgspec.json.decode(args, type=_Args)
     except UNREADABLE:

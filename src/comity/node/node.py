@@ -93,7 +93,7 @@ class Node:
         self.attempts = Attempts(
             self.node, store, calls, lambda item: self.outbox.post(LEADER, item), self._speak_for_attempt, wall,
             streams=Streams(self.outbox.post), keep_s=settings.keep_finished_s, grace_s=settings.cancel_grace_s,
-            held=Guard(self.lease, bus, self._ready).held,
+            held=Guard(self.lease, bus, self._ready, lambda: self.client.holds_lease(self.node, self.incarnation)).held,
         )  # fmt: skip
         self._agents: dict[str, Agent] = {}
         self.checkups = Checkups(calls, settings)

@@ -42,6 +42,7 @@ class Judge:
         self._votes: dict[tuple[int, str], str] = {}  # by term and voter
         self._reads: dict[tuple[str, int], int] = {}  # what was committed when the read came
         self.committed: dict[int, LogEntry] = {}
+        self._committed_in: dict[int, int] = {}  # the term of whoever committed it, by index
         self.leaders: dict[int, str] = {}
         self._disk_of = disk_of
         self._written: dict[tuple[int, int], Written] = {}
@@ -77,6 +78,8 @@ class Judge:
         if not _is_majority(log.config, lambda voter: self._votes.get((term, voter)) == member.id):
             raise Violation(f"election safety: {member.id} leads term {term}, and no majority has voted for it")
         for index in range(max(log.snapshot.index, 1) + 1, self._last_committed + 1):
+            if self._committed_in[index] >= term:
+                break  # late votes elected a leader that is deposed already: what later ones committed need not be there
             if (found := log.term_at(index)) != self.committed[index].term:
                 raise Violation(
                     f"leader completeness: {member.id} leads term {term}; entry {index} was committed in term "
@@ -131,6 +134,7 @@ class Judge:
     def _commits(self, member: Member, entries: list[LogEntry]) -> None:
         for entry in entries:
             known = self.committed.setdefault(entry.index, entry)
+            self._committed_in.setdefault(entry.index, member.raft.state.term)
             if known != entry:
                 raise Violation(f"state machine safety: {member.id} applies another entry {entry.index}: {entry}, not {known}")
         if entries[-1].index > self._last_committed:
