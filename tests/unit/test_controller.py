@@ -266,6 +266,22 @@ async def test_what_did_not_reach_a_node_is_sent_again_when_it_beacons(world: Wo
     assert [item.task for item in node.items if isinstance(item, wire.Stop)] == [runs]
 
 
+async def test_a_node_that_says_it_was_away_is_sent_everything_again(world: World) -> None:
+    """Its server stopped: nobody else saw that it was gone for some milliseconds."""
+    await world.controller()
+    client, node = await world.peer("c1"), await world.peer("n1")
+    await node.join("a")
+    task = await client.submit()
+    first = await node.hear(wire.Run)
+    node.silence()
+    await node.say(node.beacon(100, 1))
+    await node.hear(wire.BeaconAck, lambda ack: ack.seq == 100)
+    assert not [item for item in node.items if isinstance(item, wire.Run)]
+    await node.say(msgspec.structs.replace(node.beacon(101, 1), was_away=True))
+    again = await node.hear(wire.Run)
+    assert (again.task, again.epoch) == (task, first.epoch)
+
+
 async def test_large_payloads_live_in_the_log_and_arrive_whole(world: World) -> None:
     controller = await world.controller()
     client, node = await world.peer("c1"), await world.peer("n1")

@@ -90,6 +90,22 @@ async def test_that_the_log_is_out_of_reach_is_said_once(world: World) -> None:
     assert [line["code"] for line in said if line["event"].startswith("cannot reach the log")] == ["unreachable"]
 
 
+async def test_a_leader_that_stops_while_the_log_is_away_says_so_too(world: World) -> None:
+    """A server that stops hands the log over first, and at that moment nothing can be appended."""
+    log = Away(world.log, 0)
+    first = await world.controller("k1", log=log)
+    standby = await world.controller("k2", eager=False)
+    await asyncio.wait_for(standby.heard.wait(), LIMIT_S)
+    log.left = 1_000_000
+    client = await world.peer("c1")
+    await client.say(wire.SubmitTask(client.spec()))
+    await until(lambda: first.leading is None)
+    began = asyncio.get_running_loop().time()
+    await first.stop()
+    await asyncio.wait_for(standby.led.wait(), LIMIT_S)
+    assert asyncio.get_running_loop().time() - began < STILL_S / 2
+
+
 async def test_only_the_leader_can_say_that_it_leaves(world: World) -> None:
     await world.controller("k1")
     standby = await world.controller("k2", eager=False)

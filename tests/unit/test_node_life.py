@@ -339,8 +339,10 @@ async def test_after_a_broken_connection_everything_is_said_again(stage: Stage) 
     before = asyncio.get_running_loop().time()
     assert (await leader.next(wire.Done)).task == "t1"
     assert (await leader.next(wire.Began)).task == "t2"
-    await leader.next(wire.Beacon)
+    assert (await leader.next(wire.Beacon)).was_away
     assert asyncio.get_running_loop().time() - before < 0.05
+    await asyncio.sleep(2)
+    assert not leader.all(wire.Beacon)[-1].was_away, "said until it is acknowledged"
     assert node.outbox.dropped
 
 

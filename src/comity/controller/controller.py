@@ -137,15 +137,16 @@ class Controller:
         self._tasks.append(loop.create_task(self._guarded(self._live())))
 
     async def stop(self) -> None:
-        """Leave; if this controller leads, the others are told that they may, or that the network was shut down. Idempotent."""
-        term = self.state.term if self.leading is not None else -1
+        """Leave; if this controller leads, or was the last to, the others are told that they may, or that the network was shut
+        down. Idempotent."""
+        was_last = self.state.leader == self.bus.process  # also while the log moves to another server
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        if term >= 0:
+        if was_last:
             ends = "network" if self.shut_down.is_set() else "term"
-            self.outbox.post(CONTROLLERS, Leading(term, self.bus.process, self.state.time_ms, ends))
+            self.outbox.post(CONTROLLERS, Leading(self.state.term, self.bus.process, self.state.time_ms, ends))
         self.payloads.end()
         for cancel in self._cancels:
             await cancel()

@@ -72,7 +72,7 @@ class Liveness:
         self._set_node(node)
 
     def beacon(self, item: Beacon, node: ProcessId) -> bool:
-        """Whether what was sent to the node before may not have reached it: it was away, or we were."""
+        """Whether what was sent to the node before may not have reached it: it was away, as it says or as we saw, or we were."""
         state = self._reconcile.state
         self.step(m.BeaconSeen(node, item.incarnation, item.draining, item.running > 0))
         lease = state.nodes.get(node)
@@ -86,7 +86,7 @@ class Liveness:
                 self.clocks.setdefault(node, deque(maxlen=CLOCKS)).append(item.wall_ms - self._now_ms())
             self._set_node(node)
             self._take_calls(node, item.calls)
-        return known and self._missed.pop(node, self) is None
+        return known and (self._missed.pop(node, self) is None or item.was_away)
 
     def _take_calls(self, node: NodeId, calls: dict[AgentId, int]) -> None:
         """Live calls at the node's own agents, without those that were routed from here: they count already."""

@@ -280,7 +280,8 @@ class Recalled(Item, tag=46):
 class Beacon(Item, tag=60):
     """Twice a second; constant size. ``lag_s`` is the event loop's worst lag since the last one; ``cpu`` the process's use of one
     core (1.0 = all of it); ``calls`` live calls now running at its agents, by agent, those not zero; ``wall_ms`` the
-    node's own clock (since 1970), by which it is told how far that is off."""
+    node's own clock (since 1970), by which it is told how far that is off; ``was_away``: what was sent to it since its last
+    acknowledged beacon may not have come."""
 
     seq: int
     incarnation: int
@@ -294,6 +295,7 @@ class Beacon(Item, tag=60):
     draining: bool = False
     calls: dict[AgentId, int] = msgspec.field(default_factory=dict)
     wall_ms: int = 0
+    was_away: bool = False
 
 
 class Began(Item, tag=61):

@@ -111,7 +111,7 @@ class Node:
         self._work: set[asyncio.Task[None]] = set()
         self._tick_timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.TimerHandle | None = None
-        self._is_unheard = False  # what was said to the leader may not have reached it
+        self._is_unheard = False  # what was said to the leader, or by it, may not have come
         self._due = self._lag = 0.0
         self._ticks = self.malformed = 0
         self._thread = threading.get_ident()
@@ -494,7 +494,7 @@ class Node:
             wire.Beacon(
                 self.lease.beacon(self._loop.time()), self.incarnation, self._lag, load.cpu, load.memory_mb,
                 len(self.attempts.running), len(self._agents), load.host_cpu_free, load.host_memory_free_mb,
-                self.is_draining, self.messages.load(), int(self.wall() * 1000),
+                self.is_draining, self.messages.load(), int(self.wall() * 1000), self._is_unheard,
             ),
         )  # fmt: skip
         self._lag = 0.0
