@@ -340,7 +340,8 @@ class Validator:
             self._check.validate(self._arguments(value))
         except jsonschema_rs.ValidationError as error:
             path = "/".join(str(part) for part in error.instance_path)
-            return InvalidInput(f"input{'/' + path if path else ''}: {error.message}", path=path)
+            hint = f"; an object holds the arguments by name, here {self._only!r}" if self._only and not path else ""
+            return InvalidInput(f"input{'/' + path if path else ''}: {error.message}{hint}", path=path)
         return None
 
     def _arguments(self, value: Any) -> Any:

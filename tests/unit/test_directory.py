@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from stand_in import Ground, ground, record, until
 
-from comity.directory import Directory, Seen, check_input
+from comity.directory import Directory, Seen, Validator, check_input
 from comity.errors import AccessDenied, BadInput, Disconnected, InvalidInput, TimedOut
 from comity.model import wire
 from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, Offer, Resources
@@ -215,6 +215,15 @@ def test_an_input_may_suit_any_of_the_schemas_offered() -> None:
     check_input(validators, {"y": 1}, b"")
     with pytest.raises(InvalidInput, match="required"):
         check_input(validators, {"z": 1}, b"")
+
+
+def test_an_object_is_no_value_of_the_only_parameter_and_the_error_says_so() -> None:
+    schema = {"type": "object", "properties": {"ref": {"type": "object"}}, "required": ["ref"], "additionalProperties": False}
+    validator = Validator.of(Capability(name="take", input_schema=schema))
+    assert validator is not None
+    error = validator.error({"digest": "abc"}, b'{"digest":"abc"}')
+    assert error is not None and error.message.endswith("an object holds the arguments by name, here 'ref'")
+    assert validator.error({"ref": {"digest": "abc"}}, b"") is None
 
 
 @pytest.mark.parametrize("schema", [{}, {"type": "nonsense"}])
