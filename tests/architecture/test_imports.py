@@ -33,8 +33,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.model": WORDS,
     "comity.core": WORDS,
     "comity.bus": (*WORDS, "comity.bus.base"),
-    "comity.bus.nats": (*WORDS, "comity.bus.base", "comity.bus.connection"),
-    "comity.bus.rabbitmq": (*WORDS, "comity.bus.base", "comity.amqp"),
+    "comity.bus.nats": (*WORDS, "comity.bus.base", "comity.bus.end", "comity.bus.connection"),
+    "comity.bus.rabbitmq": (*WORDS, "comity.bus.base", "comity.bus.end", "comity.amqp"),
     "comity.registry": (
         *WORDS, *WRITES, "comity.registry.base", "comity.jetstream", "comity.etcd", "comity.consul", "comity.remote",
     ),

@@ -17,12 +17,10 @@ import json
 import logging
 import random
 import re
-import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 from nats import errors
 from nats.aio.client import Server
@@ -31,19 +29,16 @@ from nats.aio.subscription import Subscription
 
 from comity.bus.base import Address, Cancel, Delivery, Link, Receive, split
 from comity.bus.connection import Connection
+from comity.bus.end import BusEnd
 from comity.errors import (
     AccessDenied,
     BadInput,
     BadSettings,
-    ComityError,
     Disconnected,
-    TimedOut,
     TooLarge,
     Unreachable,
 )
-from comity.model.ids import ProcessId, check_token, shown_urls
-
-T = TypeVar("T")
+from comity.model.ids import ProcessId, shown_urls
 
 RECONNECT_WAIT_S = 0.05
 """Longest wait before each attempt to reconnect; the wait is random, so that processes do not come back in step."""
@@ -61,7 +56,7 @@ _FORBIDDEN = re.compile('permissions violation for (publish|subscription) to "([
 log = logging.getLogger(__name__)
 
 
-class NatsBus:
+class NatsBus(BusEnd):
     """One process's end of a NATS network. See ``base.Bus``. Made by ``connect``.
 
     ``connection`` may be used for JetStream too; while it is down, its publishes fail at once (nothing is kept for later), and
@@ -72,21 +67,11 @@ class NatsBus:
     connection: Connection
 
     def __init__(self, process: ProcessId, network: str) -> None:
-        self.process = ProcessId(check_token(process, "process id"))
-        self.network = check_token(network, "network")
-        self.faults = {"denied": 0, "forged": 0}
-        self._link = Link.CLOSED
-        self._closing = False
+        super().__init__(process, network)
         self._why = ""
-        self._receivers: dict[Address, tuple[Receive, ...]] = {}
         self._subscriptions: dict[Address, Subscription] = {}
-        self._changing = asyncio.Lock()
         self._forbidden: set[str] = set()
-        self._waiting: dict[str, tuple[str, Address, asyncio.Future[bytes]]] = {}
-        self._numbers = map(f"{secrets.token_hex(5)}{{}}".format, count(1))
         self._departures: _Departures | None = None
-        self._state_calls: list[Callable[[Link], None]] = []
-        self._unreachable_calls: list[Callable[[Address], None]] = []
         self._replies = f"cy.{self.network}.re."
 
     @classmethod
@@ -122,15 +107,11 @@ class NatsBus:
             if system is not None:
                 token = (options or {}).get("user_jwt_cb")
                 account = _claims(token().decode())["iss"] if token else "*"
-                bus._departures = await _Departures.connect(servers, bus.process, system, account, timeout_s)
+                bus._sees = bus._departures = await _Departures.connect(servers, bus.process, system, account, timeout_s)
         except BaseException:
             await bus.close()
             raise
         return bus
-
-    @property
-    def link(self) -> Link:
-        return self._link
 
     async def subscribe(self, address: Address, receive: Receive) -> Cancel:
         kind, name = split(address)
@@ -140,8 +121,7 @@ class NatsBus:
                 prefix = f"cy.{self.network}.{kind}.{name}"
                 take = partial(self._on_message, prefix, address)
                 self._subscriptions[address] = await self._start(prefix + ".*", take, name if kind == "any" else "")
-            self._receivers[address] = (*self._receivers.get(address, ()), receive)
-        return partial(self._cancel, address, receive, [])
+            return self._received(address, receive)
 
     async def _start(self, subject: str, take: Callable[[Msg], Awaitable[None]], queue: str = "") -> Subscription:
         """Subscribe; returns once the server has it. Raises Disconnected, AccessDenied."""
@@ -159,25 +139,13 @@ class NatsBus:
             raise
         return made
 
-    async def _cancel(self, address: Address, receive: Receive, done: list[bool]) -> None:
-        if done:
-            return
-        done.append(True)
-        async with self._changing:
-            if self._closing or self._link is Link.CLOSED:
-                return
-            left = list(self._receivers[address])
-            left.remove(receive)
-            if left:
-                self._receivers[address] = tuple(left)
-                return
-            del self._receivers[address]
-            await self._end(self._subscriptions.pop(address))
-            if self._link is Link.UP:
-                try:
-                    await self._confirm()
-                except Disconnected:
-                    log.debug("%s: the connection broke while a subscription ended, and ended it", self.process)
+    async def _leave(self, address: Address) -> None:
+        await self._end(self._subscriptions.pop(address))
+        if self._link is Link.UP:
+            try:
+                await self._confirm()
+            except Disconnected:
+                log.debug("%s: the connection broke while a subscription ended, and ended it", self.process)
 
     @staticmethod
     async def _end(subscription: Subscription) -> None:
@@ -202,18 +170,8 @@ class NatsBus:
     async def request(self, address: Address, data: bytes, timeout_s: float) -> bytes:
         kind, name = split(address)
         subject = f"cy.{self.network}.{kind}.{name}.{self.process}"
-        loop = asyncio.get_running_loop()
-        number = next(self._numbers)
-        answer: asyncio.Future[bytes] = loop.create_future()
-        self._waiting[number] = (subject, address, answer)
-        late = TimedOut(f"no answer from {address} within {timeout_s} s", address=address)
-        timer = loop.call_later(timeout_s, _fail, answer, late)
-        try:
-            await self._publish(subject, data, f"{self._replies}{self.process}.{number}")
-            return await answer
-        finally:
-            timer.cancel()
-            del self._waiting[number]
+        replies = f"{self._replies}{self.process}."
+        return await self._ask(subject, address, timeout_s, lambda number: self._publish(subject, data, replies + number))
 
     async def reply(self, delivery: Delivery, data: bytes) -> None:
         if not delivery.reply:
@@ -235,18 +193,6 @@ class NatsBus:
     def _need_link(self) -> None:
         if self._link is not Link.UP or not self.connection.is_connected:
             raise Disconnected(f"{self.process} is not connected to the bus{self._why}")
-
-    def on_unreachable(self, call: Callable[[Address], None]) -> None:
-        self._unreachable_calls.append(call)
-
-    def on_state(self, call: Callable[[Link], None]) -> None:
-        self._state_calls.append(call)
-
-    def on_departure(self, call: Callable[[ProcessId], None]) -> bool:
-        if self._departures is None:
-            return False
-        self._departures.calls.append(call)
-        return True
 
     async def close(self) -> None:
         if self._closing:
@@ -271,20 +217,16 @@ class NatsBus:
             return
         reply = message.reply if message.reply.startswith(self._replies) else ""
         delivery = Delivery(ProcessId(sender), message.data, reply)
-        for receive in self._receivers.get(address, ()):
-            try:
-                receive(delivery)
-            except Exception as error:  # one receiver's fault is not another's
-                context = {"message": f"a receiver of {address} failed", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(context)
+        self._take(address, delivery)
 
     async def _on_answer(self, start: int, message: Msg) -> None:
         number, dot, sender = message.subject[start:].partition(".")
         if number not in self._waiting:
             return  # it came too late
-        _, address, answer = self._waiting[number]
+        request = self._waiting[number]
+        address, answer = request.address, request.answer
         if not dot and _says_nobody(message):
-            _fail(answer, Unreachable(f"nobody listens at {address}", address=address))
+            request.fail(Unreachable(f"nobody listens at {address}", address=address))
             self._tell(self._unreachable_calls, address)
         elif not dot or message.headers is not None or (address.startswith("to/") and address != f"to/{sender}"):
             self._fault("forged", f"an answer from {address} came by way of {message.subject}")
@@ -303,17 +245,12 @@ class NatsBus:
             verb, subject = forbidden.groups()
             if verb == "subscription":
                 self._forbidden.add(subject)
-            for wanted, _, answer in self._waiting.values():
-                if wanted.lower() == subject:
-                    _fail(answer, AccessDenied(f"{self.process} may not send on {wanted}", subject=wanted))
+            for request in self._waiting.values():
+                if request.name.lower() == subject:
+                    request.fail(AccessDenied(f"{self.process} may not send on {request.name}", subject=request.name))
             self._fault("denied", str(error))
         else:
             _note(self.process, error)
-
-    def _fault(self, kind: str, text: str) -> None:
-        self.faults[kind] = number = self.faults[kind] + 1
-        if number & (number - 1) == 0:  # the first, then ever fewer
-            log.warning("%s: %s (%s no. %d)", self.process, text, kind, number)
 
     async def _on_down(self) -> None:
         self._change(Link.DOWN)
@@ -326,20 +263,6 @@ class NatsBus:
             self._why = f": the server closed the connection for good: {self.connection.last_error}"
             log.error("%s%s", self.process, self._why)
         self._change(Link.CLOSED)
-
-    def _change(self, link: Link) -> None:
-        if self._link in (link, Link.CLOSED) or (self._closing and link is not Link.CLOSED):
-            return
-        self._link = link
-        self._tell(self._state_calls, link)
-        if link is not Link.UP:
-            for _, _, answer in self._waiting.values():
-                _fail(answer, Disconnected("the connection broke before an answer came"))
-
-    @staticmethod
-    def _tell(calls: list[Callable[[T], None]], value: T) -> None:
-        for call in calls:
-            asyncio.get_running_loop().call_soon(call, value)
 
 
 class _Departures:
@@ -456,8 +379,3 @@ def _note(who: str, error: Exception) -> None:
 
 def _says_nobody(message: Msg) -> bool:
     return not message.data and message.headers is not None and message.headers.get("Status") == "503"
-
-
-def _fail(answer: asyncio.Future[bytes], error: ComityError) -> None:
-    if not answer.done():
-        answer.set_exception(error)

@@ -15,9 +15,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from functools import partial
-from itertools import count
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from pamqp import commands
 from pamqp.base import Frame
@@ -26,10 +24,9 @@ from comity.amqp.address import Where
 from comity.amqp.connection import ASKING, CONSUMING, Connection, Properties, Refusal, packed
 from comity.amqp.line import Line
 from comity.bus.base import Address, Cancel, Delivery, Link, Receive, split
-from comity.errors import AccessDenied, BadInput, ComityError, Disconnected, TimedOut, TooLarge, Unreachable
-from comity.model.ids import ProcessId, check_token
-
-T = TypeVar("T")
+from comity.bus.end import BusEnd
+from comity.errors import AccessDenied, BadInput, ComityError, Disconnected, TooLarge, Unreachable
+from comity.model.ids import ProcessId
 
 PAYLOAD_LIMIT = 1024 * 1024
 STALE_MS = 1000
@@ -43,7 +40,7 @@ _TRIES = 5
 log = logging.getLogger(__name__)
 
 
-class RabbitBus:
+class RabbitBus(BusEnd):
     """One process's end of a network on RabbitMQ. See ``base.Bus``. Made by ``connect``.
 
     ``faults`` counts what went wrong beside the calls: ``denied`` (the server refused a key), ``forged`` (nobody vouches for the
@@ -51,23 +48,13 @@ class RabbitBus:
     """
 
     def __init__(self, where: Where, process: ProcessId, network: str) -> None:
-        self.process = ProcessId(check_token(process, "process id"))
-        self.network = check_token(network, "network")
+        super().__init__(process, network)
         self.user = where.user
-        self.faults = {"denied": 0, "forged": 0}
         self._exchange = f"cy.{self.network}"
         self._queue = ""
-        self._link = Link.CLOSED
-        self._closing = False
         self._line = Line(where, self.process, self._prepare, self._turned)
-        self._receivers: dict[Address, tuple[Receive, ...]] = {}
-        self._changing = asyncio.Lock()
-        self._waiting: dict[str, tuple[str, Address, asyncio.Future[bytes]]] = {}
-        self._numbers = map(f"{secrets.token_hex(5)}{{}}".format, count(1))
         self._plain = packed(Properties(user_id=self.user))
         self._departures: _Departures | None = None
-        self._state_calls: list[Callable[[Link], None]] = []
-        self._unreachable_calls: list[Callable[[Address], None]] = []
 
     @classmethod
     async def connect(
@@ -84,15 +71,11 @@ class RabbitBus:
             await bus._line.open(timeout_s)
             bus._link = Link.UP
             if departures:
-                bus._departures = await _Departures.connect(bus._line.where, bus.process, bus._exchange, timeout_s)
+                bus._sees = bus._departures = await _Departures.connect(bus._line.where, bus.process, bus._exchange, timeout_s)
         except BaseException:
             await bus.close()
             raise
         return bus
-
-    @property
-    def link(self) -> Link:
-        return self._link
 
     @property
     def is_own(self) -> bool:
@@ -166,27 +149,14 @@ class RabbitBus:
                         kind_of = AccessDenied if error.code == _DENIED else Disconnected
                         raise kind_of(f"{self.process} cannot listen at {address}: {error}", address=address) from error
                     raise
-            self._receivers[address] = (*self._receivers[address], receive)
-        return partial(self._cancel, address, receive, [])
+            return self._received(address, receive)
 
-    async def _cancel(self, address: Address, receive: Receive, done: list[bool]) -> None:
-        if done:
-            return
-        done.append(True)
-        async with self._changing:
-            if self._closing or self._link is Link.CLOSED:
-                return
-            left = list(self._receivers[address])
-            left.remove(receive)
-            if left:
-                self._receivers[address] = tuple(left)
-                return
-            del self._receivers[address]
-            if self._link is Link.UP:
-                try:
-                    await self._line.connection.ask(*self._end(address))
-                except (Disconnected, Refusal) as error:
-                    log.debug("%s: a subscription ended with its connection: %s", self.process, error)
+    async def _leave(self, address: Address) -> None:
+        if self._link is Link.UP:
+            try:
+                await self._line.connection.ask(*self._end(address))
+            except (Disconnected, Refusal) as error:
+                log.debug("%s: a subscription ended with its connection: %s", self.process, error)
 
     def _end(self, address: Address) -> tuple[int, Frame]:
         """What ends a subscription, and on which channel."""
@@ -203,19 +173,12 @@ class RabbitBus:
     async def request(self, address: Address, data: bytes, timeout_s: float) -> bytes:
         kind, name = split(address)
         key = f"{kind}.{name}.{self.process}"
-        loop = asyncio.get_running_loop()
-        number = next(self._numbers)
-        answer: asyncio.Future[bytes] = loop.create_future()
-        self._waiting[number] = (key, address, answer)
-        late = TimedOut(f"no answer from {address} within {timeout_s} s", address=address)
-        timer = loop.call_later(timeout_s, _fail, answer, late)
-        try:
+
+        async def publish(number: str) -> None:
             properties = packed(Properties(user_id=self.user, reply_to=self.process, correlation_id=number))
             await self._publish(key, data, properties, mandatory=True)
-            return await answer
-        finally:
-            timer.cancel()
-            del self._waiting[number]
+
+        return await self._ask(key, address, timeout_s, publish)
 
     async def reply(self, delivery: Delivery, data: bytes) -> None:
         requester, _, number = delivery.reply.partition("/")
@@ -234,19 +197,7 @@ class RabbitBus:
         if self._link is not Link.UP or not self._line.connection.is_open:
             raise Disconnected(f"{self.process} is not connected to the bus{self._line.why}")
 
-    # What is told
-
-    def on_unreachable(self, call: Callable[[Address], None]) -> None:
-        self._unreachable_calls.append(call)
-
-    def on_state(self, call: Callable[[Link], None]) -> None:
-        self._state_calls.append(call)
-
-    def on_departure(self, call: Callable[[ProcessId], None]) -> bool:
-        if self._departures is None:
-            return False
-        self._departures.calls.append(call)
-        return True
+    # What comes
 
     async def close(self) -> None:
         if self._closing:
@@ -269,12 +220,7 @@ class RabbitBus:
         address = f"{kind}/{name}"
         number = properties.correlation_id
         delivery = Delivery(ProcessId(sender), data, f"{sender}/{number}" if number else "")
-        for receive in self._receivers.get(address, ()):
-            try:
-                receive(delivery)
-            except Exception as error:  # one receiver's fault is not another's
-                context = {"message": f"a receiver of {address} failed", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(context)
+        self._take(address, delivery)
 
     def _is_vouched(self, sender: str, properties: Properties) -> bool:
         """The server vouches for the user; a user for those that bear its name, or share it with this process."""
@@ -283,7 +229,7 @@ class RabbitBus:
     def _on_answer(self, sender: str, number: str, data: bytes) -> None:
         if number not in self._waiting:
             return  # it came too late
-        _, address, answer = self._waiting[number]
+        address, answer = self._waiting[number].address, self._waiting[number].answer
         if address.startswith("to/") and address != f"to/{sender}":
             self._fault("forged", f"an answer from {address} came from {sender}")
         elif not answer.done():
@@ -294,39 +240,20 @@ class RabbitBus:
         address = f"{kind}/{name}"
         self._tell(self._unreachable_calls, address)
         if properties.correlation_id in self._waiting:
-            answer = self._waiting[properties.correlation_id][2]
-            _fail(answer, Unreachable(f"nobody listens at {address}", address=address))
+            self._waiting[properties.correlation_id].fail(Unreachable(f"nobody listens at {address}", address=address))
 
     def _on_refused(self, refusal: Refusal) -> None:
         """The server refused something that was published, and took nothing that came after it."""
-        for key, address, answer in self._waiting.values():
-            if f"'{key}'" in refusal.text:
-                _fail(answer, AccessDenied(f"{self.process} may not send to {address}: {refusal}", address=address))
+        for request in self._waiting.values():
+            if f"'{request.name}'" in refusal.text:
+                said = f"{self.process} may not send to {request.address}: {refusal}"
+                request.fail(AccessDenied(said, address=request.address))
             else:
-                _fail(answer, Disconnected(f"the server ended a channel: {refusal}"))
+                request.fail(Disconnected(f"the server ended a channel: {refusal}"))
         self._fault("denied", refusal.text)
-
-    def _fault(self, kind: str, text: str) -> None:
-        self.faults[kind] = number = self.faults[kind] + 1
-        if number & (number - 1) == 0:  # the first, then ever fewer
-            log.warning("%s: %s (%s no. %d)", self.process, text, kind, number)
 
     def _turned(self, up: bool) -> None:
         self._change(Link.UP if up else Link.DOWN)
-
-    def _change(self, link: Link) -> None:
-        if self._link in (link, Link.CLOSED) or (self._closing and link is not Link.CLOSED):
-            return
-        self._link = link
-        self._tell(self._state_calls, link)
-        if link is not Link.UP:
-            for _, _, answer in self._waiting.values():
-                _fail(answer, Disconnected("the connection broke before an answer came"))
-
-    @staticmethod
-    def _tell(calls: list[Callable[[T], None]], value: T) -> None:
-        for call in calls:
-            asyncio.get_running_loop().call_soon(call, value)
 
 
 class _Departures:
@@ -391,8 +318,3 @@ def _queue(name: str, *, exclusive: bool = False, durable: bool = False) -> comm
 
 def _binding(address: Address) -> str:
     return f"{address.replace('/', '.')}.*"
-
-
-def _fail(answer: asyncio.Future[bytes], error: ComityError) -> None:
-    if not answer.done():
-        answer.set_exception(error)
