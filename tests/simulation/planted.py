@@ -48,6 +48,7 @@ from comity.model.task import (
 )
 from comity.model.wire import Accepted, Beacon, Began, Done, Ended, Refused, SubmitTask
 from comity.node.attempts import Attempts
+from comity.node.guarding import Guard
 from comity.registry.memory import MemoryRegistryState
 from comity.sim.doors import SimLog
 from comity.sim.workload import Workload
@@ -420,6 +421,15 @@ def leases_go_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Term, "__init__", made)
     patch.setattr(Liveness, "beacon", beacon)
     patch.setattr(Liveness, "lag", lag)
+
+
+@plant(controllers=2, torture_s=18.0, faults={"split": 1}, settings={"lease_s": 2.0, "orphan_s": 20.0, "attempt_timeout_s": 20.0})
+def a_guard_believes_a_beacon(patch: pytest.MonkeyPatch) -> None:
+    async def believes(self: Guard, now: float) -> bool:
+        self._lease.confirm(now)
+        return True
+
+    patch.setattr(Guard, "_confirm", believes)
 
 
 # Keeping

@@ -17,9 +17,11 @@ async def echo(value: Any) -> Any:
     return value
 
 
-async def nap(seconds: float) -> float:
-    """Sleep."""
-    await asyncio.sleep(seconds)
+async def nap(attempt: Attempt, seconds: float) -> float:
+    """Sleep, and do something now and then that should not be done twice."""
+    for _ in range(4):
+        await asyncio.sleep(seconds / 4)
+        await attempt.guard()
     return seconds
 
 

@@ -13,7 +13,7 @@ from comity.model.codec import digest, to_json
 from comity.model.ids import TaskId
 from comity.model.payload import Payload, Stored
 from comity.model.records import GiveAnswer, RecordStep, SaveCheckpoint
-from comity.model.task import Entry
+from comity.model.task import Ending, Entry
 from comity.sim.loop import SimulationError, VirtualLoop
 
 
@@ -43,6 +43,8 @@ class Recollection:
         self.steps: dict[tuple[TaskId, str], Record] = {}
         self.checkpoints: dict[TaskId, list[Record]] = {}
         self.answers: dict[tuple[TaskId, str], bytes | None] = {}
+        self.lost: set[tuple[TaskId, int]] = set()
+        """Attempts whose node lost its lease."""
 
     # What the log says
 
@@ -51,6 +53,8 @@ class Recollection:
         if change.task is None:
             return
         task, records = change.task.spec.id, change.task.records
+        if change.attempt is not None and change.attempt.ending is Ending.EVICTED:
+            self.lost.add((task, change.attempt.epoch))
         failure = change.attempt.failure if change.attempt is not None else None
         if failure is not None and failure.code in _LOST and records is not None:
             raise Misremembered(f"entry {index}: an attempt at task {task} finds its records lost: {failure.message}")
@@ -119,6 +123,11 @@ class Recollection:
         if (before[-1].mark if before else None) != (digest(to_json(state)) if state is not None else None):
             raise Misremembered(f"attempt {task}/{epoch} does not resume from the last of {len(before)} checkpoints")
 
+    def guarded(self, task: TaskId, epoch: int) -> None:
+        """An attempt is told that its node holds the lease."""
+        if (task, epoch) in self.lost:
+            raise Misremembered(f"attempt {task}/{epoch} was told that its node holds the lease, which it had lost")
+
     def answered(self, task: TaskId, name: str, value: Any) -> None:
         """An attempt is given an answer, or somebody was told that it was recorded; a Unanswered: that there is none."""
         if not self.is_answered_with(task, name, value):
@@ -156,6 +165,10 @@ class Witness(Attempt):
         value = await super().step(name, seen)
         self._tell(self._judge.gave, self.id, self.epoch, name, value)
         return value
+
+    async def guard(self) -> None:
+        await super().guard()
+        self._tell(self._judge.guarded, self.id, self.epoch)
 
     async def checkpoint(self, state: Any) -> None:
         await super().checkpoint(state)

@@ -255,7 +255,7 @@ class Workload:
             options |= {"progress_timeout_s": random.choice([0.5, 2.0]), "attempt_timeout_s": 100.0}
         value: Any = {
             "echo": {"value": random.choice([random.randrange(1000)] * 7 + ["x" * 300_000])},
-            "nap": {"seconds": random.choice([0.01, 0.3, 1.0, 3.0, 3.0])},
+            "nap": {"seconds": random.choice([0.01, 0.3, 1.0, 3.0, 6.0])},
             "large": {"size": random.choice([500, 2000, 40_000, 300_000])},
             "flaky": {"odds": random.choice([0.2, 0.6, 0.95])},
             "broken": {"value": "x" * random.choice([1, 3000])},
