@@ -38,6 +38,8 @@ SIMULATED = (
 
 WRITES = (
     *SIMULATED,
+    # the controller, for tasks that wait long
+    "input.renew",
     # those who send durable mail, large bodies and files, and those who take files
     "mail.put", "body.put", "file.put", "file.take",
     # backends

@@ -18,6 +18,7 @@ from comity.backup.manifest import Manifest, Object
 from comity.backup.targets import Target
 from comity.controller.origin import beginning, past
 from comity.controller.payloads import Payloads, carried_by
+from comity.controller.renewing import KEPT, OWN
 from comity.core.ledger import Effective, Ledger
 from comity.core.tasks import Tasks
 from comity.errors import Conflict, Corrupt, ForeignData, NotFound, TimedOut
@@ -33,9 +34,12 @@ LOOK_S = 0.05
 READ = 8
 AT_ONCE = 4
 """Store objects copied at a time."""
-OWN = "network/"
-"""What the network itself keeps in the store; only what state refers to counts."""
 _log = structlog.get_logger("comity.backup")
+
+
+def is_own(key: str) -> bool:
+    """Whether the network itself keeps it in the store until it deletes it: then it counts only if state refers to it."""
+    return key.startswith(OWN) and not key.startswith(KEPT)
 
 
 class Made(msgspec.Struct):
@@ -186,7 +190,7 @@ class Creating:
 
     async def _objects(self, writer: pieces.Writer) -> Copied:
         wanted = referred(self._reader.state)
-        mine = [stored for stored in await self._store.list("") if stored.key in wanted or not stored.key.startswith(OWN)]
+        mine = [stored for stored in await self._store.list("") if stored.key in wanted or not is_own(stored.key)]
         turn = asyncio.Semaphore(AT_ONCE)
         damaged: list[str] = []
 
@@ -211,7 +215,7 @@ class Creating:
             raise faults.exceptions[0] from faults
         objects = {held.key: held for held in (task.result() for task in copies) if held is not None}
         absent = [key for key in wanted if key not in objects and key not in damaged]
-        gone = {key for key in absent if key.startswith(OWN)}
+        gone = {key for key in absent if is_own(key)}
         missing = sorted(key for key in absent if key not in gone)
         return Copied([objects[key] for key in sorted(objects)], gone, missing, sorted(damaged))
 

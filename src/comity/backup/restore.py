@@ -10,7 +10,7 @@ import msgspec
 
 from comity.backup import contents, manifest, pieces
 from comity.backup.check import state_of
-from comity.backup.create import OWN
+from comity.backup.create import is_own
 from comity.backup.manifest import Manifest
 from comity.backup.targets import Target
 from comity.controller.origin import ORIGIN
@@ -82,7 +82,7 @@ async def _fill(target: Target, of: Manifest, store: Store, keep_s: float) -> No
 
     async def put(key: str, data: bytes | AsyncIterator[bytes]) -> Stored:
         async with turn:
-            return await store.put(key, data, ttl_s=None if key.startswith(OWN) else keep_s)
+            return await store.put(key, data, ttl_s=None if is_own(key) else keep_s)
 
     async def copy(held: manifest.Object) -> None:
         stored = await put(held.key, pieces.stream(target, held.parts, held.key))

@@ -18,6 +18,7 @@ import structlog
 from comity.controller.adopting import MOVED, RECORDED, Adopting
 from comity.controller.archive import encode_chunk
 from comity.controller.payloads import Payloads, logged_before, records_before
+from comity.controller.renewing import Renewing
 from comity.controller.snapshot import PAUSE_S, Writing
 from comity.core.changes import Change
 from comity.core.ledger import Ledger
@@ -111,6 +112,7 @@ class Keeping:
         self._snapshot_after = 0.0
         self._written = self._before = (0, 0)  # commands and bytes in this term; and when the last snapshot was begun
         self._adopting = Adopting(state, store, ledger, propose)
+        self._renewing = Renewing(state, store, propose, keep_finished_ms, max(keep_finished_ms, keep_dead_ms))
         self.snapshot_wanted = False
 
     def end(self) -> None:
@@ -126,6 +128,8 @@ class Keeping:
                 self._doomed.append(change.reason)
             elif change.kind in RECORDED and change.task is not None:
                 self._adopting.look(change.task)
+            elif change.kind == "task.submitted" and change.task is not None:
+                self._renewing.look(change.task)
             elif change.kind == "snapshot.taken":
                 taken = self._state.snapshots[-1]
                 self._marks.append(Mark(taken.index, *self._written, taken.time_ms))
@@ -165,6 +169,8 @@ class Keeping:
             return self._drop_dead
         if self._adopting.is_due(self._now_ms()):
             return self._adopt
+        if self._renewing.is_due(self._now_ms()):
+            return self._renew
         return None
 
     async def _all_due(self) -> None:
@@ -296,10 +302,15 @@ class Keeping:
                 if stored.key not in known and int(stored.key.rpartition("-")[2]) < state.term:
                     self._doomed.append(stored.key)
         self._adopting.begin()
+        self._renewing.begin()
         self._is_swept = True
 
     async def _adopt(self) -> None:
         if await self._adopting.adopt(self._now_ms()):
+            await self._effective()
+
+    async def _renew(self) -> None:
+        if await self._renewing.renew(self._now_ms()):
             await self._effective()
 
     async def _delete(self) -> None:
