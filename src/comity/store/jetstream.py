@@ -1,7 +1,7 @@
 """The store as a JetStream stream. ``OWNER/A/B`` is
 
     cy.NET.store.OWNER.m.A.B           the manifest: headers, and the content if it fits into one message
-    cy.NET.store.OWNER.c.UPLOAD.N      the chunks of a longer content
+    cy.NET.store.OWNER.c.UPLOAD.N      the chunks of a longer content, each with its own digest
 
 The manifest is written last and only if its subject is free (``Nats-Expected-Last-Subject-Sequence``), so a value is there as
 a whole or not at all. A subject keeps one message: a value is deleted by publishing a short-lived gravestone over it, which
@@ -36,6 +36,8 @@ FETCHES = 4
 LOOKUPS = 64
 """Windows of chunks, and single messages, asked for at once: 40 MB together. The server cuts a connection for which more than
 64 MB wait (``max_pending``), which a reader who is busy with something else would let happen."""
+TRIES = 3
+"""Servers asked, each time any, where several have a copy: that of one may be damaged."""
 CHUNK_GRACE_S = 3600.0
 """Chunks outlive their manifest by this, and an upload may take no longer."""
 
@@ -97,6 +99,7 @@ class JetStreamStore:
         self._stream = stream_name(network)
         self._root = f"cy.{network}.store"
         self._chunk = min(CHUNK, js.nc.max_payload - HEADER_ROOM)
+        self._is_replicated = False
         self._fetches = asyncio.Semaphore(FETCHES)
         self._lookups = asyncio.Semaphore(LOOKUPS)
 
@@ -111,7 +114,8 @@ class JetStreamStore:
         js = await JetStream(nc).open()
         store = cls(js, network)
         try:
-            await js.stream(stream_config(network, replicas), create=create)
+            info = await js.stream(stream_config(network, replicas), create=create)
+            store._is_replicated = info["config"]["num_replicas"] > 1
             if create:
                 await store._sweep()
         except BaseException:
@@ -223,7 +227,7 @@ class JetStreamStore:
                 size += len(chunk)
                 subject = f"{self._chunk_subject(key, name)}.{count}"
                 count += 1
-                publish = self._write(subject, chunk, headers)
+                publish = self._write(subject, chunk, {**headers, _DIGEST: digest(chunk).hex()})
                 if count == 1:  # alone: it tells whether we may write here
                     first = await publish
                     continue
@@ -274,13 +278,14 @@ class JetStreamStore:
     # Reading
 
     async def _find(self, key: str, *, leader: bool = False) -> _Manifest | None:
-        """The manifest of ``key``: from any replica and, if that has none or ``leader`` says so, from the stream's leader."""
+        """The manifest of ``key``: from any replica and, if those asked have none or ``leader`` says so, from the stream's
+        leader."""
         async with self._lookups:
             return await self._look_up(key, leader)
 
     async def _look_up(self, key: str, leader: bool) -> _Manifest | None:
         subject = self._subject(key)
-        if not leader:
+        for _ in range(0 if leader else self._tries):
             msg = await self._js.call(f"$JS.API.DIRECT.GET.{self._stream}.{subject}")
             headers = msg.headers or {}
             if "Nats-Sequence" in headers:
@@ -298,24 +303,33 @@ class JetStreamStore:
         if upload is None:
             yield manifest.data
             return
-        cursor = Cursor(self._js, self._stream, f"{self._chunk_subject(key, upload.name)}.*", upload.first - 1)
-        left = upload.chunks
-        try:
-            while left > 0:
-                async with self._fetches:
-                    rows = await cursor.fetch(min(left, 2 * WINDOW), wait_s=self._js.timeout_s)
-                chunks = [row.data for row in rows if _GONE not in (row.headers or {})]
-                for chunk in chunks:
-                    yield chunk
-                left -= len(chunks)
-                if not chunks or len(chunks) < len(rows):
-                    break
-        finally:
-            await cursor.close()
-        if left > 0:
-            there = await self._find(key, leader=True)
-            if there is None or there.stored is None:
-                raise NotFound(f"{key} was deleted", key=key)
+        subject = f"{self._chunk_subject(key, upload.name)}."
+        at, number = upload.first - 1, 0
+        for _ in range(self._tries):
+            cursor = Cursor(self._js, self._stream, f"{subject}*", at)
+            try:
+                while number < upload.chunks:
+                    async with self._fetches:
+                        rows = await cursor.fetch(min(upload.chunks - number, 2 * WINDOW), wait_s=self._js.timeout_s)
+                    begun = number
+                    for row in rows:
+                        if row.subject != f"{subject}{number}" or not _is_intact(row):
+                            break
+                        yield row.data
+                        at, number = row.seq, number + 1
+                    if number == begun or number < begun + len(rows):
+                        break
+                else:
+                    return
+            finally:
+                await cursor.close()
+        there = await self._find(key, leader=True)
+        if there is None or there.stored is None:
+            raise NotFound(f"{key} was deleted", key=key)
+
+    @property
+    def _tries(self) -> int:
+        return TRIES if self._is_replicated else 1
 
     async def _headers(self, filtered: str) -> AsyncIterator[Row]:
         """All messages of some subjects, without their contents."""
@@ -326,6 +340,12 @@ class JetStreamStore:
                     yield row
         finally:
             await cursor.close()
+
+
+def _is_intact(row: Row) -> bool:
+    """Whether a chunk is there, and what was written; others than we may write none of its own digest."""
+    headers = row.headers or {}
+    return _GONE not in headers and headers.get(_DIGEST) in (None, digest(row.data).hex())
 
 
 def _lifetime(ttl_s: float | None) -> dict[str, str]:
