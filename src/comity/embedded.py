@@ -8,7 +8,7 @@
     data/jetstream/     the server's files
     data/log.mark       how far the log is known to reach (cli.marking)
     data/log.opening    how far it reached when its server last opened it, if it may have cut it (cli.mending)
-    data/quarantine/    a damaged copy of the log that was rebuilt from other servers' (cluster.rebuilding)
+    data/quarantine/    damaged copies of streams that were rebuilt from other servers' (cluster.rebuilding)
 
 Everything is for the owner's eyes only, and the server listens on 127.0.0.1; beyond loopback with TLS only. One of a cluster is
 ready once it takes connections: the others may not be there yet. ``sync_interval: always`` makes it fsync before it
@@ -51,6 +51,7 @@ _STOP_LIMIT_S = 5.0
 _LOCK_LIMIT_S = 5.0
 _PORTS_TRIED = 64
 _QUICK_DEATH_S = 1.0
+STOPS = (signal.SIGTERM, signal.SIGKILL)
 _FAILURES = 5
 
 # Run by a small Python that then becomes the server: asks the kernel for SIGKILL when the parent ends, however it ends (to the
@@ -169,13 +170,13 @@ class EmbeddedServer:
         if not self._watch.cancelled():
             self._watch.result()
 
-    async def restart(self, between: Callable[[], None]) -> None:
-        """Have the process end, do ``between``, and have it start again; returns when it was done. Raises ServerFailed, and what
-        ``between`` raises: it starts again all the same."""
+    async def restart(self, between: Callable[[], None], *, abruptly: bool = False) -> None:
+        """Have the process end, do ``between``, and have it start again; returns when it was done. ``abruptly``: it must not
+        write down how its streams are. Raises ServerFailed, and what ``between`` raises: it starts again all the same."""
         async with self._restarting:
             self._between = between, asyncio.get_running_loop().create_future()
             _, done = self._between
-            await self._end()
+            await self._end(*(STOPS[1:] if abruptly else STOPS))
             await done
 
     async def open_alone(self) -> None:
@@ -351,11 +352,11 @@ class EmbeddedServer:
         except Exception as error:  # for whoever asked for it
             done.set_exception(error)
 
-    async def _end(self) -> None:
+    async def _end(self, *signums: signal.Signals) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        for signum in (signal.SIGTERM, signal.SIGKILL):
+        for signum in signums or STOPS:
             process.send_signal(signum)
             try:
                 await asyncio.wait_for(process.wait(), _STOP_LIMIT_S)

@@ -267,6 +267,8 @@ class Cursor:
         self, js: JetStream, stream: str, subject: str, after: int = 0, *, headers_only: bool = False, mends: bool = True
     ) -> None:
         self.after = after
+        self.server = ""
+        """Whose copy is read, where there are several."""
         self._mends = mends
         self._js = js
         self._stream = stream
@@ -365,10 +367,11 @@ class Cursor:
             "max_deliver": 1,
             "inactive_threshold": 10_000_000_000,
         }
-        await js.api(
+        made = await js.api(
             f"CONSUMER.CREATE.{self._stream}.{self._consumer}.{self._subject}",
             {"stream_name": self._stream, "config": config},
         )
+        self.server = (made.get("cluster") or {}).get("leader", "")
         self._heard = self._born = asyncio.get_running_loop().time()
         try:
             self._subscription = await js.nc.subscribe(

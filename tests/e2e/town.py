@@ -138,10 +138,10 @@ class Story:
             self.told.append(event)
             self._news.set()
 
-    async def until(self, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    async def until(self, true: Callable[[dict[str, Any]], bool], limit_s: float = LIMIT_S) -> dict[str, Any]:
         """The first event for which ``true`` holds, told already or to come."""
         seen = 0
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit_s):
             while True:
                 for event in self.told[seen:]:
                     if true(event):

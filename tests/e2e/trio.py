@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,17 +95,23 @@ class Trio(Town):
                 print(status["survives"]["text"], file=sys.stderr)
         return status
 
-    async def lead_log_elsewhere(self, name: str) -> None:
-        """Have the log's stream led by another server than ``name``."""
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[JetStream]:
+        """JetStream, as a controller may use it."""
         context = self.context()
         process, known = identity(context, "controller")
         assert known is not None
         options = secured(known.connect_options(), context.ca)
         bus = await NatsBus.connect(context.urls, process=process, options=options)
         js = await JetStream(bus.connection, 1.0).open()
-        assert await hand_over(js, None, "main", self.ups[name].said["server"], 3) == []
+        yield js
         await js.close()
         await bus.close()
+
+    async def lead_log_elsewhere(self, name: str) -> None:
+        """Have the log's stream led by another server than ``name``."""
+        async with self.stream() as js:
+            assert await hand_over(js, None, "main", self.ups[name].said["server"], 3) == []
 
     async def comity(self, *words: str) -> tuple[int, str, str]:
         """Type a command and wait for its end: exit code, what it said, and its errors."""

@@ -169,7 +169,8 @@ async def test_the_leader_tells_of_a_damaged_copy_and_of_its_end(world: World) -
     registry = MemoryRegistry(world.registry)
 
     async def report(damage: Damage | None) -> None:
-        record = ServerRecord("127.0.0.1:1", "nats://127.0.0.1:2", "0", damage)
+        damages = (damage,) if damage is not None else ()
+        record = ServerRecord("127.0.0.1:1", "nats://127.0.0.1:2", "0", damages)
         await registry.put("servers/s-1", msgspec.json.encode(record))
 
     damage = Damage("CY_main_LOG", 7, "1.blk byte 5: it fails its checksum")
@@ -201,9 +202,9 @@ async def test_a_new_leader_tells_of_copies_too(world: World, monkeypatch: pytes
     whole = Damage("CY_main_LOG", 7, "1.blk byte 5: it fails its checksum", mended=True)
     damaged = msgspec.structs.replace(whole, index=8, mended=False)
     for name, damage in (("s-1", whole), ("s-2", damaged)):
-        record = ServerRecord("127.0.0.1:1", "nats://127.0.0.1:2", "0", damage)
+        record = ServerRecord("127.0.0.1:1", "nats://127.0.0.1:2", "0", (damage,))
         await registry.put(f"servers/{name}", msgspec.json.encode(record))
-    await until(lambda: controller.census.damage == {"s-1": whole, "s-2": damaged})
+    await until(lambda: controller.census.damage == {("s-1", whole.stream): whole, ("s-2", whole.stream): damaged})
     told: list[tuple[str, Damage]] = []
     controller.census.damaged = lambda server, damage: told.append((server, damage))
     controller.census.tell_again()

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import random
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,9 +171,9 @@ class Servers:
             raise NotFound("no message found")
         return {"message": {"data": base64.b64encode(self.entries[body["seq"]]).decode()}}
 
-    async def obstacle(self, index: int = 5, known: int = 9, member: str = "s3") -> str:
+    async def obstacle(self, index: int = 5, known: int = 9, member: str = "s3", broken: Iterable[str] = ()) -> str:
         copies = Copies(cast(JetStream, self), cast(SystemView, self), "main", member, 3)
-        return await copies.obstacle(Flaw(index, "1.blk byte 0", "it fails its checksum"), known)
+        return await copies.obstacle(Flaw(index, "1.blk byte 0", "it fails its checksum"), known, broken)
 
 
 async def test_a_copy_is_given_up_only_for_others_that_have_all_of_it() -> None:
@@ -281,3 +281,20 @@ async def test_a_copy_that_takes_long_to_read_is_mended_before_its_server_starts
     found = await mend_before(cast(Member, SimpleNamespace(member="s3", size=3)), cast(EmbeddedServer, server))
     assert found is not None and found.stream == "CY_main_LOG" and not found.mended
     assert not server.copy.exists() and [path.name[:11] for path in (tmp_path / QUARANTINE).iterdir()] == ["CY_main_LOG"]
+
+
+async def test_two_damaged_copies_are_mended_one_after_the_other() -> None:
+    """Each of their servers may know of its own damage before the other does; the third is whole."""
+    servers = Servers()
+    assert await servers.obstacle(broken=["s2"]) == "only 1 of the other servers has all of the log, and 2 must"
+    servers.others = {"s3": True, "s2": True}
+    assert await servers.obstacle(member="s2", broken=["s3"]) == "", "the first by name"
+    servers.copies["s3"] = Held(9, 1)
+    assert await servers.obstacle(member="s2") == "", "its server knows of it"
+    servers.copies["s3"] = Held(8, 0)
+    assert "only 1 of the other servers" in await servers.obstacle(member="s2"), "it is only late"
+    servers.copies["s3"] = Held(9, 0)
+    servers.others["s3"] = False
+    assert "only 1 of the other servers" in await servers.obstacle(member="s2", broken=["s3"]), "it is not there"
+    servers.leader, servers.others = "s3", {"s1": True, "s2": True}
+    assert "s3, which leads the log, has gaps" in await servers.obstacle(member="s2", broken=["s3"])

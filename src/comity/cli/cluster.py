@@ -166,8 +166,9 @@ async def survey(context: Context) -> dict[str, Any]:
 
 
 def _damaged(controllers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Servers whose copy of the log is damaged and not rebuilt yet, as any controller knows."""
-    return list({found["server"]: found for said in controllers for found in said.get("damaged_copies", ())}.values())
+    """Copies that are damaged and not rebuilt yet, as any controller knows."""
+    told = (found for said in controllers for found in said.get("damaged_copies", ()))
+    return list({(found["server"], found["stream"]): found for found in told}.values())
 
 
 def _server(server: Server, *, known: bool) -> dict[str, Any]:
@@ -215,6 +216,8 @@ async def controllers_say(bus: Bus, question: str, **args: Any) -> dict[str, dic
 
 
 def _show(cli: Cli, found: dict[str, Any]) -> None:
+    from comity.model.server import Damage
+
     survives, output = found["survives"], cli.output
     style = "green" if survives["more"] > 0 else "yellow" if not survives["more"] else "red"
     output.say(f"{paint(style, '●')} network {bold(found['network'])}: {survives['text']}")
@@ -231,8 +234,9 @@ def _show(cli: Cli, found: dict[str, Any]) -> None:
     controllers = [(row["process"], row["place"], row["role"], row["term"], f"{row['lag']:,}") for row in found["controllers"]]
     output.table(("CONTROLLER", "AT", "ROLE", "TERM", "BEHIND"), controllers, "no controller answers")
     for known in found["damaged"]:
-        where = f"log entry {known['index']}: {known['reason']}"
-        output.say(f"\n{paint('red', '✗')} the copy of {known['stream']} on {known['server']} is damaged at {where}")
+        damage = Damage(known["stream"], known["index"], known["reason"])
+        where = f"{damage.place}: {damage.reason}"
+        output.say(f"\n{paint('red', '✗')} the copy of {damage.stream} on {known['server']} is damaged at {where}")
     for note in found["notes"]:
         output.note(note)
 

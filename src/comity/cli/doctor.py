@@ -297,8 +297,11 @@ def _storage(storage: dict[str, Any]) -> Finding:
 
 
 def _copies(damaged: list[dict[str, Any]]) -> Iterator[Finding]:
+    from comity.model.server import Damage
+
     for known in damaged:
-        said = f"that of {known['stream']} on {known['server']} is damaged at log entry {known['index']}: {known['reason']}"
+        found = Damage(known["stream"], known["index"], known["reason"])
+        said = f"that of {found.stream} on {known['server']} is damaged at {found.place}: {found.reason}"
         yield Finding("copy", "wrong", said, "it is rebuilt from the others once they are all up; see to that server's disk")
 
 

@@ -51,9 +51,10 @@ class Seat:
         assert place.member is not None
         self.member: Member = place.member
         self.changed: Callable[[], None] = lambda: None
-        self.damage: Damage | None = None
+        self.damages: dict[str, Damage] = {}
+        """By stream, what was found in this server's copy of it."""
         self.is_known = False
-        """Whether the registry has this server, with ``damage``."""
+        """Whether the registry has this server, with ``damages``."""
         self._server = server
         self._place = place
         self._version = version
@@ -158,16 +159,27 @@ class Seat:
                 await asyncio.sleep(RETRY_S)
 
     async def _put(self, registry: Registry) -> None:
-        mine = ServerRecord(
-            f"{bracketed(self.member.host)}:{self.member.route_port}", self._server.url, self._version, self.damage
-        )
+        route = f"{bracketed(self.member.host)}:{self.member.route_port}"
+        mine = ServerRecord(route, self._server.url, self._version, tuple(self.damages.values()))
         await registry.put(f"{SERVERS}{check_token(self.member.member, 'server')}", msgspec.json.encode(mine))
 
     async def report(self, damage: Damage) -> None:
-        """Tell everybody what is wrong with this server's copy of the log, or no longer. Raises Indefinite errors."""
-        self.damage = damage
+        """Tell everybody what is wrong with this server's copy of a stream, or no longer. Raises Indefinite errors."""
+        self.damages[damage.stream] = damage
         if self._registry is not None and self.is_known:
             await self._put(self._registry)
+
+    async def broken(self, stream: str) -> set[str]:
+        """The other servers whose copies of ``stream`` are damaged, as they say. Whoever reports first and then asks is not
+        overlooked by one that does the same. Raises Indefinite errors."""
+        found = set()
+        for name in self._known.keys() - {self.member.member}:
+            assert self._registry is not None
+            record = await self._registry.get(f"{SERVERS}{name}")
+            said = decode_server(record.value).damages if record is not None else ()
+            if any(damage.stream == stream and not damage.mended for damage in said):
+                found.add(name)
+        return found
 
     def _take(self, name: str, value: bytes | None) -> None:
         try:

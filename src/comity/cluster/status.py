@@ -55,10 +55,11 @@ class Group(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A server's own copy of a stream: its last entry, and how many entries before that it lacks."""
+    """A server's own copy of a stream: its last entry, how many entries between others it lacks, and how many it has."""
 
     last: int
     gaps: int
+    entries: int = 0
 
 
 class SystemView:
@@ -97,7 +98,7 @@ class SystemView:
                 for copy in account.get("stream_detail", ()):
                     if copy["name"] == stream:
                         state = copy["state"]
-                        found[answer["server"]["name"]] = Held(state["last_seq"], state.get("num_deleted", 0))
+                        found[answer["server"]["name"]] = Held(state["last_seq"], state.get("num_deleted", 0), state["messages"])
         return found
 
     async def _ask(self, what: str, options: dict[str, Any], expect: int) -> list[dict[str, Any]]:

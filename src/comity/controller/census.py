@@ -35,8 +35,8 @@ class Census:
         self.put: Callable[[AgentRecord], None] = scheduling.put_agent
         self.remove: Callable[[AgentId], None] = scheduling.remove_agent
         self.changed: Callable[[str, AgentRecord], None] = lambda _kind, _agent: None
-        self.damage: dict[str, Damage] = {}
-        """What was found in servers' copies of the log, by the server's name."""
+        self.damage: dict[tuple[str, str], Damage] = {}
+        """What was found in servers' copies, by the server's name and the stream's."""
         self.damaged: Callable[[str, Damage], None] = lambda _server, _damage: None
         """Hears of changes of that, in order: also of damage that was mended before its record could be read."""
         self._changes: deque[tuple[float, str, Damage]] = deque(maxlen=64)
@@ -68,17 +68,20 @@ class Census:
         elif kind == "agents":
             self._take_chunk(change.key, decode_agents(change.value) if change.value is not None else [])
         elif kind == "servers":
-            self._take_server(rest, decode_server(change.value).damage if change.value is not None else None)
+            self._take_server(rest, decode_server(change.value).damages if change.value is not None else ())
 
-    def _take_server(self, name: str, damage: Damage | None) -> None:
-        if damage is None:
-            self.damage.pop(name, None)
-        elif damage != (known := self.damage.get(name)):
-            self.damage[name] = damage
-            found = msgspec.structs.replace(damage, mended=False)
-            if damage.mended and known != found:
-                self._tell(name, found)
-            self._tell(name, damage)
+    def _take_server(self, name: str, damages: tuple[Damage, ...]) -> None:
+        said = {damage.stream for damage in damages}
+        for key in [key for key in self.damage if key[0] == name and key[1] not in said]:
+            del self.damage[key]
+        for damage in damages:
+            known = self.damage.get((name, damage.stream))
+            if damage != known:
+                self.damage[name, damage.stream] = damage
+                found = msgspec.structs.replace(damage, mended=False)
+                if damage.mended and known != found:
+                    self._tell(name, found)
+                self._tell(name, damage)
 
     def _tell(self, server: str, damage: Damage) -> None:
         self._changes.append((asyncio.get_running_loop().time(), server, damage))
@@ -88,13 +91,15 @@ class Census:
         """For a new leader: what is damaged now, and what changed a moment ago."""
         since = asyncio.get_running_loop().time() - TOLD_S
         recent = [(server, damage) for at, server, damage in self._changes if at >= since]
-        older = [known for known in self.damage.items() if not known[1].mended and known not in recent]
+        older = [
+            (name, known) for (name, _), known in self.damage.items() if not known.mended and (name, known) not in recent
+        ]
         for server, damage in older + recent:
             self.damaged(server, damage)
 
     def damages(self) -> list[dict[str, Any]]:
         """The copies that are damaged now."""
-        found = [(name, known) for name, known in sorted(self.damage.items()) if not known.mended]
+        found = [(name, known) for (name, _), known in sorted(self.damage.items()) if not known.mended]
         return [{"server": name, "stream": known.stream, "index": known.index, "reason": known.reason} for name, known in found]
 
     def _take_chunk(self, key: str, records: list[AgentRecord]) -> None:

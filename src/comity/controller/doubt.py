@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def question(index: int) -> Ask:
-    """To every controller: entry ``index`` cannot be read."""
+    """To every controller: entry ``index`` cannot be read (0: something else than the log)."""
     return Ask(0, DOUBT, to_json({"index": index}))
 
 

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 STALL_S = 0.5
 """An append under way for longer means that we cannot write now: lease time does not count."""
+STAMP_MS = 3_600_000
+"""A log that is still for so long is told the time."""
 STRATEGIES_MAX = 10_000
 VERSIONS_KEPT = 32
 TOLD = ("lease_s", "beacon_s", "orphan_s", "cancel_grace_s", "dedup_window_s")
@@ -76,7 +78,7 @@ class Term:
         self.choices = Choices(c.scheduling)
         self._beside: set[asyncio.Task[None]] = set()
         self._in_doubt = False
-        self._told = 0
+        self._told = self._stamped_ms = 0
         self._durability = ("unverified", "not asked yet")
         self._client_versions: dict[str, None] = {}
         policy = _policy(settings)
@@ -264,6 +266,14 @@ class Term:
         self.choices.pulse()
         self.schedules.look(self.clock.now_ms())
         self.mailing.pulse()
+        self._stamp(self.clock.now_ms())
+
+    def _stamp(self, now_ms: int) -> None:
+        """The log tells what time it is, also if nothing happens: whoever starts this network again can see for how long it stood
+        still."""
+        if now_ms - max(self._controller.ledger.time_ms, self._stamped_ms) >= STAMP_MS:
+            self._stamped_ms = now_ms
+            self.leader.barrier(lambda: None)
 
     def _may_fire(self) -> bool:
         return not self.admission.shutting_down and self._controller.state.waiting < self.admission.max_waiting
@@ -293,12 +303,12 @@ class Term:
         self.leader.notice("storage.damaged", place=place, reason=reason)
         self.keeping.snapshot_wanted = True
         index = place.removeprefix(LOG_ENTRY)
-        if self._controller.log.lag_s and index.isdecimal():
-            self._controller.doubt.ask(int(index))
+        if self._controller.log.lag_s:
+            self._controller.doubt.ask(int(index) if index.isdecimal() else 0)
 
     def _copy_damaged(self, server: str, damage: Damage) -> None:
         kind = "replica.rebuilt" if damage.mended else "replica.damaged"
-        self.leader.notice(kind, server=server, stream=damage.stream, place=f"log entry {damage.index}", reason=damage.reason)
+        self.leader.notice(kind, server=server, stream=damage.stream, place=damage.place, reason=damage.reason)
 
     # Agents and nodes
 
@@ -387,6 +397,7 @@ class Term:
             "settings": {name: getattr(c.settings, name) for name in TOLD},
             "doors": c.doors,
             "restored_from": f"entry {origin.index} of network {origin.origin}" if origin is not None else "",
+            "time_ahead_s": round(self.clock.now_ms() / 1000 - c.wall(), 3),
             "storage": self.inspection.figures(),
             "damaged_copies": c.census.damages(),
             "mail": self.mailing.figures(),

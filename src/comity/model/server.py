@@ -9,21 +9,26 @@ from comity.model.codec import UNREADABLE
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """The server's copy of ``stream`` is damaged at log entry ``index``, or was: ``mended`` once it is rebuilt."""
+    """The server's copy of ``stream`` is damaged at entry ``index``, or was: ``mended`` once it is rebuilt."""
 
     stream: str
     index: int
     reason: str
     mended: bool = False
 
+    @property
+    def place(self) -> str:
+        return f"{'log ' if self.stream.endswith('_LOG') else ''}entry {self.index}"
+
 
 class ServerRecord(msgspec.Struct, frozen=True):
-    """For the others' next start, for clients and for the leader. ``damage``: what was found since the server started."""
+    """For the others' next start, for clients and for the leader. ``damages``: what was found since the server started,
+    the last of each stream."""
 
     route: str
     url: str
     version: str
-    damage: Damage | None = None
+    damages: tuple[Damage, ...] = ()
 
 
 _record = msgspec.json.Decoder(ServerRecord)
