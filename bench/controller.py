@@ -25,7 +25,7 @@ from comity.bus.base import LEADER, Delivery, to
 from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.cli.bench_figures import pace_us
 from comity.config import Settings
-from comity.controller.controller import Controller
+from comity.controller.controller import JUMP_S, Controller
 from comity.log.memory import MemoryLog, MemoryLogState
 from comity.model import wire
 from comity.model.capability import AgentRecord, NodeRecord, Offer
@@ -135,7 +135,7 @@ async def run(count: int, agents: int, waiting: bool, profile: cProfile.Profile 
     controller = Controller(
         MemoryBus(network, ProcessId("k")), MemoryLog(MemoryLogState()), MemoryRegistry(registries),
         MemoryStore(MemoryStoreState()), Settings(), network_id="net", wall=time.time, random=random.random, eager=True,
-        confirm_jump=True,
+        jump_s=JUMP_S,
     )  # fmt: skip
     peers = Peers(network, count)
     await peers.listen()

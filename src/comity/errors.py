@@ -23,6 +23,7 @@
     │   ├── AccessDenied              wrong or missing credentials or permission
     │   ├── Corrupt                   stored data fails its checksum or has a hole
     │   ├── ForeignData               the data directory or log belongs to another network or version
+    │   ├── ClockAhead                this machine's clock is far ahead of when the network last ran
     │   ├── AlreadyRunning            another process holds the data directory
     │   ├── DiskFull                  no room is left for what must be on the disk first
     │   ├── ServerFailed              the embedded server did not start
@@ -54,7 +55,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
-    "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ComityError", "Conflict", "Corrupt",
+    "AccessDenied", "AlreadyRunning", "BadInput", "BadSettings", "BadUsage", "ClockAhead", "ComityError", "Conflict", "Corrupt",
     "DeadlineExceeded", "Definite", "Disconnected", "DiskFull", "Fenced", "ForeignData", "Indefinite", "InvalidInput",
     "InvalidOutput", "MailboxFull", "ModuleFailed", "NoAgent", "NotFound", "NotLeader", "NotSerializable", "OutOfProtocol",
     "Overloaded", "PeerLost", "Poisoned", "Refuse", "ServerFailed", "ShuttingDown", "Stuck", "TaskCanceled", "TaskError",
@@ -195,6 +196,11 @@ class ForeignData(Definite):
 class AlreadyRunning(Definite):
     code = "already-running"
     advice = "A network already runs on this data directory; use it, stop it with: comity down, or choose another --data."
+
+
+class ClockAhead(Definite):
+    code = "clock-ahead"
+    advice = "See to this machine's clock. If it is right, the network stood still for so long: comity up --clock-is-right."
 
 
 class DiskFull(Definite):

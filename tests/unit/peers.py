@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 from typing import Any, TypeVar
 
 import msgspec
@@ -58,10 +59,10 @@ class World:
     def now(self) -> float:
         return self.wall + asyncio.get_running_loop().time()
 
-    async def controller(self, name: str = "k1", eager: bool = True, log: MemoryLog | None = None) -> Controller:
-        controller = Controller(
+    def make(self, name: str, log: MemoryLog, jump_s: float, *, eager: bool = True) -> Controller:
+        return Controller(
             MemoryBus(self.network, ProcessId(name)),
-            log or MemoryLog(self.log),
+            log,
             MemoryRegistry(self.registry),
             MemoryStore(self.store),
             self.settings,
@@ -69,8 +70,11 @@ class World:
             wall=self.now,
             random=lambda: 0.5,
             eager=eager,
-            confirm_jump=eager,
+            jump_s=jump_s,
         )
+
+    async def controller(self, name: str = "k1", eager: bool = True, log: MemoryLog | None = None) -> Controller:
+        controller = self.make(name, log or MemoryLog(self.log), inf if eager else 0.0, eager=eager)
         await controller.start()
         self.running.append(controller)
         if eager:

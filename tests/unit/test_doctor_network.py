@@ -26,6 +26,7 @@ def row(node: str = "n1", **more: Any) -> dict[str, Any]:
 def findings(*rows: dict[str, Any], **more: Any) -> dict[str, Finding]:
     numbers: dict[str, Any] = {
         "per_node": list(rows or [row()]), "settings": TOLD, "client_versions": ["1.0"], "breakers": {"open": 0},
+        "time_ahead_s": 0.0,
         "controller": {"process": "k1", "version": "1.0", "disk_free_bytes": 1 << 40, "open_files_limit": 1 << 20},
         "waiting": {"tasks": 1, "bytes": 10}, "limits": {"tasks": 100, "bytes": 1000}, **more,
     }  # fmt: skip
@@ -42,6 +43,15 @@ def test_clocks() -> None:
     assert (found.verdict, found.found) == ("note", "n3's is 2.0 s ahead of the leader's; n2's is 1.5 s behind the leader's")
     assert "NTP" in found.advice
     assert findings(row(clock_ahead_s=-300.0))["nodes' clocks"].verdict == "wrong"
+
+
+TIMES = [(-59, "ok", "at most 60 s"), (90, "note", "90 s ahead"), (9e6, "wrong", "104.2 days ahead"), (-9e6, "note", "behind")]
+
+
+@pytest.mark.parametrize(("ahead_s", "verdict", "said"), TIMES)
+def test_the_networks_time(ahead_s: float, verdict: str, said: str) -> None:
+    found = findings(time_ahead_s=ahead_s)["network's time"]
+    assert found.verdict == verdict and said in found.found
 
 
 def test_versions() -> None:

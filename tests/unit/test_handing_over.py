@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import count
+from math import inf
 from typing import Any
 
 import msgspec
@@ -144,7 +145,7 @@ async def test_a_clock_that_was_set_while_another_led_does_not_jump(world: World
     """An operator who starts a standby confirms nothing: only one who starts a network does."""
     first = await world.controller("k1")
     standby = await world.controller("k2", eager=False)
-    standby._confirm_jump = True
+    standby._jump_s = inf
     await asyncio.wait_for(standby.heard.wait(), LIMIT_S)
     world.wall += 1_000_000.0
     await first.stop()

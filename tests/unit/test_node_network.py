@@ -13,7 +13,7 @@ from node_stage import Stage, staged_on, until
 from comity.agent import Agent
 from comity.bus.memory import MemoryBus
 from comity.client.client import Client
-from comity.controller.controller import Controller
+from comity.controller.controller import JUMP_S, Controller
 from comity.errors import NoAgent, Refuse, TaskCanceled, TaskFailed
 from comity.handles import Attempt
 from comity.log.memory import MemoryLog, MemoryLogState
@@ -41,7 +41,7 @@ class Net:
         self.controller = Controller(
             MemoryBus(stage.network, ProcessId("k1")), MemoryLog(MemoryLogState()), MemoryRegistry(stage.registry),
             MemoryStore(stage.store), stage.settings, network_id="net", wall=stage.wall, random=lambda: 0.5, eager=True,
-            confirm_jump=True,
+            jump_s=JUMP_S,
         )  # fmt: skip
         await self.controller.start()
         await self.controller.led.wait()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MISSED = 3
 """Beacons that may be missed: see ``config``."""
-FAR_S = 60.0
+FAR_S, DAY_S = 60.0, 86_400.0
 NEARLY = 0.8
 _SHOWN = 3
 
@@ -21,6 +21,7 @@ _SHOWN = 3
 def look(numbers: dict[str, Any], own_version: str, settings: Settings) -> Iterator[Finding]:
     """``numbers`` are the leader's statistics."""
     rows = numbers["per_node"]
+    yield _time(numbers["time_ahead_s"])
     yield _clocks(rows)
     yield _versions(numbers, own_version)
     yield _beacons(rows, numbers["settings"])
@@ -33,6 +34,19 @@ def look(numbers: dict[str, Any], own_version: str, settings: Settings) -> Itera
 def _some(said: list[str]) -> str:
     more = len(said) - _SHOWN
     return "; ".join(said[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _time(ahead_s: float) -> Finding:
+    """Of the network, by the leader's clock: who leads makes it, and it does not go back."""
+    if abs(ahead_s) <= FAR_S:
+        return Finding("network's time", "ok", f"at most {FAR_S:g} s from the leader's clock")
+    days = f"{abs(ahead_s) / DAY_S:.1f} days" if abs(ahead_s) > DAY_S else f"{abs(ahead_s):.0f} s"
+    if ahead_s < 0:
+        said = f"{days} behind the leader's clock: twice as fast until it gets there"
+        return Finding("network's time", "note", said, "if that clock is right, stop the network and start it again")
+    said = f"{days} ahead of the leader's clock: half as fast until that gets there"
+    advice = "was that clock wrong once? The way back is a backup of before (docs/operations.md: The network's time)"
+    return Finding("network's time", "wrong" if ahead_s > DAY_S else "note", said, advice)
 
 
 def _clocks(rows: list[dict[str, Any]]) -> Finding:

@@ -20,7 +20,7 @@ from comity.cli.network import serve_metrics, until_led
 from comity.config import Settings
 from comity.connect import identity
 from comity.contexts import Context
-from comity.controller.controller import Controller
+from comity.controller.controller import JUMP_S, Controller
 from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
 from comity.registry.base import Registry
@@ -46,7 +46,7 @@ class ForeignNetwork:
         self._stack = AsyncExitStack()
 
     @classmethod
-    async def start(cls, settings: Settings, context: Context, *, asserts: str = "") -> ForeignNetwork:
+    async def start(cls, settings: Settings, context: Context, *, asserts: str = "", jump_s: float = JUMP_S) -> ForeignNetwork:
         """Take part; make the network's streams, in ``settings.replicas`` copies, if they are missing. ``asserts``: what the
         operator says of the servers' durability, recorded. Raises Unreachable, AccessDenied, BadSettings, ForeignData."""
         must_have_doors(context)
@@ -67,7 +67,7 @@ class ForeignNetwork:
             registry, store = await cls._beside(stack, elsewhere, bus, token, network_id, copies)
             controller = Controller(
                 bus, log, registry, store, settings,
-                network_id=network_id, wall=time.time, random=random.random, confirm_jump=True,
+                network_id=network_id, wall=time.time, random=random.random, jump_s=jump_s,
                 place=shown(context),
             )  # fmt: skip
             controller.doors = {name: public(address) for name, address in context.doors.items()}

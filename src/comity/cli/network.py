@@ -26,7 +26,7 @@ from comity.cli.seat import Seat, Waiting
 from comity.config import Settings
 from comity.connect import secured
 from comity.contexts import Context
-from comity.controller.controller import CONTROLLERS, Controller
+from comity.controller.controller import CONTROLLERS, JUMP_S, Controller
 from comity.controller.doubt import Doubt, question
 from comity.credentials import Role
 from comity.embedded import EmbeddedServer
@@ -105,9 +105,11 @@ class EmbeddedNetwork:
         metrics: bool = True,
         place: Place | None = None,
         tell: Callable[[Waiting, Seat], None] = lambda _waiting, _seat: None,
+        jump_s: float = JUMP_S,
     ) -> EmbeddedNetwork:
         """Start on ``settings.data_dir`` and return once tasks can be submitted. In a cluster that is when servers enough are
-        there; ``tell`` says who is awaited. Raises AlreadyRunning, ForeignData, Corrupt, BadSettings, ServerFailed."""
+        there; ``tell`` says who is awaited. ``jump_s``: how long it may have stood still, by this machine's clock. Raises
+        AlreadyRunning, ForeignData, Corrupt, BadSettings, ClockAhead, ServerFailed."""
         place = place or Place()
         cluster = place.member.config() if place.member is not None else None
         damage: Damage | None = None
@@ -138,7 +140,7 @@ class EmbeddedNetwork:
                 await seat.until_placed(bus.connection, partial(_tell, tell, seat))
                 mending = Mending(server, seat, bus, settings, damage)
                 stack.push_async_callback(mending.close)
-            network = await cls._with_controller(server, bus, settings, mending)
+            network = await cls._with_controller(server, bus, settings, mending, jump_s)
             stack.pop_all()
         if metrics:
             network.metrics = serve_metrics(network.controller, settings.http_port, network.notes)
@@ -150,7 +152,7 @@ class EmbeddedNetwork:
 
     @classmethod
     async def _with_controller(
-        cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, mending: Mending | None
+        cls, server: EmbeddedServer, bus: NatsBus, settings: Settings, mending: Mending | None, jump_s: float
     ) -> EmbeddedNetwork:
         streams = server.data / "jetstream" / server.authority.account.public / "streams"
         at = public(settings.doors["log"]) if "log" in settings.doors else str(streams / log_name(server.network))
@@ -159,17 +161,17 @@ class EmbeddedNetwork:
             elsewhere = Elsewhere(stack, settings.doors)
             with marking.noting():
                 doors = await _open(bus, server, VERIFIED if settings.fsync else OFF, marking, mending, elsewhere)
-                return await cls._begin(server, bus, doors, settings, marking, mending, stack.pop_all())
+                return await cls._begin(server, bus, doors, settings, marking, mending, stack.pop_all(), jump_s)
 
     @classmethod
     async def _begin(
         cls, server: EmbeddedServer, bus: NatsBus, doors: Doors, settings: Settings, marking: Marking,
-        mending: Mending | None, elsewhere: AsyncExitStack,
+        mending: Mending | None, elsewhere: AsyncExitStack, jump_s: float,
     ) -> EmbeddedNetwork:  # fmt: skip
         seat = mending.seat if mending is not None else None
         controller = Controller(
             bus, *doors, settings,
-            network_id=server.network_id, wall=time.time, random=random.random, eager=seat is None, confirm_jump=True,
+            network_id=server.network_id, wall=time.time, random=random.random, eager=seat is None, jump_s=jump_s,
             place=seat.member.member if seat is not None else "",
         )  # fmt: skip
         controller.doors = {name: public(address) for name, address in settings.doors.items()}

@@ -58,6 +58,7 @@ async def up(
     assert_durable: Annotated[
         bool, typer.Option("--assert-durable", help="They sync to disk before they acknowledge.", **_FOREIGN)
     ] = False,
+    clock_is_right: Annotated[bool, typer.Option("--clock-is-right", help="It did stand still for over a week.")] = False,
 ) -> None:
     """Start a network in the foreground: a server and a controller, on this machine. Or one server of a cluster.
 
@@ -77,14 +78,14 @@ async def up(
     }  # fmt: skip
     if at is not None or is_rabbitmq(cli.settings(**flags).urls):
         own = {"servers": servers, "join": join, "listen": listen}
-        await run_up(cli.settings(**flags), cli.output, _on_foreign(cli, flags, assert_durable, own))
+        await run_up(cli.settings(**flags), cli.output, _on_foreign(cli, flags, assert_durable, own, clock_is_right))
         return
     if join is not None:
         flags["network"] = network or _network_of(join)
     loaded = cli.loaded(**flags)
     is_free = loaded.settings.port == 0 or loaded.sources["port"] == "default"
     settings = with_last_port(loaded.settings) if is_free else loaded.settings
-    await run_up(with_last_doors(settings), cli.output, Plan(servers, join or ""))
+    await run_up(with_last_doors(settings), cli.output, Plan(servers, join or "", is_clock_right=clock_is_right))
 
 
 def _network_of(token: str) -> str:
@@ -93,7 +94,7 @@ def _network_of(token: str) -> str:
     return Token.parse(token).network
 
 
-def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool, own: dict[str, Any]) -> Plan:
+def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool, own: dict[str, Any], clock_is_right: bool) -> Plan:
     """A controller only. Raises BadSettings for what is only for servers of our ``own``."""
     from getpass import getuser
 
@@ -104,7 +105,7 @@ def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool, own: dict[str, 
     if wrong := [f"--{name}" for name, value in own.items() if value is not None]:
         raise BadSettings(f"{wrong[0]} is for servers of our own, and these are somebody else's", setting=wrong[0][2:])
     asserts = f"an operator ({getuser()}) says that the servers sync to disk before they acknowledge" if asserted else ""
-    return Plan(context=resolve(cli.loaded(**flags)), asserts=asserts)
+    return Plan(context=resolve(cli.loaded(**flags)), asserts=asserts, is_clock_right=clock_is_right)
 
 
 @command(app)

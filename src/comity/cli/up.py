@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comity.cli.garbage import collect, without_stops
@@ -63,12 +64,14 @@ def with_last_doors(settings: Settings) -> Settings:
 
 class Plan(NamedTuple):
     """What to start: a server of our own, by itself or in a cluster (``servers``, ``token``), or only a controller, on the
-    servers of ``context``. ``asserts``: what is said of their durability."""
+    servers of ``context``. ``asserts``: what is said of their durability. ``is_clock_right``: however far it is ahead of when the
+    network last ran."""
 
     servers: int | None = None
     token: str = ""
     context: Context | None = None
     asserts: str = ""
+    is_clock_right: bool = False
 
 
 async def up(settings: Settings, output: Output, plan: Plan) -> None:
@@ -105,12 +108,14 @@ async def _start(settings: Settings, output: Output, plan: Plan) -> EmbeddedNetw
     from comity.cli.foreign import ForeignNetwork
     from comity.cli.network import EmbeddedNetwork
     from comity.cli.place import must_fit, take_place
+    from comity.controller.controller import JUMP_S
 
+    jump_s = inf if plan.is_clock_right else JUMP_S
     if plan.context is not None:
-        return await ForeignNetwork.start(settings, plan.context, asserts=plan.asserts)
+        return await ForeignNetwork.start(settings, plan.context, asserts=plan.asserts, jump_s=jump_s)
     must_fit(settings, clusters=bool(plan.token) or plan.servers not in (None, 1))
     place = await take_place(settings, servers=plan.servers, token=plan.token)
-    return await EmbeddedNetwork.start(settings, place=place, tell=partial(_wait, output))
+    return await EmbeddedNetwork.start(settings, place=place, tell=partial(_wait, output), jump_s=jump_s)
 
 
 def _wait(output: Output, waiting: Waiting, seat: Seat) -> None:

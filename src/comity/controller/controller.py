@@ -34,11 +34,12 @@ from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
-from comity.errors import ComityError, Conflict, Corrupt, Indefinite, InvalidInput
+from comity.errors import ClockAhead, ComityError, Conflict, Corrupt, Indefinite, InvalidInput
 from comity.failpoints import durable
 from comity.log.base import Log
 from comity.model.codec import seal, to_json
 from comity.model.ids import NetworkId, ProcessId
+from comity.model.moment import iso
 from comity.model.task import Command, Entry, Lead, TimeJump
 from comity.model.version import installed
 from comity.model.wire import Answer, Ask, Leading, decode
@@ -50,6 +51,10 @@ STILL_S = 1.0
 """A leader whose beacons and whose log have been still for so long, plus up to half of it at random, is challenged."""
 PULSE_S = 0.25
 RETRY_S = 0.05
+DAY_S = 86_400.0
+JUMP_S = 7 * DAY_S
+"""An operator who starts a network that stood still for longer says that the clock is right. While it runs its log tells the time
+(``term.STAMP_MS``)."""
 REREAD = 16
 """Entries of the past read at once."""
 
@@ -58,9 +63,9 @@ _log = structlog.get_logger("comity.controller")
 
 class Controller:
     """One controller. ``wall`` gives seconds since 1970, ``random`` floats in [0, 1). ``eager``: campaign at once instead of
-    listening first (the only controller of an embedded network). ``confirm_jump``: entry time may jump to the wall clock when
-    this controller first leads (an operator started the network), unless another one was heard leading before. ``place`` names
-    where it runs."""
+    listening first (the only controller of an embedded network). ``jump_s``: entry time may jump to the wall clock, by so much at
+    most, when this controller first leads (an operator started the network), unless another one was heard leading before.
+    ``place`` names where it runs."""
 
     def __init__(
         self,
@@ -74,7 +79,7 @@ class Controller:
         wall: Callable[[], float],
         random: Callable[[], float],
         eager: bool = False,
-        confirm_jump: bool = False,
+        jump_s: float = 0.0,
         place: str = "",
     ) -> None:
         self.bus = bus
@@ -112,7 +117,7 @@ class Controller:
         self.measure: Callable[[], dict[str, Any]] = dict
         """What its owner can tell of this process and its machine."""
         self._eager = eager
-        self._confirm_jump = confirm_jump
+        self._jump_s = jump_s
         self._leader_seen = 0.0
         self._known_at = 0.0  # what is known here was the newest then, for all that could be seen
         self._entry_time = 0, 0.0  # as it was known last, of an entry or of the leader's beacon, and when (loop time)
@@ -226,7 +231,8 @@ class Controller:
         try:
             await work
         except Exception as error:
-            _log.critical("this controller stops", error=str(error), exc_info=not isinstance(error, ComityError))
+            tell = _log.info if isinstance(error, ClockAhead) else _log.critical  # whoever started it is told, and is asked
+            tell("this controller stops", error=str(error), exc_info=not isinstance(error, ComityError))
             self.failure = error
             self.failed.set()
 
@@ -306,7 +312,7 @@ class Controller:
                         return False
                 clock = self._clock()
                 commands: list[Command] = [Lead(self.bus.process)]
-                if self._confirm_jump:
+                if self._jump_s:
                     commands.append(TimeJump(clock.now_ms()))
                 entry = Entry(self.network_id, self.ledger.term + 1, self.ledger.digest, clock.stamp(), commands)
                 data, mine = seal(entry)
@@ -330,17 +336,21 @@ class Controller:
             self._entry_time = time_ms, asyncio.get_running_loop().time()
 
     def _clock(self) -> EntryClock:
-        """Entry time goes on while nobody writes: what passed since it was known here has passed."""
+        """Entry time goes on while nobody writes: what passed since it was known here has passed. Raises ClockAhead."""
         self._note_time(self.ledger.time_ms)
         last_ms, known_at = self._entry_time
         clock = EntryClock(self.wall, asyncio.get_running_loop().time)
-        clock.start(last_ms, self._confirm_jump, known_at)
+        clock.start(last_ms, bool(self._jump_s), known_at)
+        ahead_s = clock.now_ms() / 1000 - last_ms / 1000 - (asyncio.get_running_loop().time() - known_at)
+        if last_ms and self._jump_s and ahead_s > self._jump_s:
+            said = f"this machine's clock says {iso(clock.now_ms())}, {ahead_s / DAY_S:.1f} days after the network last ran"
+            raise ClockAhead(f"{said} ({iso(last_ms)}): results would expire, and time does not go back", ahead_s=ahead_s)
         return clock
 
     async def _lead(self) -> None:
         """Lead until the pipeline breaks."""
         clock = self._clock()
-        self._confirm_jump = False
+        self._jump_s = 0.0
         term = Term(self, clock)
         self.leading = term
         _log.info("leading", term=self.state.term, log_head=self.ledger.index)
@@ -417,7 +427,7 @@ class Controller:
     def _hear_leader(self, item: Leading) -> None:
         self._leader_seen = self._known_at = asyncio.get_running_loop().time()
         self._note_time(item.now_ms)
-        self._confirm_jump = False
+        self._jump_s = 0.0
         self.heard.set()
         if item.ends == "network":
             self.shut_down.set()
