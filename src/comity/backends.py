@@ -1,7 +1,7 @@
 """What lies elsewhere than the bus: doors opened by their addresses. The one place that knows which address means which backend.
 
     registry=etcd://h1:2379,h2:2379    log=etcd://h1:2379,h2:2379    store=file:///shared/folder
-    registry=consul://h1:8500
+    registry=consul://h1:8500          log=raft://h1:7400,h2:7400,h3:7400
 
 Which there are is the controllers' setting; whoever connects asks them (``told``), and is told no password.
 """
@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 from comity.errors import BadSettings, InvalidInput
 
 if TYPE_CHECKING:
+    import ssl
+
     from comity.bus.base import Bus, Delivery
     from comity.consul import Consul
     from comity.etcd.client import Etcd
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from comity.registry.base import Registry
     from comity.store.base import Store
 
-SCHEMES = {"registry": ("etcd", "etcds", "consul", "consuls"), "log": ("etcd", "etcds"), "store": ("file",)}
+SCHEMES = {"registry": ("etcd", "etcds", "consul", "consuls"), "log": ("etcd", "etcds", "raft", "rafts"), "store": ("file",)}
+WITHOUT_HTTP = ("file", "raft", "rafts")
 TOLD_S = 1.0
 """A controller that is there answers sooner."""
 
@@ -64,11 +67,19 @@ class Elsewhere:
     async def log(
         self, network: str, *, create: bool, network_id: str = "", new_id: str = "", asserts: str = ""
     ) -> tuple[Log, str]:
-        """The log, and the id of its network. See ``EtcdLog.open``."""
+        """The log, and the id of its network. See ``EtcdLog.open`` and ``RaftLog.join``."""
         from comity.log.etcd import EtcdLog
+        from comity.log.raft import RaftLog
 
-        etcd = await self.etcd(self.places["log"])
-        log = await EtcdLog.open(etcd, network, create=create, network_id=network_id, new_id=new_id, asserts=asserts)
+        address = self.places["log"]
+        log: EtcdLog | RaftLog
+        if address.startswith("raft"):  # what is said of its durability it knows better
+            at, cluster, tls = members(address, network)
+            about: dict[str, Any] = {"create": create, "network_id": network_id, "new_id": new_id, "tls": tls}
+            log = await RaftLog.join(at, cluster, network, **about)
+        else:
+            etcd = await self.etcd(address)
+            log = await EtcdLog.open(etcd, network, create=create, network_id=network_id, new_id=new_id, asserts=asserts)
         self._stack.push_async_callback(log.close)
         return log, log.network_id
 
@@ -108,6 +119,15 @@ class Elsewhere:
         return list(dict.fromkeys(address for address in self.places.values() if urlsplit(address).scheme in schemes))
 
 
+def members(address: str, network: str) -> tuple[list[str], str, ssl.SSLContext | None]:
+    """Where the members of a built-in Raft are, their cluster (unless said, it is called like the network), and how to come to
+    them by TLS. Raises BadSettings."""
+    from comity.remote.address import Where, tls
+
+    where = Where.parse(address, "raft", network)
+    return where.hosts, where.prefix, tls(where) if where.is_safe else None
+
+
 def check_places(places: Mapping[str, str]) -> None:
     """Raises BadSettings unless each door can be where it is said to be."""
     for name, address in places.items():
@@ -115,7 +135,7 @@ def check_places(places: Mapping[str, str]) -> None:
         if urlsplit(address).scheme not in known:
             ways = " or ".join(f"{scheme}://..." for scheme in known)
             raise BadSettings(f"the {name} can be at {ways}, not at {public(address)}", setting="doors", value=name)
-        if urlsplit(address).scheme != "file" and find_spec("httpx2") is None:
+        if urlsplit(address).scheme not in WITHOUT_HTTP and find_spec("httpx2") is None:
             said = f"{public(address)} needs one more package: pip install 'comity[etcd]' (for Consul too)"
             raise BadSettings(said, setting="doors", value=name)
 
@@ -123,7 +143,7 @@ def check_places(places: Mapping[str, str]) -> None:
 def public(address: str) -> str:
     """``address`` without users, passwords and this machine's files."""
     parts = urlsplit(address)
-    scheme = f"{parts.scheme}s" if parts.scheme in ("amqp", "etcd", "consul") and "ca=" in parts.query else parts.scheme
+    scheme = f"{parts.scheme}s" if parts.scheme in ("amqp", "etcd", "consul", "raft") and "ca=" in parts.query else parts.scheme
     return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

@@ -50,6 +50,11 @@ class Rafts:
         self.doors.append(door)
         return door
 
+    async def join(self, network: str, **options: Any) -> RaftLog:
+        door = await RaftLog.join(list(self.addresses.values()), self.cluster, network, **options)
+        self.doors.append(door)
+        return door
+
     async def leader(self) -> str:
         """Who leads, once somebody does."""
         async with asyncio.timeout(PATIENCE_S):

@@ -19,7 +19,17 @@ from rafts import Rafts
 from comity.cli.bench_raft import Members
 from comity.cluster.tls import CertificateAuthority, server_files
 from comity.core.raft_events import Tick
-from comity.errors import AccessDenied, BadSettings, Conflict, Corrupt, DiskFull, ForeignData, Indefinite, Unreachable
+from comity.errors import (
+    AccessDenied,
+    BadSettings,
+    Conflict,
+    Corrupt,
+    DiskFull,
+    ForeignData,
+    Indefinite,
+    NotFound,
+    Unreachable,
+)
 from comity.log.base import Log
 from comity.log.raft import RaftLog
 from comity.raft.records import Record
@@ -164,6 +174,46 @@ class TestMembership:
         assert len(status["voters"]) == 3
         await rafts.stop(leader)
         await append(log, b"it is not needed")
+
+
+class TestWhoseItIs:
+    async def test_the_first_network_has_it_and_another_is_turned_away(self, rafts: Rafts) -> None:
+        with pytest.raises(NotFound, match="no network's yet"):
+            await rafts.join("main", create=False)
+        assert (await rafts.join("main", create=True, network_id="n1")).network_id == "n1"
+        assert (await rafts.join("main", create=True, new_id="n2")).network_id == "n1"
+        assert (await rafts.join("main", create=False)).network_id == "n1"
+        with pytest.raises(ForeignData, match=r"belongs to network 'main' \(n1\), not to 'main' \(n3\)"):
+            await rafts.join("main", create=True, network_id="n3")
+        with pytest.raises(ForeignData, match="not to 'town'"):
+            await rafts.join("town", create=True, new_id="n4")
+
+    async def test_of_two_that_begin_at_once_one_is_first(self, rafts: Rafts) -> None:
+        found = await asyncio.gather(*(rafts.join("main", create=True, new_id=f"n{n}") for n in range(8)))
+        assert len({log.network_id for log in found}) == 1
+
+    async def test_it_is_known_after_trims_and_starts_and_to_who_joins_late(self, rafts: Rafts) -> None:
+        log = await rafts.join("main", create=True, network_id="n1")
+        await fill(log, 30)
+        await log.trim(30)
+        for id in list(rafts.servers):
+            await rafts.stop(id)
+        await rafts.start()
+        assert (await rafts.join("main", create=False)).network_id == "n1"
+        await rafts.start("m4")
+        await log.change(tuple(rafts.founders), ("m4",), {"m4": rafts.addresses["m4"]})
+        async with asyncio.timeout(10):
+            while rafts.servers["m4"].member.kept.last < 30:  # noqa: ASYNC110 - it comes as a snapshot
+                await asyncio.sleep(0.01)
+        assert b'"n1"' in rafts.servers["m4"].member.kept.mark
+
+    async def test_one_wrong_address_among_others_does_no_harm(self, rafts: Rafts, tmp_path: Path) -> None:
+        stranger = Rafts(tmp_path / "other", 1, "other")
+        await stranger.start()
+        log = await RaftLog.join([stranger.addresses["m1"], *rafts.addresses.values()], "net", "main", create=True, new_id="n1")
+        assert await log.append(b"x", 0) == 1
+        await log.close()
+        await stranger.close()
 
 
 class TestWhoIsLetIn:

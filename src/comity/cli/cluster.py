@@ -128,7 +128,7 @@ async def survey(context: Context) -> dict[str, Any]:
         members = {replica.server for group in streams for replica in group.replicas}
         controllers = await positions(bus)
         places = {**next((said["doors"] for said in controllers if said.get("doors")), {}), **context.doors}
-        others = await elsewhere.survey(places)
+        others = await elsewhere.survey(places, context.network)
         streams = [group for group in streams if group.name not in places]
         notes += [said for said in missing if said.partition(":")[0] not in places] + others.notes
         pings: list[dict[str, Any]] = []
@@ -159,6 +159,7 @@ async def survey(context: Context) -> dict[str, Any]:
             *(_server(server, known=True) for server in others.servers),
         ],
         "groups": [_group(group) for group in known_groups],
+        "raft": others.raft,
         "controllers": [{**found, "lag": max(0, head - found["log_head"])} for found in controllers],
         "damaged": _damaged(controllers),
         "notes": notes,
@@ -217,6 +218,7 @@ async def controllers_say(bus: Bus, question: str, **args: Any) -> dict[str, dic
 
 def _show(cli: Cli, found: dict[str, Any]) -> None:
     from comity.model.server import Damage
+    from comity.cli import raft_looks
 
     survives, output = found["survives"], cli.output
     style = "green" if survives["more"] > 0 else "yellow" if not survives["more"] else "red"
@@ -230,6 +232,9 @@ def _show(cli: Cli, found: dict[str, Any]) -> None:
     print()
     groups = [(row["name"], row["leader"] or paint("red", "none"), _replicas(row)) for row in found["groups"]]
     output.table(("GROUP", "LEADER", "REPLICAS"), groups, "no group can be seen with these credentials")
+    if found["raft"]:
+        print()
+        raft_looks.show(found["raft"], output)
     print()
     controllers = [(row["process"], row["place"], row["role"], row["term"], f"{row['lag']:,}") for row in found["controllers"]]
     output.table(("CONTROLLER", "AT", "ROLE", "TERM", "BEHIND"), controllers, "no controller answers")

@@ -223,7 +223,7 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
             numbers = await net.stats()
             ahead_ms = net.leader_ms() - time.time() * 1000
             places = {**numbers.get("doors", {}), **context.doors}
-        findings += await elsewhere.findings(places)
+        findings += await elsewhere.findings(places, context.network)
     except ComityError as error:
         named = any(loaded.sources[name] != "default" for name in ("urls", "context"))
         verdict: Verdict = "wrong" if named or not isinstance(error, Unreachable) else "note"

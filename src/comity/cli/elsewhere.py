@@ -1,5 +1,5 @@
 """What ``comity cluster status`` and ``comity doctor`` find of doors that lie elsewhere than the bus: the servers of
-etcd and Consul, as each is now."""
+etcd and Consul, and the members of a built-in Raft, as each is now."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Found(NamedTuple):
     servers: list[Server]
     groups: list[Group]
     notes: list[str]
+    raft: list[dict[str, Any]]
+    """The members of a built-in Raft: see ``raft_looks.rows``."""
 
 
 class Seen(NamedTuple):
@@ -59,8 +61,19 @@ async def look(places: Mapping[str, str]) -> list[Seen]:
     return found
 
 
-async def survey(places: Mapping[str, str]) -> Found:
+async def look_at_raft(places: Mapping[str, str], network: str) -> list[dict[str, Any]]:
+    """How each member is, if the log at ``places`` is a built-in Raft. Raises BadSettings."""
+    from comity.backends import members
+    from comity.cli.raft_looks import rows
+    from comity.raft.survey import survey as ask
+
+    address = places.get("log", "")
+    return rows(await ask(*members(address, network))) if address.startswith("raft") else []
+
+
+async def survey(places: Mapping[str, str], network: str) -> Found:
     """For ``comity cluster status``."""
+    from comity.cli import raft_looks
     from comity.cluster.status import Group, Replica, Server
 
     servers, replicas, notes, leader = [], [], [], ""
@@ -76,11 +89,15 @@ async def survey(places: Mapping[str, str]) -> Found:
             leader = address if endpoint.leads else leader
     named = [name for name, address in places.items() if address.startswith("etcd")]
     groups = [Group(", ".join(named), leader, tuple(replicas))] if replicas else []
-    return Found(servers, groups, notes)
+    raft = await look_at_raft(places, network)
+    groups += [raft_looks.group(raft)] if raft else []
+    notes += [f"raft {row['id']}: {row['fault']}" for row in raft if row["fault"]]
+    return Found(servers, groups, notes, raft)
 
 
-async def findings(places: Mapping[str, str]) -> list[Finding]:
+async def findings(places: Mapping[str, str], network: str) -> list[Finding]:
     """For ``comity doctor``."""
+    from comity.cli import raft_looks
     from comity.cli.doctor import Finding
 
     found = []
@@ -89,7 +106,8 @@ async def findings(places: Mapping[str, str]) -> list[Finding]:
             found.append(Finding(kind, "note", said, "name all, so that each can be left for another"))
         else:
             found.append(Finding(kind, *_verdict(kind, address, endpoint)))
-    return found
+    raft = await look_at_raft(places, network)
+    return [*found, *(raft_looks.findings(raft) if raft else ())]
 
 
 def _verdict(kind: str, address: str, endpoint: Endpoint) -> Any:

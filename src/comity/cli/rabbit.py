@@ -28,7 +28,8 @@ async def survey(context: Context) -> dict[str, Any]:
         assert isinstance(bus, RabbitBus)
         controllers = await positions(bus)
         server = Server("RabbitMQ", public(context.urls[0]), bus.server, up=True)
-    others = await elsewhere.survey({**next((said["doors"] for said in controllers if said.get("doors")), {}), **context.doors})
+    places = {**next((said["doors"] for said in controllers if said.get("doors")), {}), **context.doors}
+    others = await elsewhere.survey(places, context.network)
     left = survival(others.groups, len(controllers))
     leading = next((found for found in controllers if found["role"] == "leader"), None)
     head = max((found["log_head"] for found in controllers), default=0)
@@ -42,6 +43,7 @@ async def survey(context: Context) -> dict[str, Any]:
         "groups": [
             {**group._asdict(), "replicas": [replica._asdict() for replica in group.replicas]} for group in others.groups
         ],
+        "raft": others.raft,
         "controllers": [{**found, "lag": max(0, head - found["log_head"])} for found in controllers],
         "damaged": [],
         "notes": [*others.notes, "how many servers RabbitMQ has, and how many of them may fail, it does not tell"],

@@ -19,6 +19,7 @@ from comity.errors import (
     ComityError,
     Disconnected,
     ForeignData,
+    NotFound,
     NotLeader,
     TimedOut,
     TooLarge,
@@ -27,6 +28,7 @@ from comity.errors import (
 from comity.log.base import Durability, Item
 from comity.raft import wire
 from comity.raft.contact import Contact, parse_address
+from comity.raft.mark import Mark
 from comity.raft.member import ENTRY_LIMIT
 
 ANSWER_S = 10.0
@@ -38,12 +40,13 @@ LOOK_S = (0.02, 0.2)
 
 
 class RaftLog:
-    """Made by ``open``."""
+    """Made by ``open``, or by ``join`` for a network."""
 
     entry_limit = ENTRY_LIMIT
     lag_s = 0.0
 
     def __init__(self, addresses: Sequence[str], cluster: str, tls: ssl.SSLContext | None, answer_s: float) -> None:
+        self.network_id = ""
         self._addresses = list(addresses)
         self._cluster = cluster
         self._tls = tls
@@ -53,6 +56,9 @@ class RaftLog:
         self._queue: deque[tuple[wire.Request, asyncio.Future[Any]]] = deque()  # what waits for a leader
         self._looking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._led_at = ""
+        self._why: dict[str, str] = {}
+        """Why none of these addresses led to a leader when we last looked."""
         self._closed = False
 
     @classmethod
@@ -65,10 +71,33 @@ class RaftLog:
             parse_address(address)
         log = cls(addresses, cluster, tls, answer_s)
         try:
-            await log.bounds()
+            await log._patiently(wire.Bounds)
         except BaseException:
             await log.close()
             raise
+        return log
+
+    @classmethod
+    async def join(
+        cls, addresses: Sequence[str], cluster: str, network: str, *, create: bool, network_id: str = "", new_id: str = "",
+        tls: ssl.SSLContext | None = None, answer_s: float = ANSWER_S,
+    ) -> RaftLog:  # fmt: skip
+        """As ``open``, and it must be the log of ``network``, whose id is ``network_id`` ("": any). ``create``: if it is nobody's
+        yet it shall be, with that id, or ``new_id``. Raises NotFound (it is nobody's), ForeignData (another network's)."""
+        log = await cls.open(addresses, cluster, tls=tls, answer_s=answer_s)
+        try:
+            wanted = Mark(network, network_id or new_id).encode() if create else b""
+            found = await log._patiently(lambda key: wire.Claim(key, wanted))
+            if not found:
+                raise NotFound(f"the log of cluster {cluster!r} is no network's yet", network=network)
+            mark = Mark.decode(found)
+            if mark.network != network or network_id not in ("", mark.id):
+                said = f"the log of cluster {cluster!r} belongs to network {mark.network!r} ({mark.id})"
+                raise ForeignData(f"{said}, not to {network!r}{f' ({network_id})' if network_id else ''}", network=mark.network)
+        except BaseException:
+            await log.close()
+            raise
+        log.network_id = mark.id
         return log
 
     async def append(self, entry: bytes, after: int) -> int:
@@ -127,6 +156,16 @@ class RaftLog:
 
     # Asking
 
+    async def _patiently(self, request: Callable[[int], wire.Request]) -> Any:
+        """What may be asked twice: again when the leader that was asked is gone."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._answer_s
+        while True:
+            try:
+                return await self._ask(request)
+            except Disconnected:
+                if self._closed or loop.time() > until:
+                    raise
     async def _ask(self, request: Callable[[int], wire.Request]) -> Any:
         answer = self._send(request)
         try:
@@ -177,21 +216,30 @@ class RaftLog:
         hint = ""
         pause = LOOK_S[0]
         while True:
-            for address in dict.fromkeys([*([hint] if hint else []), *self._addresses]):
+            self._why = {}
+            refusal: ComityError | None = None
+            is_welcome = False
+            known = sorted(self._addresses, key=lambda address: address == self._led_at)  # who is gone may be silent
+            for address in dict.fromkeys([*([hint] if hint else []), *known]):
                 try:
                     contact = await Contact.make(address, self._cluster, self._tls)
-                except (ForeignData, AccessDenied):
-                    raise
-                except ComityError:
+                except ComityError as error:
+                    self._why[address] = error.message
+                    refusal = error if isinstance(error, ForeignData | AccessDenied) else refusal
                     continue
+                is_welcome = True
                 if contact.welcome.leader == contact.welcome.id:
+                    self._led_at = address
                     return contact
                 contact.close()
+                self._why[address] = f"{address} does not lead"
                 hint = contact.welcome.leader_address
                 if hint and hint != address:
                     break
             else:
                 hint = ""
+            if refusal is not None and not is_welcome:
+                raise refusal
             await asyncio.sleep(pause)
             pause = min(2 * pause, LOOK_S[1])
 
@@ -208,7 +256,8 @@ class RaftLog:
                 return
 
     def _nobody(self) -> Unreachable:
-        return Unreachable(f"nobody leads the log at {', '.join(self._addresses)}")
+        why = "; ".join(self._why.values())
+        return Unreachable(f"nobody leads the log at {', '.join(self._addresses)}{f' ({why})' if why else ''}")
 
     def _give_up(self, error: ComityError) -> None:
         queue, self._queue = self._queue, deque()

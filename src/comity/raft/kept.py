@@ -1,7 +1,7 @@
 """What members agree on: a log with compare-and-append, decided when an entry is applied, so by all in the same way.
 
 The entries themselves stay in Raft's log; here is only where each of them is there. Once the first ones are trimmed, Raft's log
-may begin behind them, and all that its snapshot must say is the number of the first one kept.
+may begin behind them, and all that its snapshot must say is the number of the first one kept, and whose the log is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from comity.model.raft import DATA, LogEntry
 
 _HEAD = struct.Struct("<cQ")
 _NUMBER = struct.Struct("<Q")
-_ADD, _TRIM = b"A", b"T"
+_ADD, _TRIM, _MARK = b"A", b"T", b"M"
 
 
 def add(data: bytes, after: int) -> bytes:
@@ -27,23 +27,31 @@ def trim(upto: int) -> bytes:
     return _HEAD.pack(_TRIM, upto)
 
 
+def claim(mark: bytes) -> bytes:
+    """The command: this is whose the log is, if nobody has said so before."""
+    return _HEAD.pack(_MARK, 0) + mark
+
+
 def content(entry: LogEntry) -> bytes:
     """What the caller appended."""
     return entry.data[_HEAD.size :]
 
 
 class Kept:
-    """``first`` and ``last`` as the log's door has them; ``places[n]`` is where Raft's log has entry ``first + n``. Invariant:
-    what is applied in one order gives one outcome, wherever Raft's log begins."""
+    """``first`` and ``last`` as the log's door has them; ``places[n]`` is where Raft's log has entry ``first + n``; ``mark`` says
+    whose the log is, once somebody has claimed it. Invariant: what is applied in one order gives one outcome, wherever Raft's log
+    begins."""
 
     def __init__(self, snapshot: bytes = b"") -> None:
         self.first = 1
         self.last = 0
+        self.mark = b""
         self.places: deque[int] = deque()
         self.restore(snapshot)
 
     def restore(self, snapshot: bytes) -> None:
-        self.first = _NUMBER.unpack(snapshot)[0] if snapshot else 1
+        self.first = _NUMBER.unpack_from(snapshot)[0] if snapshot else 1
+        self.mark = snapshot[_NUMBER.size :]
         self.last = self.first - 1
         self.places.clear()
 
@@ -56,6 +64,9 @@ class Kept:
             while self.places and self.first <= number:
                 self.places.popleft()
                 self.first += 1
+            return self.last
+        if kind == _MARK:
+            self.mark = self.mark or content(entry)
             return self.last
         if number != self.last:
             return Conflict(f"the log's tail is {self.last}, not {number}", after=number, last=self.last)
@@ -72,4 +83,4 @@ class Kept:
 
     def snapshot(self, applied: int) -> tuple[int, bytes]:
         """Up to where Raft's log, applied so far, can be cut away, and what stands for that."""
-        return (self.places[0] - 1 if self.places else applied), _NUMBER.pack(self.first)
+        return (self.places[0] - 1 if self.places else applied), _NUMBER.pack(self.first) + self.mark

@@ -74,6 +74,14 @@ class Member:
     def trim(self, upto: int) -> asyncio.Future[int]:
         return self._propose(kept.trim(upto))
 
+    async def claim(self, mark: bytes) -> bytes:
+        """Whose the log is; from now on ``mark`` (b"": nobody asks for that), unless somebody was first."""
+        if mark:
+            await self._propose(kept.claim(mark))
+        else:
+            await self._barrier()
+        return self.kept.mark
+
     async def read(self, after: int, limit: int) -> list[Item]:
         """What was acknowledged before the call is in what it gives."""
         await self._barrier()

@@ -94,7 +94,7 @@ class Peer:
 
 
 class RaftServer:
-    """Made by ``start``. ``torn`` is what was cut off its log's end, if anything."""
+    """Made by ``start``. ``torn`` is what was cut off its log's end, if anything; ``led`` is set while it knows who leads."""
 
     def __init__(self, member: Member, disk: ThreadDisk, cluster: str, address: str, to_tls: ssl.SSLContext | None) -> None:
         self.member = member
@@ -110,6 +110,8 @@ class RaftServer:
         self._users: set[Link] = set()
         self._tasks: dict[asyncio.Task[None], Link] = {}
         self._was_leader = False
+        self._ended = asyncio.Event()
+        self.led = asyncio.Event()
 
     @property
     def torn(self) -> Torn | None:
@@ -147,6 +149,12 @@ class RaftServer:
             raise BadSettings(f"cannot listen on {listen}: {error.strerror}", setting="listen", value=listen) from error
         server._changed()
         return server
+
+    async def wait(self) -> None:
+        """Raise why the member takes part no more, once it does not."""
+        await self._ended.wait()
+        assert self.member.failed is not None
+        raise self.member.failed
 
     async def close(self) -> None:
         """Leave without a word, as a crash would; the log is closed properly."""
@@ -186,6 +194,12 @@ class RaftServer:
             for link in list(self._users):
                 link.close(Disconnected(f"member {self.id} leads no more"))
         self._was_leader = leads
+        if self.member.failed is not None:
+            self._ended.set()
+        if self.member.raft.state.leader:
+            self.led.set()
+        else:
+            self.led.clear()
         for member in self.member.raft.config.members:
             if member != self.id and member not in self._peers and self.member.failed is None:
                 self._peers[member] = Peer(self, member)
@@ -267,6 +281,8 @@ class RaftServer:
                 return wire.Items(key, [(item.index, item.data) for item in items])
             case wire.Bounds(key):
                 return wire.Done(key, await member.bounds())
+            case wire.Claim(key, mark):
+                return wire.Done(key, await member.claim(mark))
             case wire.Status(key):
                 troubles = {id: peer.trouble.message for id, peer in self._peers.items() if peer.trouble is not None}
                 return wire.Done(key, {**member.status(), "troubles": troubles})

@@ -12,7 +12,7 @@ import msgspec
 
 from comity.model.raft import Message
 
-VERSION = 1
+VERSION = 2
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag=101):
@@ -85,7 +85,14 @@ class HandOver(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
     target: str
 
 
-Request = Append | Read | Bounds | Trim | Ping | Status | Change | HandOver
+class Claim(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
+    """Have ``mark`` say whose the log is, unless one does (b"": change nothing). Answered by the one that does."""
+
+    key: int
+    mark: bytes
+
+
+Request = Append | Read | Bounds | Trim | Ping | Status | Change | HandOver | Claim
 
 
 class Done(msgspec.Struct, array_like=True, frozen=True, tag=1):

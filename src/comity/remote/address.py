@@ -1,6 +1,7 @@
-"""Where servers are that speak HTTP: ``etcd://USER@HOST:PORT,HOST:PORT/PREFIX?ca=FILE&cert=FILE&key=FILE&password_file=FILE``.
+"""Where servers are: ``etcd://USER@HOST:PORT,HOST:PORT/PREFIX?ca=FILE&cert=FILE&key=FILE&password_file=FILE``.
 ``etcds://`` (or ``ca``) means TLS. All keys lie under PREFIX (default: ``comity``) and the network's name. The same with
-``consul://`` and ``consuls://``, whose password is a token.
+``consul://`` and ``consuls://``, whose password is a token; and with ``raft://`` and ``rafts://``, which know no users, speak no
+HTTP, and have the cluster's name in the place of PREFIX.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from comity.errors import BadSettings
 
 DEFAULT_PREFIX = "comity"
-PORTS = {"etcd": 2379, "consul": 8500}
+PORTS = {"etcd": 2379, "consul": 8500, "raft": 7400}
 
 
 class Where(NamedTuple):
@@ -28,8 +29,8 @@ class Where(NamedTuple):
     key: str = ""
 
     @classmethod
-    def parse(cls, address: str, kind: str = "etcd") -> Where:
-        """``kind``: etcd or consul. Raises BadSettings."""
+    def parse(cls, address: str, kind: str = "etcd", prefix: str = DEFAULT_PREFIX) -> Where:
+        """``kind``: etcd, consul or raft. ``prefix``: what there is in place of one. Raises BadSettings."""
         parts = urlsplit(address)
         options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         account, _, hosts = parts.netloc.rpartition("@")
@@ -40,6 +41,8 @@ class Where(NamedTuple):
                 raise ValueError(f"it begins with {kind}:// or {kind}s://, not {parts.scheme}://")
             if unknown := sorted(set(options) - {"ca", "cert", "key", "password_file"}):
                 raise ValueError(f"{unknown[0]!r} means nothing here")
+            if kind == "raft" and (account or "password_file" in options):
+                raise ValueError("its members know no users")
             if ("cert" in options) != ("key" in options):
                 raise ValueError("cert and key go together")
             urls = tuple(_url(host.strip(), PORTS[kind], is_safe) for host in hosts.split(","))
@@ -48,8 +51,16 @@ class Where(NamedTuple):
         except (ValueError, OSError) as error:
             shown = f"{parts.scheme}://{hosts}"
             raise BadSettings(f"{shown} is not the address of {kind}: {error}", setting="doors", value=shown) from None
-        prefix = parts.path.strip("/") or DEFAULT_PREFIX
-        return cls(urls, prefix, unquote(user), unquote(password), **options)
+        return cls(urls, parts.path.strip("/") or prefix, unquote(user), unquote(password), **options)
+
+    @property
+    def hosts(self) -> list[str]:
+        """``HOST:PORT`` of each."""
+        return [urlsplit(url).netloc for url in self.urls]
+
+    @property
+    def is_safe(self) -> bool:
+        return self.urls[0].startswith("https")
 
 
 def _url(host: str, port: int, is_safe: bool) -> str:
