@@ -26,6 +26,8 @@ BYTES_MAX = 1 << 50
 DEFAULT_NETWORK = "main"
 DOORS = ("registry", "log", "store")
 """What may lie elsewhere than the bus."""
+TABLES = ("doors", "raft")
+"""Settings of several parts, each from the source that is nearest."""
 _MISSED_BEACONS = 3
 
 
@@ -42,13 +44,26 @@ class Loaded(NamedTuple):
     sources: dict[str, str]
 
 
+class RaftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The member of a built-in Raft that runs on this machine: ``members`` the founding ones (``ID=HOST:PORT,...``), ``id`` which
+    of them it is, ``keys`` the folder of its certificates. A follower campaigns after one to two ``election_s`` without a word
+    from its leader, who speaks every ``heartbeat_s``."""
+
+    members: str = ""
+    id: str = ""
+    keys: str = ""
+    election_s: float = 0.5
+    heartbeat_s: float = 0.1
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What may be set. Raises BadSettings, naming the field, for a value out of range or two that contradict each
     other.
 
     Where: ``network`` one subject token; ``urls`` of servers; ``context`` a named connection; ``credentials`` a creds
     file; ``ca`` the certificate that the servers' are signed by; ``doors`` addresses of what lies elsewhere than the bus
-    (``COMITY_DOORS="registry=etcd://h1,h2 log=etcd://h1,h2"``); ``data_dir`` of the embedded network (default: the
+    (``COMITY_DOORS="registry=etcd://h1,h2 log=etcd://h1,h2"``); ``raft`` this machine's part in
+    a built-in Raft (``COMITY_RAFT="election_s=1 heartbeat_s=0.2"``); ``data_dir`` of the embedded network (default: the
     network's folder under ``data_home``); ``listen`` the address at which others reach it ("": this machine only).
     Liveness: see each name; a node is suspect after three beacons missed, so ``lease_s`` must be longer than that. Tasks:
     defaults for those that do not say. ``retry_budget``: how many retries one first attempt pays for while nothing
@@ -63,6 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     credentials: Path | None = None
     ca: Path | None = None
     doors: dict[str, str] = {}
+    raft: RaftSettings = RaftSettings()
     listen: str = ""
     data_dir: Path = Path()
     port: int = 4222
@@ -153,6 +169,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
         self._must_exceed("orphan_s", "lease_s", "an orphan is what outlives its node's lease")
         self._must_exceed("dedup_window_s", "submit_timeout_s", "a resend must still be known as one")
+        times = self.raft
+        if not 0 < 2 * times.heartbeat_s <= times.election_s:
+            said = f"election_s ({times.election_s:g}) must be at least 2 x heartbeat_s ({times.heartbeat_s:g}), which is above 0"
+            raise BadSettings(f"raft: {said}: else followers campaign against a leader that is there", setting="raft")
         self._must_exceed("keep_finished_s", "dedup_window_s", "a resend of a finished task must find it")
 
     def _must_exceed(self, longer: str, shorter: str, why: str, times: int = 1) -> None:
@@ -182,8 +202,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for origin, values in (*_file_values(file, cwd or Path()), *_env_values(env), *_flag_values(flags or {})):
             for name, value in values.items():
                 converted = _convert(name, value, origin)
-                found[name] = {**found.get(name, {}), **converted} if name == "doors" else converted
+                found[name] = {**found.get(name, {}), **converted} if name in TABLES else converted
                 sources[name] = origin
+        if "raft" in found:
+            found["raft"] = RaftSettings(**found["raft"])
         if "data_dir" not in found:
             found["data_dir"] = data_home(env) / str(found.get("network", DEFAULT_NETWORK))
         try:
@@ -247,11 +269,14 @@ def _convert(name: str, value: Any, origin: str) -> Any:
     if isinstance(value, str) and name == "urls":
         parts = [value] if value.strip().startswith(("amqp://", "amqps://")) else value.split(",")
         value = tuple(part.strip() for part in parts if part.strip())
-    if isinstance(value, str) and name == "doors":
-        value = {door: address for door, _, address in (part.partition("=") for part in value.split())}
+    if isinstance(value, str) and name in TABLES:
+        value = {part: said for part, _, said in (pair.partition("=") for pair in value.split())}
     if isinstance(value, str | os.PathLike) and kind in (Path, Path | None):
         return Path(value).expanduser()
     try:
+        if name == "raft":
+            made = msgspec.convert(value, RaftSettings, strict=False)
+            return {part: getattr(made, part) for part in value}
         return msgspec.convert(value, kind, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
         raise BadSettings(f"{origin}: {name}: {error}", setting=name, source=origin, value=str(value)) from None

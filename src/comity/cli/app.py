@@ -47,6 +47,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Look after": {
         "down": ("network_commands", "Shut the network down: tell everyone, let running tasks end, stop"),
         "backup": ("backup", "Copies of the network: create, list, verify, restore"),
+        "raft": ("raft", "Members of the built-in Raft: serve, keys, status, hand-over, add, remove"),
         "context": ("contexts", "Named connections: list, show, use, add, remove, invite, import"),
         "doctor": ("doctor", "Is everything as it should be here? What to change if not"),
         "bench": ("bench", "Measure on this machine: tasks, messages, streams, scale, recovery, raft, overload"),
@@ -55,7 +56,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 GROUPS = (
-    "tasks", "schedules", "dead", "agents", "capabilities", "nodes", "cluster", "mail", "groups", "backup", "context", "bench",
+    "tasks", "schedules", "dead", "agents", "capabilities", "nodes", "cluster", "mail", "groups", "backup", "raft", "context",
+    "bench",
 )  # fmt: skip
 _MODULES = {name: module for rows in SECTIONS.values() for name, (module, _) in rows.items()}
 

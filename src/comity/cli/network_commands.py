@@ -14,6 +14,7 @@ from comity.cli.looks import bold, dim, megabytes, paint, share, span
 from comity.cli.recalling import LastKnown, last_known
 
 if TYPE_CHECKING:
+    from comity.cli.raft_member import OwnMember
     from comity.cli.up import Plan
     from comity.config import Loaded
 
@@ -21,8 +22,25 @@ STOP_S = 15.0
 SHOWN = 10
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "A cluster"}
 _FOREIGN: dict[str, Any] = {"rich_help_panel": "Servers that are there"}
+_RAFT: dict[str, Any] = {"rich_help_panel": "The built-in Raft"}
 _DOOR: dict[str, Any] = {"metavar": "ADDRESS", "rich_help_panel": "Servers that are there"}
 app = commands()
+
+BusAddress = Annotated[
+    str | None, typer.Option("--bus", help="Carry messages by RabbitMQ: amqp://USER:PASSWORD@HOST,HOST.", **_DOOR)
+]
+Stack = Annotated[
+    str | None, typer.Option("--stack", metavar="nats|classic|consul", help="RabbitMQ and etcd; or Consul and Raft.", **_FOREIGN)
+]
+RaftMembers = Annotated[
+    str | None, typer.Option("--raft", metavar="ID=HOST:PORT,...", help="Keep the log here, and on these machines.", **_RAFT)
+]
+RaftId = Annotated[str | None, typer.Option("--raft-id", metavar="ID", help="Which of them this one is.", **_RAFT)]
+RaftKeys = Annotated[
+    Path | None, typer.Option("--raft-keys", metavar="FOLDER", help="Its certificates: comity raft keys.", **_RAFT)
+]
+AssertDurable = Annotated[bool, typer.Option("--assert-durable", help="They sync before they acknowledge.", **_FOREIGN)]
+ClockIsRight = Annotated[bool, typer.Option("--clock-is-right", help="It did stand still for over a week.")]
 
 
 @command(app, connects=False)
@@ -43,22 +61,19 @@ async def up(
     connect: Annotated[
         str | None, typer.Option("--connect", metavar="URL", help="Only a controller, on these servers.", **_FOREIGN)
     ] = None,
-    bus: Annotated[
-        str | None, typer.Option("--bus", help="Carry messages by RabbitMQ: amqp://USER:PASSWORD@HOST,HOST.", **_DOOR)
-    ] = None,
-    stack: Annotated[
-        str | None, typer.Option("--stack", metavar="nats|classic", help="Here, if not said: RabbitMQ and etcd.", **_FOREIGN)
-    ] = None,
+    bus: BusAddress = None,
+    stack: Stack = None,
+    raft: RaftMembers = None,
+    raft_id: RaftId = None,
+    raft_keys: RaftKeys = None,
     credentials: Annotated[Path | None, typer.Option("--credentials", metavar="FILE", help="Whose to use.", **_FOREIGN)] = None,
     ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Who vouches for them.", **_FOREIGN)] = None,
     replicas: Annotated[int | None, typer.Option("--replicas", metavar="N", help="Copies of each stream.", **_FOREIGN)] = None,
-    log: Annotated[str | None, typer.Option("--log", help="Where the log is: etcd://HOST:PORT,HOST:PORT.", **_DOOR)] = None,
+    log: Annotated[str | None, typer.Option("--log", help="Where the log is: etcd or raft://HOST:PORT,...", **_DOOR)] = None,
     registry: Annotated[str | None, typer.Option("--registry", help="The registry: etcd or consul://HOST:PORT.", **_DOOR)] = None,
     store: Annotated[str | None, typer.Option("--store", help="The store: a folder, file:///PATH.", **_DOOR)] = None,
-    assert_durable: Annotated[
-        bool, typer.Option("--assert-durable", help="They sync to disk before they acknowledge.", **_FOREIGN)
-    ] = False,
-    clock_is_right: Annotated[bool, typer.Option("--clock-is-right", help="It did stand still for over a week.")] = False,
+    assert_durable: AssertDurable = False,
+    clock_is_right: ClockIsRight = False,
 ) -> None:
     """Start a network in the foreground: a server and a controller, on this machine. Or one server of a cluster.
 
@@ -66,26 +81,32 @@ async def up(
     """
     from comity.buses import is_rabbitmq
     from comity.cli.place import chosen
+    from comity.cli.raft_member import own_member, told
     from comity.cli.up import Plan, with_last_doors, with_last_port
     from comity.cli.up import up as run_up
 
     given = {"bus": bus, "log": log, "registry": registry, "store": store}
-    at, places = chosen(cli.settings(data_dir=data).data_dir, stack, connect, given)
+    at, places = chosen(cli.settings(data_dir=data, network=network).data_dir, stack, connect, given)
     flags: dict[str, Any] = {
         "data_dir": data, "port": port, "http_port": http_port, "nats_server": nats_server, "listen": listen,
         "urls": at, "credentials": credentials, "ca": ca, "replicas": replicas, "network": network,
-        "doors": places or None,
+        "doors": places or None, "raft": told(raft, raft_id, raft_keys),
     }  # fmt: skip
+    member = own_member(cli.settings(**flags), is_asked=raft is not None, is_alone=stack == "consul")
+    if member is not None:
+        flags["doors"] = {**places, "log": member.log}
     if at is not None or is_rabbitmq(cli.settings(**flags).urls):
         own = {"servers": servers, "join": join, "listen": listen}
-        await run_up(cli.settings(**flags), cli.output, _on_foreign(cli, flags, assert_durable, own, clock_is_right))
+        plan = _on_foreign(cli, flags, assert_durable, own)._replace(is_clock_right=clock_is_right, member=member)
+        await run_up(cli.settings(**flags), cli.output, plan)
         return
     if join is not None:
         flags["network"] = network or _network_of(join)
     loaded = cli.loaded(**flags)
     is_free = loaded.settings.port == 0 or loaded.sources["port"] == "default"
     settings = with_last_port(loaded.settings) if is_free else loaded.settings
-    await run_up(with_last_doors(settings), cli.output, Plan(servers, join or "", is_clock_right=clock_is_right))
+    plan = Plan(servers, join or "", is_clock_right=clock_is_right, member=member)
+    await run_up(with_last_doors(settings, member), cli.output, plan)
 
 
 def _network_of(token: str) -> str:
@@ -94,7 +115,7 @@ def _network_of(token: str) -> str:
     return Token.parse(token).network
 
 
-def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool, own: dict[str, Any], clock_is_right: bool) -> Plan:
+def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool, own: dict[str, Any]) -> Plan:
     """A controller only. Raises BadSettings for what is only for servers of our ``own``."""
     from getpass import getuser
 
@@ -105,7 +126,7 @@ def _on_foreign(cli: Cli, flags: dict[str, Any], asserted: bool, own: dict[str, 
     if wrong := [f"--{name}" for name, value in own.items() if value is not None]:
         raise BadSettings(f"{wrong[0]} is for servers of our own, and these are somebody else's", setting=wrong[0][2:])
     asserts = f"an operator ({getuser()}) says that the servers sync to disk before they acknowledge" if asserted else ""
-    return Plan(context=resolve(cli.loaded(**flags)), asserts=asserts, is_clock_right=clock_is_right)
+    return Plan(context=resolve(cli.loaded(**flags)), asserts=asserts)
 
 
 @command(app)

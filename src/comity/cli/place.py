@@ -44,10 +44,14 @@ def chosen(
     """The bus's address, None for one of our own, and where the other doors are: as ``given``, else as a named stack has them.
     Raises BadSettings."""
     etcd = "etcd://127.0.0.1:2379"
-    classic = {"bus": "amqp://127.0.0.1", "log": etcd, "registry": etcd, "store": f"file://{(data / 'store').absolute()}"}
-    stacks = {None: {}, "nats": {}, "classic": classic}
+    rabbit = {"bus": "amqp://127.0.0.1", "store": f"file://{(data / 'store').absolute()}"}
+    stacks = {
+        None: {}, "nats": {}, "classic": {**rabbit, "log": etcd, "registry": etcd},
+        "consul": {**rabbit, "registry": "consul://127.0.0.1:8500"},  # the log: a member of our own
+    }  # fmt: skip
     if stack not in stacks:
-        raise BadSettings(f"there is no stack {stack!r}: nats (all in NATS) or classic (RabbitMQ and etcd)", setting="stack")
+        ways = "nats (all in NATS), classic (RabbitMQ and etcd) or consul (RabbitMQ, Consul and the built-in Raft)"
+        raise BadSettings(f"there is no stack {stack!r}: {ways}", setting="stack")
     places = {**stacks[stack], **{name: address for name, address in given.items() if address is not None}}
     bus = places.pop("bus", None)
     if bus is not None and connect is not None:

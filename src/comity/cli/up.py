@@ -18,9 +18,11 @@ from comity.cli.output import Output, started
 if TYPE_CHECKING:
     from comity.cli.foreign import ForeignNetwork
     from comity.cli.network import EmbeddedNetwork
+    from comity.cli.raft_member import OwnMember
     from comity.cli.seat import Seat, Waiting
     from comity.config import Settings
     from comity.contexts import Context
+    from comity.raft.server import RaftServer
 
 SYNCED = "(each accepted task is synced to disk)"
 UNSYNCED = "(fsync is off: a power cut loses what was accepted last)"
@@ -44,9 +46,9 @@ def with_last_port(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, port=port) if port else settings
 
 
-def with_last_doors(settings: Settings) -> Settings:
-    """Where the network of this data directory has its log, registry and store. Raises BadSettings if they are to be elsewhere:
-    accepted tasks would not move with them."""
+def with_last_doors(settings: Settings, member: OwnMember | None = None) -> Settings:
+    """Where the network of this data directory has its log (with our own ``member``: there), registry and store. Raises
+    BadSettings if they are to be elsewhere: accepted tasks would not move with them."""
     import msgspec
 
     from comity.contexts import Context
@@ -55,27 +57,31 @@ def with_last_doors(settings: Settings) -> Settings:
     last = Context.read_local(settings.data_dir)
     if last is None or settings.doors.keys() == last.doors.keys():
         return settings
-    if settings.doors:
+    said = settings.doors if member is None else {name: at for name, at in settings.doors.items() if name != "log"}
+    if said or ("log" in settings.doors and "log" not in last.doors):
         had = ", ".join(last.doors) or "none"
-        said = f"of the network in {settings.data_dir} these lie elsewhere than the bus: {had}"
-        raise BadSettings(f"{said}. To move, restore a backup into a new one", setting="doors", value=sorted(settings.doors))
-    return msgspec.structs.replace(settings, doors=last.doors)
+        where = f"of the network in {settings.data_dir} these lie elsewhere than the bus: {had}"
+        raise BadSettings(f"{where}. To move, restore a backup into a new one", setting="doors", value=sorted(settings.doors))
+    return msgspec.structs.replace(settings, doors={**last.doors, **settings.doors})
 
 
 class Plan(NamedTuple):
     """What to start: a server of our own, by itself or in a cluster (``servers``, ``token``), or only a controller, on the
     servers of ``context``. ``asserts``: what is said of their durability. ``is_clock_right``: however far it is ahead of when the
-    network last ran."""
+    network last ran. ``member``: of a built-in Raft, beside it."""
 
     servers: int | None = None
     token: str = ""
     context: Context | None = None
     asserts: str = ""
     is_clock_right: bool = False
+    member: OwnMember | None = None
 
 
 async def up(settings: Settings, output: Output, plan: Plan) -> None:
     """Run until told to stop. Raises what keeps a network from starting or running."""
+    from comity.cli.place import must_fit
+
     configure(logging.DEBUG if output.debug else logging.WARNING, as_json=output.as_json)
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -85,35 +91,61 @@ async def up(settings: Settings, output: Output, plan: Plan) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, starting.cancel)
     collect()  # now, when nobody waits yet: it takes some 30 ms
-    network = await _start(settings, output, plan)
+    if plan.context is None:
+        must_fit(settings, clusters=bool(plan.token) or plan.servers not in (None, 1))
+    member = await _begin_member(settings, output, plan)
+    try:
+        network = await _start(settings, output, plan)
+    except BaseException:
+        if member is not None:
+            await member.close()
+        raise
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, asked.set)
     try:
         async with without_stops():
             started()
             _greet(network, settings, output, loop.time() - began)
-            ended, stopped = asyncio.create_task(network.wait()), asyncio.create_task(asked.wait())
-            done, pending = await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped = asyncio.create_task(asked.wait())
+            ends = [asyncio.create_task(one.wait()) for one in (network, member) if one is not None]
+            done, pending = await asyncio.wait([stopped, *ends], return_when=asyncio.FIRST_COMPLETED)
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
-            if ended in done:
+            for ended in done - {stopped}:
                 ended.result()
             output.note(output.over_ctrl_c + "stopping" if stopped in done else "shut down by comity down; stopping")
     finally:
         await network.stop()
+        if member is not None:
+            await member.leave()
+
+
+async def _begin_member(settings: Settings, output: Output, plan: Plan) -> RaftServer | None:
+    """The log's own member first: the network waits for it."""
+    from comity.buses import must_have_doors
+    from comity.cli.raft_member import begin
+    from comity.embedded import identify, prepare
+
+    if plan.member is None:
+        return None
+    if plan.context is not None:
+        must_have_doors(plan.context)
+    else:  # a server of our own will have this folder too
+        prepare(settings.data_dir)
+        identify(settings.data_dir, settings.network)
+    return await begin(settings, plan.member, output.note)
 
 
 async def _start(settings: Settings, output: Output, plan: Plan) -> EmbeddedNetwork | ForeignNetwork:
     from comity.cli.foreign import ForeignNetwork
     from comity.cli.network import EmbeddedNetwork
-    from comity.cli.place import must_fit, take_place
+    from comity.cli.place import take_place
     from comity.controller.controller import JUMP_S
 
     jump_s = inf if plan.is_clock_right else JUMP_S
     if plan.context is not None:
         return await ForeignNetwork.start(settings, plan.context, asserts=plan.asserts, jump_s=jump_s)
-    must_fit(settings, clusters=bool(plan.token) or plan.servers not in (None, 1))
     place = await take_place(settings, servers=plan.servers, token=plan.token)
     return await EmbeddedNetwork.start(settings, place=place, tell=partial(_wait, output), jump_s=jump_s)
 

@@ -319,7 +319,7 @@ class Member:
                 if self.full is None:
                     self.full = error
                     self.on_change()
-                    self._stand_aside()
+                    self.stand_aside()
                 await asyncio.sleep(FULL_AGAIN_S)
                 continue
             if self.full is not None:
@@ -327,8 +327,8 @@ class Member:
                 self.on_change()
             return
 
-    def _stand_aside(self) -> None:
-        """Without room a leader is none: whoever has most of the log shall lead."""
+    def stand_aside(self) -> None:
+        """A leader without room is none, nor is one that is about to stop: whoever has most of the log shall lead."""
         if self.raft.leading is not None:
             others = self.raft.leading.progress
             voters = [voter for voter in self.raft.config.voters if voter in others]

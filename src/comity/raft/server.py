@@ -111,6 +111,7 @@ class RaftServer:
         self._tasks: dict[asyncio.Task[None], Link] = {}
         self._was_leader = False
         self._ended = asyncio.Event()
+        self._follows = asyncio.Event()
         self.led = asyncio.Event()
 
     @property
@@ -156,6 +157,14 @@ class RaftServer:
         assert self.member.failed is not None
         raise self.member.failed
 
+    async def leave(self) -> None:
+        """Let another one lead, if this one does and one can, and close."""
+        self.member.stand_aside()
+        if len(self.member.raft.config.voters) > 1:
+            with contextlib.suppress(TimeoutError):  # then it leaves all the same
+                await asyncio.wait_for(self._follows.wait(), self.member.raft.state.timing.election_s)
+        await self.close()
+
     async def close(self) -> None:
         """Leave without a word, as a crash would; the log is closed properly."""
         self.member.close()
@@ -194,6 +203,10 @@ class RaftServer:
             for link in list(self._users):
                 link.close(Disconnected(f"member {self.id} leads no more"))
         self._was_leader = leads
+        if leads:
+            self._follows.clear()
+        else:
+            self._follows.set()
         if self.member.failed is not None:
             self._ended.set()
         if self.member.raft.state.leader:
