@@ -131,6 +131,23 @@ class TestLife:
         assert sorted(times)[25] < 0.1
         assert await rafts.leader() == leader
 
+    async def test_who_reads_when_the_leader_goes_is_answered_by_the_next(self, rafts: Rafts) -> None:
+        log = await rafts.door()
+        entries = await fill(log, 5)
+        over = asyncio.Event()
+
+        async def look() -> None:
+            while not over.is_set():
+                assert [item.data for item in await log.read(0)] == entries
+                assert await log.bounds() == (1, 5)
+
+        looking = [asyncio.create_task(look()) for _ in range(8)]
+        await log.read(0)
+        await rafts.stop(await rafts.leader())
+        await rafts.leader()
+        over.set()
+        await asyncio.gather(*looking)
+
     async def test_a_leader_can_hand_over_and_nothing_is_lost(self, rafts: Rafts) -> None:
         log = await rafts.door()
         entries = await fill(log, 5)

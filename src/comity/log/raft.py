@@ -71,7 +71,7 @@ class RaftLog:
             parse_address(address)
         log = cls(addresses, cluster, tls, answer_s)
         try:
-            await log._patiently(wire.Bounds)
+            await log.bounds()
         except BaseException:
             await log.close()
             raise
@@ -106,11 +106,11 @@ class RaftLog:
         return int(await self._ask(lambda key: wire.Append(key, after, entry)))
 
     async def bounds(self) -> tuple[int, int]:
-        first, last = await self._ask(wire.Bounds)
+        first, last = await self._patiently(wire.Bounds)
         return first, last
 
     async def read(self, after: int, limit: int = 256) -> list[Item]:
-        return [Item(*item) for item in await self._ask(lambda key: wire.Read(key, after, limit))]
+        return [Item(*item) for item in await self._patiently(lambda key: wire.Read(key, after, limit))]
 
     async def follow(self, after: int) -> AsyncIterator[list[Item]]:
         while not self._closed:
@@ -130,7 +130,7 @@ class RaftLog:
 
     async def status(self) -> dict[str, Any]:
         """What the leader says of itself and the others."""
-        said: dict[str, Any] = await self._ask(wire.Status)
+        said: dict[str, Any] = await self._patiently(wire.Status)
         return said
 
     async def change(self, voters: Sequence[str], learners: Sequence[str], addresses: dict[str, str]) -> None:
