@@ -216,7 +216,7 @@ def test_other_networks_data_and_damage_are_refused_and_nothing_is_lost(user: Te
 
 
 def test_what_cannot_be_is_refused(user: Terminal) -> None:
-    here, beyond = f"m1=127.0.0.1:{free_port()}", "m1=192.0.2.1:7400"
+    here, beyond = f"m1=127.0.0.1:{free_port()}", "m1=198.51.100.7:7400"
     serve = ["raft", "serve", str(user.folder / "m1"), "--id", "m1"]
     cases: list[tuple[list[str], str]] = [
         (["up", "--raft", here, "--log", "raft://h"], "both say where the log is"),
@@ -291,3 +291,40 @@ async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, t
         user.ok("down")
     finally:
         await consuls.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_members_come_and_go_by_tls(user: Terminal) -> None:
+    members = RaftMembers(user)
+    founders = members.founders
+    new = f"m4=127.0.0.1:{free_port()}"
+    made = user.ok("raft", "keys", "keys", "--members", f"{founders},{new}").json
+    assert made == [f"keys/{name}" for name in ("m1", "m2", "m3", "m4", "controller")]
+
+    def keys(id: str) -> str:
+        return str(user.folder / "keys" / id)
+
+    serving = [user.start(*members.words(id, keys=keys(id)), timely=True) for id in members.addresses]
+    assert [running.json()["id"] for running in serving] == ["m1", "m2", "m3"]
+    files = f"ca={keys('controller')}/ca.pem&cert={keys('controller')}/cert.pem&key={keys('controller')}/key.pem"
+    address = f"{members.address}?{files}"
+    up, _ = user.up("--log", address)
+    user.node("adder.py", "--name", "n1", timely=True)
+    add(user, 1)
+
+    begun = user.start(*members.words("m4", keys=keys("m4"), members="", listen=new[3:]), timely=True)
+    assert begun.json()["id"] == "m4"
+    user.ok("raft", "add", address, new, "--instead-of", "m1")
+    user.ok("raft", "hand-over", address, "m4")
+    assert serving[0].stop() == 0
+    add(user, 2)
+    rows = {row["id"]: row for row in user.ok("cluster", "status").json["raft"]}
+    assert (rows["m4"]["role"], rows["m4"]["member"], rows.get("m1", {}).get("member")) == ("leader", "voter", None)
+    user.ok("raft", "remove", address, "m2")
+    add(user, 3)
+    code, message, _ = refusal(user, "raft", "remove", address, "m2")
+    assert (code, "not among the members" in message) == ("bad-input", True)
+    done = user.comity("raft", "status", members.address)  # in the clear
+    assert (done.code, [row["up"] for row in done.json]) == (3, [False] * 3)
+    assert up.stop() == 0
