@@ -148,6 +148,34 @@ class TestLife:
         over.set()
         await asyncio.gather(*looking)
 
+    async def test_a_member_whose_disk_fails_takes_part_no_more_and_says_why(
+        self, rafts: Rafts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log = await rafts.door()
+        leader = await rafts.leader()
+        broken = rafts.servers[leader]
+        save = ThreadDisk.save
+
+        async def fail(self: ThreadDisk, records: list[Record]) -> None:
+            if self is broken._disk:
+                raise Unreachable("the disk does not keep what it took")
+            await save(self, records)
+
+        monkeypatch.setattr(ThreadDisk, "save", fail)
+        await append(log, b"x")
+        with pytest.raises(Unreachable, match="does not keep"):
+            await broken.wait()
+
+    async def test_a_leader_that_leaves_lets_another_one_lead_first(self, rafts: Rafts) -> None:
+        log = await rafts.door()
+        await fill(log, 3)
+        leader = await rafts.leader()
+        leaving = rafts.servers.pop(leader)
+        term = leaving.member.raft.state.term
+        await leaving.leave()
+        assert leaving.member.raft.state.term == term + 1, "another one has campaigned before it was gone"
+        assert await append(log, b"four") == 4
+
     async def test_a_leader_can_hand_over_and_nothing_is_lost(self, rafts: Rafts) -> None:
         log = await rafts.door()
         entries = await fill(log, 5)

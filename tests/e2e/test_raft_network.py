@@ -240,7 +240,7 @@ def test_what_cannot_be_is_refused(user: Terminal) -> None:
 async def test_a_network_with_a_member_of_its_own_carries_on_after_a_kill(user: Terminal) -> None:
     at = f"m1=127.0.0.1:{free_port()}"
     up, facts = user.up("--raft", at)
-    assert facts["durability"] == "verified"
+    assert (facts["durability"], facts["raft"]) == ("verified", "m1")
     node = user.node("adder.py", "--name", "n1")
     add(user, 1)
     assert [row["role"] for row in user.ok("cluster", "status").json["raft"]] == ["leader"]
@@ -289,6 +289,7 @@ async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, t
         assert back.json()["durability"] == "verified"
         assert [row["up"] for row in user.ok("cluster", "status").json["raft"]] == [True] * 3
         user.ok("down")
+        assert [running.wait() for running in (*begun, back) if running is not dead] == [0] * 3
     finally:
         await consuls.kill()
 

@@ -61,14 +61,18 @@ async def look(places: Mapping[str, str]) -> list[Seen]:
     return found
 
 
-async def look_at_raft(places: Mapping[str, str], network: str) -> list[dict[str, Any]]:
-    """How each member is, if the log at ``places`` is a built-in Raft. Raises BadSettings."""
+async def look_at_raft(places: Mapping[str, str], network: str) -> tuple[list[dict[str, Any]], str]:
+    """How each member is, if the log at ``places`` is a built-in Raft; or why they cannot be asked. Raises BadSettings."""
     from comity.backends import members
     from comity.cli.raft_looks import rows
     from comity.raft.survey import survey as ask
 
     address = places.get("log", "")
-    return rows(await ask(*members(address, network))) if address.startswith("raft") else []
+    if not address.startswith("raft"):
+        return [], ""
+    if address.startswith("rafts://") and "cert=" not in address:  # so controllers tell of it, who keep their keys to themselves
+        return [], f"the members at {address} are not to be asked without a certificate"
+    return rows(await ask(*members(address, network))), ""
 
 
 async def survey(places: Mapping[str, str], network: str) -> Found:
@@ -89,9 +93,9 @@ async def survey(places: Mapping[str, str], network: str) -> Found:
             leader = address if endpoint.leads else leader
     named = [name for name, address in places.items() if address.startswith("etcd")]
     groups = [Group(", ".join(named), leader, tuple(replicas))] if replicas else []
-    raft = await look_at_raft(places, network)
+    raft, hidden = await look_at_raft(places, network)
     groups += [raft_looks.group(raft)] if raft else []
-    notes += [f"raft {row['id']}: {row['fault']}" for row in raft if row["fault"]]
+    notes += [hidden] if hidden else [f"raft {row['id']}: {row['fault']}" for row in raft if row["fault"]]
     return Found(servers, groups, notes, raft)
 
 
@@ -106,7 +110,8 @@ async def findings(places: Mapping[str, str], network: str) -> list[Finding]:
             found.append(Finding(kind, "note", said, "name all, so that each can be left for another"))
         else:
             found.append(Finding(kind, *_verdict(kind, address, endpoint)))
-    raft = await look_at_raft(places, network)
+    raft, hidden = await look_at_raft(places, network)
+    found += [Finding("raft", "note", hidden, "name the log with its keys: --log, or doors in the settings")] if hidden else []
     return [*found, *(raft_looks.findings(raft) if raft else ())]
 
 

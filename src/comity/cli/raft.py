@@ -108,9 +108,11 @@ async def status(cli: Cli, address: Address) -> None:
     """Each member's role, term, commit and applied index. Exits 3 if nobody leads."""
     from comity.cli.elsewhere import look_at_raft
     from comity.cli.raft_looks import leader_of, show
-    from comity.errors import Unreachable
+    from comity.errors import AccessDenied, Unreachable
 
-    found = await look_at_raft({"log": address}, cli.settings().network)
+    found, hidden = await look_at_raft({"log": address}, cli.settings().network)
+    if hidden:
+        raise AccessDenied(hidden)
     if cli.output.as_json:
         cli.output.show(found)
     else:

@@ -105,7 +105,7 @@ async def up(settings: Settings, output: Output, plan: Plan) -> None:
     try:
         async with without_stops():
             started()
-            _greet(network, settings, output, loop.time() - began)
+            _greet(network, settings, output, plan.member, loop.time() - began)
             stopped = asyncio.create_task(asked.wait())
             ends = [asyncio.create_task(one.wait()) for one in (network, member) if one is not None]
             done, pending = await asyncio.wait([stopped, *ends], return_when=asyncio.FIRST_COMPLETED)
@@ -168,7 +168,9 @@ def _wait(output: Output, waiting: Waiting, seat: Seat) -> None:
         output.say(dim(f"  Each lets one server in, within {TTL_S / 60:.0f} minutes; comity cluster invite makes more."))
 
 
-def _greet(network: EmbeddedNetwork | ForeignNetwork, settings: Settings, output: Output, took_s: float) -> None:
+def _greet(
+    network: EmbeddedNetwork | ForeignNetwork, settings: Settings, output: Output, member: OwnMember | None, took_s: float
+) -> None:
     open_tasks = sum(not task.is_terminal for task in network.controller.state.tasks.values())
     metrics = f"http://127.0.0.1:{network.metrics.port}/metrics" if network.metrics is not None else None
     seat, data = network.seat, network.data
@@ -177,6 +179,8 @@ def _greet(network: EmbeddedNetwork | ForeignNetwork, settings: Settings, output
         facts: dict[str, Any] = {"url": network.url, "network": network.name, "data": data, "metrics": metrics}
         if seat is not None:
             facts |= {"server": seat.member.member, "size": seat.member.size, "leader": network.controller.state.leader}
+        if member is not None:
+            facts["raft"] = member.id
         facts["durability"] = level
         output.line({**facts, "open_tasks": open_tasks, "start_s": round(took_s, 3), "notes": network.notes})
         return
@@ -186,6 +190,7 @@ def _greet(network: EmbeddedNetwork | ForeignNetwork, settings: Settings, output
         [
             ("listening" if data else "servers", f"{network.url}  {dim(network.reach)}"),
             ("cluster", f"server {seat.member.member}, one of {seat.member.size}; its controller {role}" if seat else None),
+            ("raft", f"member {member.id} of {len(member.members)}, at {member.listen}" if member is not None else None),
             ("data", f"{data}  {dim(SYNCED) if settings.fsync else paint('yellow', UNSYNCED)}" if data else None),
             ("durability", None if data else f"{paint('yellow', level)}  {dim(f'({reason})')}"),
             ("metrics", metrics),

@@ -1,7 +1,7 @@
 """``python -m comity.raft FOLDER --cluster NAME --id ID --listen HOST:PORT --members ID=HOST:PORT,...``: be a member.
 
 Until SIGTERM. Says one line of JSON once it takes part: its id, its address, and what was cut off its log's end. Exit code 2: it
-cannot be one.
+cannot be one. It listens on this machine only; ``comity raft serve`` is the same by TLS, too.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import asyncio
 import json
 import signal
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 import uvloop
 
 from comity.core.raft_events import Timing
-from comity.errors import ComityError
+from comity.errors import BadSettings, ComityError
+from comity.raft.contact import parse_address
 from comity.raft.server import RaftServer
 
 
@@ -25,6 +27,8 @@ async def _serve(given: argparse.Namespace) -> int:
     timing = Timing(election_s=given.election, heartbeat_s=given.heartbeat)
     about = {"cluster": given.cluster, "id": given.id, "listen": given.listen}
     try:
+        if not is_near(given.listen):
+            raise BadSettings("beyond this machine a member needs TLS: comity raft serve --keys", setting="listen")
         server = await RaftServer.start(given.folder, members=members, timing=timing, **about)
     except ComityError as error:
         _say({"error": {"code": error.code, "message": error.message, "details": error.details}})
@@ -36,6 +40,15 @@ async def _serve(given: argparse.Namespace) -> int:
     await ended.wait()
     await server.close()
     return 0
+
+
+def is_near(listen: str) -> bool:
+    """Whether that is reached from this machine only. Raises BadSettings."""
+    host, _ = parse_address(listen)
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _say(what: dict[str, object]) -> None:
