@@ -221,14 +221,10 @@ def test_what_cannot_be_is_refused(user: Terminal) -> None:
     cases: list[tuple[list[str], str]] = [
         (["up", "--raft", here, "--log", "raft://h"], "both say where the log is"),
         (["up", "--raft", beyond], "none of these addresses is this machine's"),
-        (["up", "--raft", f"{here},m2=127.0.0.1:1"], "m1, m2 are all this machine's"),
         (["up", "--raft", here, "--servers", "3"], "a cluster of own servers"),
         (["up", "--log", "raft://ada@h"], "know no users"),
         ([*serve, "--members", beyond], "needs TLS: comity raft keys"),
-        ([*serve, "--members", here, "--listen", "0.0.0.0:7400"], "an address that others can reach"),
         ([*serve, "--members", here, "--heartbeat", "0.4"], "at least 2 x heartbeat_s (0.4)"),
-        ([*serve, "--members", here, "--keys", "none"], "no keys that can be used"),
-        ([*serve, "--members", "m2=127.0.0.1:1"], "'m1' is not among the members m2"),
         ([*serve, "--members", "m1"], "is no address"),
     ]
     for done, (_, why) in zip(user.each(*([*words, "-o", "json"] for words, _ in cases)), cases, strict=True):

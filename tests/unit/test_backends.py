@@ -11,6 +11,7 @@ from comity import backends
 from comity.backends import Elsewhere, check_places, public, told
 from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.cli.place import must_fit
+from comity.cli.raft_member import OwnMember
 from comity.cli.up import with_last_doors
 from comity.config import Settings
 from comity.contexts import Context
@@ -83,6 +84,16 @@ def test_a_network_remembers_its_doors_and_is_not_moved(tmp_path: Path) -> None:
     assert with_last_doors(Settings(data_dir=tmp_path, doors={"log": "etcd://h2"})).doors == {"log": "etcd://h2"}
     with pytest.raises(BadSettings, match="To move"):
         with_last_doors(Settings(data_dir=tmp_path, doors={"registry": "etcd://h1"}))
+
+
+def test_a_networks_own_member_is_where_its_log_was(tmp_path: Path) -> None:
+    member = OwnMember(cluster="main", id="m1", listen="h1:7400", members={"m1": "h1:7400"})
+    given = Settings(data_dir=tmp_path, doors={"log": member.log})
+    Context(urls=("nats://h",), doors={"log": "raft://h1", "registry": "consul://h"}).write_local(tmp_path)
+    assert with_last_doors(given, member).doors == {"log": member.log, "registry": "consul://h"}
+    Context(urls=("nats://h",)).write_local(tmp_path)
+    with pytest.raises(BadSettings, match="To move"):
+        with_last_doors(given, member)
 
 
 @pytest.mark.parametrize(

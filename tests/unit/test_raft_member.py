@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import ssl
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,14 @@ import msgspec
 import pytest
 
 from comity.backends import members, public
-from comity.cli import raft_keys
+from comity.cli import raft_keys, raft_member
 from comity.cli.place import chosen
 from comity.cli.raft_looks import FULL, findings, group, leader_of, rows
-from comity.cli.raft_member import ALONE, OwnMember, own_member, parse_members, start_member
+from comity.cli.raft_member import ALONE, OwnMember, begin, own_member, parse_members, start_member
 from comity.cluster.status import survival
 from comity.config import RaftSettings, Settings
 from comity.errors import BadSettings, Corrupt
+from comity.ports import free_port
 from comity.raft.survey import Seen
 
 HERE = "m1=127.0.0.1:7400"
@@ -29,7 +32,6 @@ def settings(data: Path, **raft: Any) -> Settings:
 
 def kept(data: Path, **about: Any) -> OwnMember:
     member = OwnMember(**{"cluster": "main", "id": "m1", "listen": "127.0.0.1:7400", "members": dict([HERE.split("=")])} | about)
-    (data / "raft").mkdir(parents=True)
     member.save(data)
     return member
 
@@ -64,7 +66,7 @@ class TestWhich:
         assert own_member(settings(tmp_path), is_asked=False, is_alone=True) == member
         elsewhere = msgspec.structs.replace(settings(tmp_path), doors={"log": "raft://h"})
         assert own_member(elsewhere, is_asked=False, is_alone=True) is None
-        (tmp_path / "raft" / "member.json").write_text("{")
+        (tmp_path / "raft.json").write_text("{")
         with pytest.raises(Corrupt):
             own_member(settings(tmp_path), is_asked=False, is_alone=False)
 
@@ -86,6 +88,42 @@ class TestWhich:
         for wrong in ("election_s=soon", "elections=1"):
             with pytest.raises(BadSettings):
                 Settings.load(env={"COMITY_RAFT": wrong}, cwd=tmp_path)
+
+
+class TestStart:
+    async def test_it_begins_and_goes_on_but_not_without_its_log(self, tmp_path: Path) -> None:
+        at = f"127.0.0.1:{free_port()}"
+        member = OwnMember(cluster="main", id="m1", listen=at, members={"m1": at})
+        said: list[str] = []
+        for _ in range(2):
+            server = await begin(settings(tmp_path), member, said.append)
+            assert server.led.is_set()
+            await server.leave()
+        assert (said, OwnMember.load(tmp_path)) == ([], member)
+        shutil.rmtree(tmp_path / "raft")
+        with pytest.raises(Corrupt, match="forgotten how it voted"):
+            await begin(settings(tmp_path), member, said.append)
+        assert not (tmp_path / "raft").exists()
+
+    async def test_it_says_for_whom_it_waits_and_what_was_cut_off(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        at = f"127.0.0.1:{free_port()}"
+        alone = OwnMember(cluster="main", id="m1", listen=at, members={"m1": at})
+        await (await begin(settings(tmp_path), alone, print)).close()
+        path = max((tmp_path / "raft").glob("*.wal"))
+        path.write_bytes(path.read_bytes()[:-3])
+        said: list[str] = []
+        await (await begin(settings(tmp_path), alone, said.append)).close()
+        assert "cut off, from byte" in said[0]
+        monkeypatch.setattr(raft_member, "TELL_S", 0.01)
+        other = f"127.0.0.1:{free_port()}"
+        two = OwnMember(cluster="main", id="m1", listen=at, members={"m1": at, "m2": other})
+        told = asyncio.Event()
+        beginning = asyncio.create_task(begin(settings(tmp_path / "two"), two, lambda text: (said.append(text), told.set())[1]))
+        await told.wait()
+        assert said[-1] == "waiting until more than half of the members m1, m2 are here"
+        beginning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await beginning
 
 
 class TestKeys:

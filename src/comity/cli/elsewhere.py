@@ -111,7 +111,7 @@ async def findings(places: Mapping[str, str], network: str) -> list[Finding]:
         else:
             found.append(Finding(kind, *_verdict(kind, address, endpoint)))
     raft, hidden = await look_at_raft(places, network)
-    found += [Finding("raft", "note", hidden, "name the log with its keys: --log, or doors in the settings")] if hidden else []
+    found += [Finding("raft", "note", hidden, "name the log with its keys in the settings (doors)")] if hidden else []
     return [*found, *(raft_looks.findings(raft) if raft else ())]
 
 

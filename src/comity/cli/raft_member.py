@@ -1,5 +1,6 @@
 """A member of a built-in Raft on this machine: which it is, what it may listen on, and its start. ``comity up`` keeps what it was
-told in ``raft/member.json``, so that the next start needs no more words."""
+told in ``raft.json`` of the data directory, so that the next start needs no more words, and beside the log in ``raft``, so that
+it is seen if that is gone."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from comity.config import RaftSettings, Settings
     from comity.raft.server import RaftServer
 
-FOLDER, FILE = "raft", "member.json"
+FOLDER, FILE = "raft", "raft.json"
 ALONE = {"m1": "127.0.0.1:7400"}
 TELL_S = 1.0
 """After that long somebody who waits is told for whom."""
@@ -44,7 +45,7 @@ class OwnMember(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def load(cls, data: Path) -> OwnMember | None:
         """That of the network in ``data``, if it has one. Raises Corrupt."""
-        path = data / FOLDER / FILE
+        path = data / FILE
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except (FileNotFoundError, NotADirectoryError):
@@ -55,7 +56,7 @@ class OwnMember(msgspec.Struct, frozen=True, kw_only=True):
     def save(self, data: Path) -> None:
         from comity.credentials import write_private
 
-        write_private(data / FOLDER / FILE, msgspec.json.encode(self).decode() + "\n")
+        write_private(data / FILE, msgspec.json.encode(self).decode() + "\n")
 
 
 def parse_members(text: str) -> dict[str, str]:
@@ -154,8 +155,11 @@ async def start_member(folder: Path, member: OwnMember, raft: RaftSettings, addr
 
 async def begin(settings: Settings, member: OwnMember, note: Callable[[str], None]) -> RaftServer:
     """Start the member of ``comity up``, and wait until its Raft has a leader: that is when more than half of its members are
-    there. Raises what ``start_member`` raises."""
+    there. Raises what ``start_member`` raises, and Corrupt: its log was there, and is not."""
     folder = settings.data_dir / FOLDER
+    if (settings.data_dir / FILE).exists() and not any(folder.glob("*.wal")):
+        said = f"{folder} holds no log, and did when member {member.id} ran before: it has forgotten how it voted"
+        raise Corrupt(f"{said}; put it back, or let a member with a new id take its place", path=str(folder))
     server = await start_member(folder, member, settings.raft)
     try:
         member.save(settings.data_dir)
