@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -203,7 +203,7 @@ def _limits(settings: Settings) -> Iterator[Finding]:
 
 async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
     from comity.buses import is_rabbitmq
-    from comity.cli import elsewhere, rabbit
+    from comity.cli import rabbit
     from comity.cli.doctor_network import look
     from comity.contexts import resolve
     from comity.errors import ComityError, Unreachable
@@ -223,11 +223,12 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
             numbers = await net.stats()
             ahead_ms = net.leader_ms() - time.time() * 1000
             places = {**numbers.get("doors", {}), **context.doors}
-        findings += await elsewhere.findings(places, context.network)
     except ComityError as error:
         named = any(loaded.sources[name] != "default" for name in ("urls", "context"))
         verdict: Verdict = "wrong" if named or not isinstance(error, Unreachable) else "note"
-        return [*findings, Finding("network", verdict, error.message, error.advice), *await _replicas(context)]
+        findings.append(Finding("network", verdict, error.message, error.advice))
+        return [*findings, *await _elsewhere(context.doors, context.network), *await _replicas(context)]
+    findings += await _elsewhere(places, context.network)
     found = f"{context.network} at {shown_urls(context.urls)}, led by {numbers['leader']}"
     findings.append(Finding("network", "ok", found))
     found = f"durability {numbers['log_durability']}: {numbers['log_durability_reason']}"
@@ -246,6 +247,17 @@ async def _network(cli: Cli, loaded: Loaded) -> list[Finding]:
     else:
         findings.append(Finding("clock", "ok", f"{abs(ahead_ms):.0f} ms from the leader's"))
     return [*findings, *look(numbers, version("comity"), loaded.settings)]
+
+
+async def _elsewhere(places: Mapping[str, str], network: str) -> list[Finding]:
+    """The servers of doors that lie elsewhere: without them nobody leads, so they are looked at then, too."""
+    from comity.cli import elsewhere
+    from comity.errors import ComityError
+
+    try:
+        return await elsewhere.findings(places, network)
+    except ComityError as error:
+        return [Finding("doors", "wrong", error.message, error.advice)]
 
 
 async def _replicas(context: Context) -> list[Finding]:
