@@ -125,7 +125,8 @@ async def test_nothing_accepted_is_lost_while_members_die_and_hang(user: Termina
 async def test_members_can_be_seen(user: Terminal) -> None:
     members = RaftMembers(user)
     members.start()
-    up, _ = user.up("--log", members.address)
+    (user.folder / "comity.toml").write_text(f'[doors]\nlog = "{members.address}"\n')
+    up, _ = user.up()
     node = user.node("adder.py", "--name", "n1")
     add(user, 1)
     status = user.ok("cluster", "status").json
@@ -235,7 +236,8 @@ def test_what_cannot_be_is_refused(user: Terminal) -> None:
 @pytest.mark.timeout(60)
 async def test_a_network_with_a_member_of_its_own_carries_on_after_a_kill(user: Terminal) -> None:
     at = f"m1=127.0.0.1:{free_port()}"
-    up, facts = user.up("--raft", at)
+    user.ok("raft", "keys", "keys", "--members", at)
+    up, facts = user.up("--raft", at, "--raft-keys", "keys/m1")
     assert (facts["durability"], facts["raft"]) == ("verified", "m1")
     node = user.node("adder.py", "--name", "n1")
     add(user, 1)
