@@ -130,11 +130,15 @@ def members(address: str, network: str) -> tuple[list[str], str, ssl.SSLContext 
 
 def check_places(places: Mapping[str, str]) -> None:
     """Raises BadSettings unless each door can be where it is said to be."""
+    from comity.remote.address import Where
+
     for name, address in places.items():
         known = SCHEMES.get(name, ())
         if urlsplit(address).scheme not in known:
             ways = " or ".join(f"{scheme}://..." for scheme in known)
             raise BadSettings(f"the {name} can be at {ways}, not at {public(address)}", setting="doors", value=name)
+        if address.startswith("raft"):
+            Where.parse(address, "raft")
         if urlsplit(address).scheme not in WITHOUT_HTTP and find_spec("httpx2") is None:
             said = f"{public(address)} needs one more package: pip install 'comity[etcd]' (for Consul too)"
             raise BadSettings(said, setting="doors", value=name)

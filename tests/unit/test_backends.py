@@ -40,11 +40,17 @@ def test_a_door_is_only_where_it_can_be(places: dict[str, str]) -> None:
         check_places(places)
 
 
+def test_the_address_of_a_raft_is_read_before_anything_begins() -> None:
+    with pytest.raises(BadSettings, match="know no users"):
+        check_places({"log": "raft://ada@h1"})
+    check_places({"log": "rafts://h1,h2:7000/west"})
+
+
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _name: None)
     with pytest.raises(BadSettings, match=r"comity\[etcd\]"):
         check_places({"log": "etcd://h"})
-    check_places({"store": "file:///x"})
+    check_places({"store": "file:///x", "log": "raft://h1"})
 
 
 async def test_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
