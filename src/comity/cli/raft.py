@@ -167,9 +167,9 @@ async def add(
         if instead is not None and len(left) == len(known["voters"]):
             raise BadInput(f"{instead!r} is not among the members {', '.join(known['voters'])}", value=instead)
         others = [learner for learner in known["learners"] if learner != id]
-        await log.change(known["voters"], [*others, id], {id: at})
         async with _limit(f"{id} has not caught up: does it run at {at}?"):
-            while not await _is_changed(log, [*left, id], others):  # noqa: ASYNC110 - what another process does
+            await _become(log, known["voters"], [*others, id], {id: at})
+            while not await _become(log, [*left, id], others, {}):  # noqa: ASYNC110 - what another process does
                 await asyncio.sleep(AGAIN_S)
     finally:
         await log.close()
@@ -185,24 +185,33 @@ async def remove(cli: Cli, address: Address, id: Annotated[str, typer.Argument(m
         known = await log.status()
         if id not in (*known["voters"], *known["learners"]):
             raise BadInput(f"{id!r} is not among the members {', '.join([*known['voters'], *known['learners']])}", value=id)
-        await log.change(
-            [voter for voter in known["voters"] if voter != id], [other for other in known["learners"] if other != id], {}
-        )
+        voters, learners = ([member for member in known[kind] if member != id] for kind in ("voters", "learners"))
+        async with _limit(f"the members have not agreed that {id} takes part no more"):
+            await _become(log, voters, learners, {})
     finally:
         await log.close()
 
 
-async def _is_changed(log: RaftLog, voters: list[str], learners: list[str]) -> bool:
-    """Change the membership, unless who is to vote lacks too much still."""
-    from comity.errors import Conflict
+async def _become(log: RaftLog, voters: list[str], learners: list[str], addresses: dict[str, str]) -> bool:
+    """Have that membership, unless who is to vote lacks too much still. A leader that goes by it may not answer: then the next
+    one tells what became of it."""
+    from comity.errors import Conflict, Disconnected
 
-    try:
-        await log.change(voters, learners, {})
-    except Conflict as error:
-        if error.details.get("reason") != "behind":
-            raise
-        return False
-    return True
+    while True:
+        try:
+            await log.change(voters, learners, addresses)
+            return True
+        except Conflict as error:
+            if error.details.get("reason") == "behind":
+                return False
+            if error.details.get("reason") != "changing":
+                raise
+        except Disconnected:
+            pass
+        known = await log.status()
+        if not known["outgoing"] and (set(known["voters"]), set(known["learners"])) == (set(voters), set(learners)):
+            return True
+        await asyncio.sleep(AGAIN_S)
 
 
 @contextlib.asynccontextmanager
