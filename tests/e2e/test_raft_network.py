@@ -316,6 +316,10 @@ def test_members_come_and_go_by_tls(user: Terminal) -> None:
     user.ok("raft", "hand-over", address, "m4")
     assert serving[0].stop() == 0
     add(user, 2)
+    serving[1].signal(signal.SIGKILL)
+    serving[1].wait()
+    code, message, _ = refusal(user, "raft", "hand-over", address, "m2")
+    assert (code, "m4 cannot reach m2" in message) == ("unreachable", True)
     rows = {row["id"]: row for row in user.ok("cluster", "status").json["raft"]}
     assert (rows["m4"]["role"], rows["m4"]["member"], rows.get("m1", {}).get("member")) == ("leader", "voter", None)
     user.ok("raft", "remove", address, "m2")

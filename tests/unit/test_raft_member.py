@@ -13,6 +13,8 @@ import pytest
 
 from comity.backends import members, public
 from comity.cli import raft_keys, raft_member
+from comity.cli.elsewhere import findings as elsewhere_findings
+from comity.cli.elsewhere import look_at_raft
 from comity.cli.place import chosen
 from comity.cli.raft_looks import FULL, findings, group, leader_of, rows
 from comity.cli.raft_member import ALONE, OwnMember, begin, own_member, parse_members, start_member
@@ -223,3 +225,13 @@ class TestLooks:
         found = rows([seen("m1", "leader", commit=5000, **two), seen("m2", "follower", commit=10, **two)])
         assert [finding.verdict for finding in findings(found)] == ["ok", "note", "note"]
         assert [replica.current for replica in group(found).replicas] == [True, False]
+
+
+async def test_members_that_ask_for_certificates_are_not_asked_without() -> None:
+    raft, hidden = await look_at_raft({"log": "rafts://h1,h2/main"}, "main")
+    assert (raft, "without a certificate" in hidden) == ([], True)
+    assert await look_at_raft({"log": "etcd://h1"}, "main") == ([], "")
+    (found,) = await elsewhere_findings({"log": "rafts://h1,h2/main"}, "main")
+    assert (found.check, found.verdict) == ("raft", "note")
+    raft, hidden = await look_at_raft({"log": f"raft://127.0.0.1:{free_port()}"}, "main")
+    assert ([row["up"] for row in raft], hidden) == ([False], "")

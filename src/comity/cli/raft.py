@@ -127,19 +127,21 @@ async def status(cli: Cli, address: Address) -> None:
 @command(app, "hand-over", connects=False)
 async def hand_over(cli: Cli, address: Address, id: Annotated[str, typer.Argument(metavar="ID", help="Who shall lead.")]) -> None:
     """Have another member lead, such as before the leader's machine is stopped."""
-    from comity.errors import BadInput, Disconnected
+    from comity.errors import BadInput, Disconnected, Unreachable
 
     log = await _log(cli, address)
     try:
         known = await log.status()
         if id not in known["voters"]:
             raise BadInput(f"{id!r} is not among the members {', '.join(known['voters'])}", value=id)
-        async with _limit(f"{id} does not lead: it may lack too much, or be away"):
-            while known["leader"] != id:
-                with contextlib.suppress(Disconnected):  # whoever was asked leads no more
-                    await log.hand_over(id)
-                    known = await log.status()
-                await asyncio.sleep(AGAIN_S)  # what another process decides cannot be awaited
+        if id in known["troubles"]:
+            raise Unreachable(f"{known['leader']} cannot reach {id}: {known['troubles'][id]}")
+        if known["leader"] != id:
+            with contextlib.suppress(Disconnected):  # whoever was asked leads no more
+                await log.hand_over(id)  # once: the log takes nothing meanwhile
+        async with _limit(f"{id} does not lead: it may lack too much"):
+            while (await log.status())["leader"] != id:  # noqa: ASYNC110 - what other processes decide
+                await asyncio.sleep(AGAIN_S)
     finally:
         await log.close()
 
