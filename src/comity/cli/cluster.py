@@ -217,8 +217,8 @@ async def controllers_say(bus: Bus, question: str, **args: Any) -> dict[str, dic
 
 
 def _show(cli: Cli, found: dict[str, Any]) -> None:
-    from comity.model.server import Damage
     from comity.cli import raft_looks
+    from comity.model.server import Damage
 
     survives, output = found["survives"], cli.output
     style = "green" if survives["more"] > 0 else "yellow" if not survives["more"] else "red"

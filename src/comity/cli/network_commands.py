@@ -14,7 +14,6 @@ from comity.cli.looks import bold, dim, megabytes, paint, share, span
 from comity.cli.recalling import LastKnown, last_known
 
 if TYPE_CHECKING:
-    from comity.cli.raft_member import OwnMember
     from comity.cli.up import Plan
     from comity.config import Loaded
 
@@ -39,6 +38,12 @@ RaftId = Annotated[str | None, typer.Option("--raft-id", metavar="ID", help="Whi
 RaftKeys = Annotated[
     Path | None, typer.Option("--raft-keys", metavar="FOLDER", help="Its certificates: comity raft keys.", **_RAFT)
 ]
+Listen = Annotated[
+    str | None, typer.Option("--listen", metavar="ADDRESS", help="Where other machines reach it, with TLS.", **_CLUSTER)
+]
+Connect = Annotated[
+    str | None, typer.Option("--connect", metavar="URL", help="Only a controller, on these servers.", **_FOREIGN)
+]
 AssertDurable = Annotated[bool, typer.Option("--assert-durable", help="They sync before they acknowledge.", **_FOREIGN)]
 ClockIsRight = Annotated[bool, typer.Option("--clock-is-right", help="It did stand still for over a week.")]
 
@@ -51,16 +56,12 @@ async def up(
     port: Annotated[int | None, typer.Option("--port", metavar="N", help="Where it listens (0: any free port).")] = None,
     http_port: Annotated[int | None, typer.Option("--http-port", metavar="N", help="Where /metrics is (0: any).")] = None,
     nats_server: Annotated[Path | None, typer.Option("--nats-server", metavar="FILE", help="The server program.")] = None,
-    listen: Annotated[
-        str | None, typer.Option("--listen", metavar="ADDRESS", help="Where other machines reach it, with TLS.", **_CLUSTER)
-    ] = None,
+    listen: Listen = None,
     servers: Annotated[
         int | None, typer.Option("--servers", metavar="3|5", help="Begin a cluster of so many servers.", **_CLUSTER)
     ] = None,
     join: Annotated[str | None, typer.Option("--join", metavar="TOKEN", help="Take part in a cluster.", **_CLUSTER)] = None,
-    connect: Annotated[
-        str | None, typer.Option("--connect", metavar="URL", help="Only a controller, on these servers.", **_FOREIGN)
-    ] = None,
+    connect: Connect = None,
     bus: BusAddress = None,
     stack: Stack = None,
     raft: RaftMembers = None,
