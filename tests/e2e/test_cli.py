@@ -182,6 +182,7 @@ WRONG = [
     (["send", "nobody/x", "1"], "unknown-agent", 5),
     (["stats", "--connect", "nats://127.0.0.1:9"], "unreachable", 3),
     (["run", HELLO, "--name", "hello"], "conflict", 6),
+    (["bench", "recovery", "--fault", "server", "--doors", "log=etcd://127.0.0.1:9"], "bad-settings", 2),
 ]
 
 

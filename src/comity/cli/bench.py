@@ -34,6 +34,10 @@ Count = Annotated[int | None, typer.Option("--count", metavar="N", min=1, help="
 Payload = Annotated[int, typer.Option("--payload", metavar="BYTES", min=16, max=1_000_000, help="Size of each input.")]
 Sequential = Annotated[bool, typer.Option("--sequential", help="One at a time: what a single call takes when all is idle.")]
 Nodes = Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Node processes.")]
+Doors = Annotated[
+    str, typer.Option("--doors", metavar="DOOR=ADDRESS...", help="What lies elsewhere: 'log=etcd://... registry=...'.")
+]
+BusAddress = Annotated[str, typer.Option("--bus", metavar="ADDRESS", help="RabbitMQ, with all doors elsewhere: amqp://...")]
 Profile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="Write a flame graph (SVG) of all processes.")]
 
 SLOTS = 256
@@ -55,15 +59,11 @@ async def tasks(
     waiting: Annotated[bool, typer.Option("--waiting", help="Submit all before any agent is there.")] = False,
     fsync: Annotated[bool, typer.Option("--fsync/--no-fsync", help="Each write is on disk before it is acknowledged.")] = True,
     servers: Annotated[int, typer.Option("--servers", metavar="1|3|5", help="Servers, each with a copy of the log.")] = 1,
-    doors: Annotated[
-        str, typer.Option("--doors", metavar="DOOR=ADDRESS...", help="What lies elsewhere: 'log=etcd://... registry=...'.")
-    ] = "",
-    bus: Annotated[str, typer.Option("--bus", metavar="ADDRESS", help="RabbitMQ, with all doors elsewhere: amqp://...")] = "",
+    doors: Doors = "",
+    bus: BusAddress = "",
     profile: Profile = None,
 ) -> None:
     """Durable tasks, from submit to result, each on disk before it is acknowledged."""
-    from secrets import token_hex
-
     from comity.cli import bench_tasks as work
     from comity.cli.bench_network import network
     from comity.cli.bench_profile import profiled
@@ -72,8 +72,7 @@ async def tasks(
     count = count or (100_000 if waiting else 1000 if sequential else 20_000)
     settings: dict[str, Any] = {"max_waiting": count + 1, "max_waiting_per_submitter": count + 1} if waiting else {}
     settings |= {} if fsync else {"fsync": False}
-    settings |= {"doors": doors, "network": f"bench-{token_hex(4)}"} if doors else {}
-    settings |= {"urls": bus} if bus else {}
+    settings |= _elsewhere(doors, bus)
     _check_size(servers)
     hired = 0 if waiting else nodes
     async with network(hired, agents, slots=slots, servers=servers, **settings) as bench, profiled(bench, profile):
@@ -84,8 +83,7 @@ async def tasks(
         else:
             mode = f"{callers} callers" if callers else f"batches of {work.BATCH}, {in_flight} in flight"
             figures = await work.throughput(bench, count, payload, callers, in_flight // work.BATCH)
-    figures["settings"] |= {"payload": payload, "mode": mode} | ({"doors": doors} if doors else {})
-    figures["settings"] |= {"bus": "RabbitMQ"} if bus else {}
+    figures["settings"] |= {"payload": payload, "mode": mode} | _told(doors, bus)
     _print(cli.output, "durable tasks", figures)
 
 
@@ -176,6 +174,8 @@ async def recovery(
     count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="How many rounds.")] = 20,
     nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=3, help="Node processes.")] = 4,
     attempts: Annotated[int, typer.Option("--attempts", metavar="N", min=3, help="Tasks that run all the time.")] = 32,
+    doors: Doors = "",
+    bus: BusAddress = "",
 ) -> None:
     """How long work stands still after a fault: until all that its node had runs elsewhere (stuck: was moved), or until the
     network again accepts and finishes tasks."""
@@ -184,9 +184,13 @@ async def recovery(
     from comity.cli.bench_network import network
     from comity.cli.bench_recovery import measure
     from comity.cli.bench_stuck import measure as measure_stuck
+    from comity.errors import BadSettings
 
     on_servers = fault in (Fault.LEADER, Fault.SERVER, Fault.RESTART, Fault.BROKER)
-    blameless = {"poison_nodes": 0, "breaker_failures": 1_000_000}  # no task, and no agent
+    if (doors or bus) and fault not in (Fault.KILL, Fault.PAUSE, Fault.STUCK):
+        raise BadSettings(f"--fault {fault} is for servers of our own, and these are somebody else's", setting="doors")
+    blameless: dict[str, Any] = {"poison_nodes": 0, "breaker_failures": 1_000_000}  # no task, and no agent
+    blameless |= _elsewhere(doors, bus)
     async with network(0, 0, slots=0, servers=3 if on_servers and fault is not Fault.BROKER else 1, **blameless) as bench:
         lateness = Lateness(bench)
         if fault is Fault.STUCK:
@@ -195,9 +199,20 @@ async def recovery(
             figures = await measure_servers(bench, fault, count, nodes, attempts)
         else:
             figures = await measure(bench, fault, count, nodes, attempts)
-        settings = figures.pop("settings")
+        settings = figures.pop("settings") | _told(doors, bus)
         figures |= {**await lateness.figures(lateness.stop()), "settings": settings}
     _print(cli.output, "recovery", figures)
+
+
+def _elsewhere(doors: str, bus: str) -> dict[str, Any]:
+    """Settings for a network of which not all is in a nats-server. It has a name of its own on those servers."""
+    from secrets import token_hex
+
+    return ({"doors": doors, "network": f"bench-{token_hex(4)}"} if doors else {}) | ({"urls": bus} if bus else {})
+
+
+def _told(doors: str, bus: str) -> dict[str, str]:
+    return ({"doors": doors} if doors else {}) | ({"bus": "RabbitMQ"} if bus else {})
 
 
 @command(app, connects=False)
