@@ -15,7 +15,7 @@ from comity.errors import AccessDenied, Conflict, ShuttingDown, TimedOut, Unknow
 from comity.model import wire
 from comity.model.capability import AgentStatus, NodeRecord, Resources
 from comity.model.ids import ProcessId
-from comity.node.announce import CHUNK
+from comity.node.announce import CHUNK, NODE_TTL_S
 from comity.registry.memory import MemoryRegistry
 from comity.sim.loop import VirtualLoop
 
@@ -77,6 +77,19 @@ async def test_an_unknown_node_announces_itself_again(stage: Stage) -> None:
     await until(lambda: "n1/a" in stage.agents() and stage.record() is not None)
     leader.knows = True
     await node.ready(2.0)
+
+
+@staged
+async def test_what_the_registry_has_lost_is_there_again_at_the_next_renewal(stage: Stage) -> None:
+    """As when an operator revokes leases, or restores an older state: nobody tells the node."""
+    await stage.started(worker())
+    await asyncio.sleep(NODE_TTL_S)  # what it looks at after its start is over
+    before = {key: record.value for key, record in stage.registry.records.items()}
+    assert len(before) == 3
+    for key in before:
+        stage.registry.remove(key)
+    async with asyncio.timeout(NODE_TTL_S / 2):
+        await until(lambda: {key: record.value for key, record in stage.registry.records.items()} == before)
 
 
 @staged

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 
 from comity.agent import Agent
-from comity.errors import ComityError, Disconnected, Indefinite
+from comity.errors import ComityError, Conflict, Disconnected, Indefinite
 from comity.failpoints import durable
 from comity.model.capability import NodeRecord
 from comity.model.ids import ProcessId
@@ -163,7 +163,16 @@ class Announcer:
         for key in [key for key in self._dirty if key != self._node_key]:
             await self._write(key)
         if self._node_key in self._dirty:
-            await self._put(self._node_key, encode_node(self._record()), NODE_TTL_S)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        """Put the node's record in the place of the last one. If that is gone, more may be."""
+        written = self._written.get(self._node_key)
+        try:
+            await self._put(self._node_key, encode_node(self._record()), NODE_TTL_S, expect=written and written.revision)
+        except Conflict:
+            del self._written[self._node_key]
+            self.check()
 
     async def _write(self, key: str) -> None:
         kind, _, name = key.split("/")
@@ -207,13 +216,13 @@ class Announcer:
         self._open.pop(chunk, None)
         self._touch(self._chunk_key(new))
 
-    async def _put(self, key: str, data: bytes, ttl_s: float) -> None:
+    async def _put(self, key: str, data: bytes, ttl_s: float, *, expect: int | None = None) -> None:
         """What changes while this is under way makes the key dirty anew."""
         at = self._loop.time()
         self._dirty.pop(key, None)
         try:
             with durable(WRITES[key.partition("/")[0]]):
-                revision = await self._registry.put(key, data, ttl_s=ttl_s)
+                revision = await self._registry.put(key, data, ttl_s=ttl_s, expect=expect)
         except ComityError:
             self._dirty[key] = None
             raise
