@@ -200,3 +200,22 @@ async def test_a_leader_that_can_write_no_more_tells_how_old_what_it_knows_is(wo
     found = await recalled(peer, what="task", id=task)
     assert controller.leading is not None and found["known"]["id"] == task
     assert found["age_s"] >= 0.3, "as old as what the log took last"
+
+
+async def test_while_the_bus_is_away_nobody_campaigns(world: World) -> None:
+    """The log may lie elsewhere, and be there: each would write one term after the other, and could not listen as leader."""
+    first = await world.controller("k1")
+    standby = await world.controller("k2", eager=False)
+    peer = await world.peer("c1")
+    await peer.submit()
+    await until(lambda: standby.ledger.index == first.ledger.index)
+    for controller in (first, standby):
+        world.network.disconnect(controller.bus.process)
+    await a_while(2 * STILL_S)
+    _, last = await first.log.bounds()
+    assert [item for item in await first.log.read(last - 1) if b"k2" in item.data] == []
+    assert (first.ledger.term, first.ledger.index) == (1, last)
+    for controller in (first, standby):
+        world.network.reconnect(controller.bus.process)
+    await peer.submit()
+    assert first.led.is_set() and not standby.led.is_set()

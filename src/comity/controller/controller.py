@@ -122,6 +122,7 @@ class Controller:
         self._known_at = 0.0  # what is known here was the newest then, for all that could be seen
         self._entry_time = 0, 0.0  # as it was known last, of an entry or of the leader's beacon, and when (loop time)
         self._vacant = asyncio.Event()  # the leader said that it leaves
+        self._linked = asyncio.Event()  # while the bus is there
         self._tasks: list[asyncio.Task[None]] = []
         self._cancels: list[Cancel] = []
 
@@ -240,6 +241,9 @@ class Controller:
         while True:
             if not self._eager:
                 await self._follow()
+            if self.bus.link is not Link.UP:  # who leads cannot be heard, nor could we
+                await self._connected()
+                continue
             self._eager = False
             cancel: Cancel | None = None
             try:
@@ -254,6 +258,11 @@ class Controller:
                 if cancel is not None:
                     with contextlib.suppress(Indefinite):  # then the subscription is gone with its connection
                         await cancel()
+
+    async def _connected(self) -> None:
+        """Wait for the bus. From then on stillness counts anew."""
+        await self._linked.wait()
+        self._leader_seen = asyncio.get_running_loop().time()
 
     async def _follow(self) -> None:
         """Apply what others append; return when it is time to campaign."""
@@ -439,6 +448,7 @@ class Controller:
             self.leading.departed(process)
 
     def _bus_state(self, link: Link) -> None:
+        (self._linked.set if link is Link.UP else self._linked.clear)()
         if self.leading is not None:
             self.leading.liveness.bus_state(link)
 
