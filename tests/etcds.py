@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,12 +47,20 @@ def need_server(program: str, variable: str) -> Path:
 
 
 class Etcds:
-    """Servers in ``folder``. ``start`` them; each can be ended, paused and started again on its data."""
+    """Servers in ``folder``. ``start`` them; each can be ended, paused and started again on its data. ``hosts``: the address of
+    each, if not this machine's; ``within``: the words before a command that run it there; ``dialed``: the ports at which each is
+    dialed by the others, if not those at which it listens."""
 
-    def __init__(self, folder: Path, size: int = 1, options: Sequence[str] = (), binary: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, size: int = 1, options: Sequence[str] = (), binary: Path | None = None, *,
+        hosts: Sequence[str] = (), within: Sequence[Sequence[str]] = (), dialed: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self.binary = binary or need_server("etcd", "COMITY_ETCD_SERVER")
+        self.hosts = list(hosts) or [HOST] * size
         self.ports = [free_port(HOST) for _ in range(size)]
-        self._peers = [free_port(HOST) for _ in range(size)]
+        self.peers = [free_port(HOST) for _ in range(size)]
+        self._dialed = list(dialed) or self.peers
+        self._within = list(within) or [[]] * size
         self._folder = folder
         self._options = [*QUICK, *options]
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * size
@@ -58,10 +70,10 @@ class Etcds:
 
     @property
     def address(self) -> str:
-        return f"etcd://{','.join(f'{HOST}:{port}' for port in self.ports)}"
+        return f"etcd://{','.join(f'{host}:{port}' for host, port in zip(self.hosts, self.ports, strict=True))}"
 
     def url(self, n: int = 0) -> str:
-        return f"{self.scheme}://{HOST}:{self.ports[n]}"
+        return f"{self.scheme}://{self.hosts[n]}:{self.ports[n]}"
 
     async def start(self, *which: int, wait: bool = True) -> None:
         """Those numbered, or all. Returns once they have a leader (if ``wait``)."""
@@ -72,11 +84,13 @@ class Etcds:
                 await self.until_healthy(n)
 
     def _begin(self, n: int) -> None:
-        cluster = ",".join(f"m{k}=http://{HOST}:{port}" for k, port in enumerate(self._peers))
-        client, peer = self.url(n), f"http://{HOST}:{self._peers[n]}"
+        dialed = [f"http://{host}:{port}" for host, port in zip(self.hosts, self._dialed, strict=True)]
+        cluster = ",".join(f"m{k}={url}" for k, url in enumerate(dialed))
+        client, peer = self.url(n), f"http://{self.hosts[n]}:{self.peers[n]}"
         words = [
-            str(self.binary), f"--name=m{n}", f"--data-dir={self._folder / f'm{n}'}", f"--listen-client-urls={client}",
-            f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
+            *self._within[n], str(self.binary), f"--name=m{n}", f"--data-dir={self._folder / f'm{n}'}",
+            f"--listen-client-urls={client}", f"--advertise-client-urls={client}", f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={dialed[n]}",
             f"--initial-cluster={cluster}", f"--initial-cluster-token={self._folder.name}", "--log-level=warn", *self._options,
             *(f"--listen-metrics-urls=http://{HOST}:{port}" for port in self._metrics[n : n + 1]),
         ]  # fmt: skip
@@ -96,9 +110,9 @@ class Etcds:
                 await asyncio.sleep(0.05)
 
     def _is_healthy(self, n: int) -> bool:
-        port = self._metrics[n] if self._metrics else self.ports[n]
+        at = f"http://{HOST}:{self._metrics[n]}" if self._metrics else self.url(n)
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as reply:
+            with urllib.request.urlopen(f"{at}/health", timeout=2) as reply:
                 return bool(json.load(reply)["health"] == "true")
         except (OSError, ValueError):
             return False
@@ -120,6 +134,15 @@ class Etcds:
                 await asyncio.to_thread(process.wait)
             self._processes[n] = None
 
+    async def stop(self, *which: int) -> None:
+        """Ask them to end, and wait for it."""
+        self.signal(signal.SIGTERM, *which)
+        for n in which or range(len(self.ports)):
+            process = self._processes[n]
+            assert process is not None
+            await asyncio.to_thread(process.wait, 30)
+            self._processes[n] = None
+
     async def leader(self) -> int:
         """The number of the server that leads."""
         for n in range(len(self.ports)):
@@ -128,10 +151,28 @@ class Etcds:
         raise AssertionError("nobody leads")
 
     def _leads(self, n: int) -> bool:
-        asked = urllib.request.Request(f"{self.url(n)}/v3/maintenance/status", data=b"{}")
-        with urllib.request.urlopen(asked, timeout=5) as reply:
-            said = json.load(reply)
+        said = self.ask("maintenance/status", {}, n)
         return bool(said["header"]["member_id"] == said.get("leader"))
+
+    def ask(self, path: str, body: dict[str, Any], n: int = 0) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self.url(n)}/v3/{path}", data=json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            found: dict[str, Any] = json.load(reply)
+        return found
+
+    async def compact(self) -> None:
+        """Forget all of the past."""
+        nothing = base64.b64encode(b"-").decode()
+        revision = (await asyncio.to_thread(self.ask, "kv/range", {"key": nothing}))["header"]["revision"]
+        await asyncio.to_thread(self.ask, "kv/compaction", {"revision": revision, "physical": True})
+
+    async def end_leases(self) -> int:
+        """All at once, before their time; how many."""
+        leases = (await asyncio.to_thread(self.ask, "lease/leases", {})).get("leases", [])
+        for lease in leases:
+            with contextlib.suppress(urllib.error.HTTPError):  # it ended by itself
+                await asyncio.to_thread(self.ask, "lease/revoke", {"ID": lease["ID"]})
+        return len(leases)
 
 
 def _surroundings() -> dict[str, str]:

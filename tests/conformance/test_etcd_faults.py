@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import signal
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 from cable import Cable
@@ -51,12 +49,12 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Etcds]:
 
     def guard() -> None:
         for name, role in (("root", "root"), ("ada", "writer"), ("bob", "nobody")):
-            ask(servers, "auth/user/add", {"name": name, "password": f"{name}-secret"})
-            ask(servers, "auth/role/add", {"name": role})
-            ask(servers, "auth/user/grant", {"user": name, "role": role})
+            servers.ask("auth/user/add", {"name": name, "password": f"{name}-secret"})
+            servers.ask("auth/role/add", {"name": role})
+            servers.ask("auth/user/grant", {"user": name, "role": role})
         perm = {"permType": "READWRITE", "key": text(b"comity/"), "range_end": text(b"comity0")}
-        ask(servers, "auth/role/grant", {"name": "writer", "perm": perm})
-        ask(servers, "auth/enable", {})
+        servers.ask("auth/role/grant", {"name": "writer", "perm": perm})
+        servers.ask("auth/enable", {})
 
     await asyncio.to_thread(guard)
     yield servers
@@ -99,20 +97,8 @@ async def append_surely(log: EtcdLog, entry: bytes) -> None:
     await surely(work)
 
 
-def ask(servers: Etcds, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(f"{servers.url()}/v3/{path}", data=json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=10) as reply:
-        found: dict[str, Any] = json.load(reply)
-    return found
-
-
 def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-async def compact(servers: Etcds) -> None:
-    revision = (await asyncio.to_thread(ask, servers, "kv/range", {"key": text(b"-")}))["header"]["revision"]
-    await asyncio.to_thread(ask, servers, "kv/compaction", {"revision": revision, "physical": True})
 
 
 class TestServersLost:
@@ -243,7 +229,7 @@ class TestCompaction:
         await a.put("nodes/new", b"1")
         await a.delete("nodes/goes")
         await fill(log, 2, after=2)
-        await compact(one)
+        await one.compact()
         await cable.mend()
         await watcher.when(lambda: watcher.state == {"nodes/stays": b"1", "nodes/changes": b"2", "nodes/new": b"1"})
         late = sorted((change.key, change.value) for change in watcher.changes[3:])
@@ -258,7 +244,7 @@ class TestCompaction:
         log = await worlds(one.address).log()
         await fill(log, 5)
         await log.trim(5)
-        await compact(one)
+        await one.compact()
         assert await log.bounds() == (6, 5)
         assert await log.append(b"entry 6", 5) == 6
         assert await read_all(log, 5) == [Item(6, b"entry 6")]
@@ -302,10 +288,10 @@ class TestFull:
             tail = landed
             await log.trim(tail)
             assert await log.bounds() == (tail + 1, tail)
-            await compact(servers)
-            await asyncio.to_thread(ask, servers, "maintenance/defragment", {})
-            for alarm in (await asyncio.to_thread(ask, servers, "maintenance/alarm", {"action": "GET"}))["alarms"]:
-                await asyncio.to_thread(ask, servers, "maintenance/alarm", {"action": "DEACTIVATE", **alarm})
+            await servers.compact()
+            await asyncio.to_thread(servers.ask, "maintenance/defragment", {})
+            for alarm in (await asyncio.to_thread(servers.ask, "maintenance/alarm", {"action": "GET"}))["alarms"]:
+                await asyncio.to_thread(servers.ask, "maintenance/alarm", {"action": "DEACTIVATE", **alarm})
             assert await log.append(b"goes on", tail) == tail + 1
         finally:
             await servers.kill()

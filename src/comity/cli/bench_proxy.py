@@ -36,7 +36,7 @@ class Proxy:
         return int(self._listener.getsockname()[1])
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, sock=self._listener)
+        self._server = await asyncio.start_server(self.serve, sock=self._listener)
 
     def cut(self) -> None:
         self._open.clear()
@@ -52,7 +52,7 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
