@@ -17,6 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 FOLDER ?=
 SEED ?= 1
 MINUTES ?= 60
+STACK ?= nats
 SEEDS ?= 0-1999
 TESTS ?= tests
 # In CI too little coverage is a failure, and the slow tests (clusters, chaos, backups ...) are run too.
@@ -68,8 +69,8 @@ bench-peers: $(VENV)/base.stamp $(PEERS:%=$(VENV)/%.stamp) ## measure the same t
 sim: $(VENV)/base.stamp ## live one simulated life of the network (SEED=7)
 	@$(BIN)/python -m comity.sim $(SEED)
 
-chaos: $(VENV)/dev.stamp ## real processes and servers under faults for an hour (MINUTES=5 SEED=7); then chaos-report/report.md
-	@$(BIN)/python tests/chaos/run.py --minutes $(MINUTES) $(if $(filter command environment,$(firstword $(origin SEED))),--seed $(SEED))
+chaos: $(VENV)/dev.stamp ## real processes and servers under faults for an hour (STACK=classic MINUTES=5 SEED=7); see chaos-report
+	@$(BIN)/python tests/chaos/run.py --stack $(STACK) --minutes $(MINUTES) $(if $(filter command environment,$(firstword $(origin SEED))),--seed $(SEED))
 
 sim-long: $(VENV)/base.stamp ## live 2,000 simulated lives on all processors (SEEDS=0-1999)
 	@$(BIN)/python -m comity.sim --seeds $(SEEDS)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,15 @@ QUICK: dict[str, Any] = {
 
 
 class Consuls:
-    """Servers in ``folder``. ``start`` them; each can be ended, paused and started again on its data."""
+    """Servers in ``folder``. ``start`` them; each can be ended, paused and started again on its data. ``hosts``: the address of
+    each, if not this machine's; ``within``: the words before a command that run it there."""
 
-    def __init__(self, folder: Path, size: int = 1, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, size: int = 1, hosts: Sequence[str] = (), within: Sequence[Sequence[str]] = (), **settings: Any
+    ) -> None:
         self.binary = need_server("consul", "COMITY_CONSUL_SERVER")
+        self.hosts = list(hosts) or [HOST] * size
+        self._within = list(within) or [[]] * size
         self.ports = [free_port(HOST) for _ in range(size)]
         self._inner = [(free_port(HOST), free_port(HOST)) for _ in range(size)]
         self._folder = folder
@@ -35,10 +41,10 @@ class Consuls:
 
     @property
     def address(self) -> str:
-        return f"consul://{','.join(f'{HOST}:{port}' for port in self.ports)}"
+        return f"consul://{','.join(f'{host}:{port}' for host, port in zip(self.hosts, self.ports, strict=True))}"
 
     def url(self, n: int = 0) -> str:
-        return f"http://{HOST}:{self.ports[n]}"
+        return f"http://{self.hosts[n]}:{self.ports[n]}"
 
     async def start(self, *which: int) -> None:
         """Those numbered, or all. Returns once they have a leader."""
@@ -50,13 +56,14 @@ class Consuls:
     def _begin(self, n: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         server, serf = self._inner[n]
-        join = [f"{HOST}:{other}" for _, other in self._inner if other != serf]
+        others = zip(self.hosts, self._inner, strict=True)
+        join = [f"{host}:{other}" for k, (host, (_, other)) in enumerate(others) if k != n]
         (self._folder / "settings.json").write_text(json.dumps(self._settings | {"retry_join": join}))
         words = [
-            str(self.binary), "agent", "-server", f"-bootstrap-expect={len(self.ports)}", f"-node=c{n}", f"-bind={HOST}",
-            f"-client={HOST}", f"-data-dir={self._folder / f'c{n}'}", f"-http-port={self.ports[n]}", f"-server-port={server}",
-            f"-serf-lan-port={serf}", "-serf-wan-port=-1", "-dns-port=-1", "-grpc-port=-1", "-log-level=warn",
-            f"-config-file={self._folder / 'settings.json'}",
+            *self._within[n], str(self.binary), "agent", "-server", f"-bootstrap-expect={len(self.ports)}", f"-node=c{n}",
+            f"-bind={self.hosts[n]}", f"-client={self.hosts[n]}", f"-data-dir={self._folder / f'c{n}'}",
+            f"-http-port={self.ports[n]}", f"-server-port={server}", f"-serf-lan-port={serf}", "-serf-wan-port=-1",
+            "-dns-port=-1", "-grpc-port=-1", "-log-level=warn", f"-config-file={self._folder / 'settings.json'}",
         ]  # fmt: skip
         with (self._folder / f"c{n}.log").open("ab") as log:
             self._processes[n] = subprocess.Popen(words, stdout=log, stderr=log)
@@ -100,7 +107,23 @@ class Consuls:
                 await asyncio.to_thread(process.wait)
             self._processes[n] = None
 
+    async def stop(self, *which: int) -> None:
+        """Ask them to end, and wait for it."""
+        self.signal(signal.SIGTERM, *which)
+        for n in which or range(len(self.ports)):
+            process = self._processes[n]
+            assert process is not None
+            await asyncio.to_thread(process.wait, 30)
+            self._processes[n] = None
+
+    async def end_leases(self) -> int:
+        """All sessions at once, before their time; how many."""
+        found = await asyncio.to_thread(self.ask, "GET", "session/list")
+        for one in found:
+            await asyncio.to_thread(self.ask, "PUT", f"session/destroy/{one['ID']}")
+        return len(found)
+
     async def leader(self) -> int:
         """The number of the server that leads."""
         at = await asyncio.to_thread(self.ask, "GET", "status/leader")
-        return [f"{HOST}:{server}" for server, _ in self._inner].index(at)
+        return [f"{host}:{server}" for host, (server, _) in zip(self.hosts, self._inner, strict=True)].index(at)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from comity.cluster.tls import CertificateAuthority, server_files
@@ -152,9 +153,19 @@ class Rabbit:
     async def kill(self) -> None:
         """As when its machine loses power."""
         if self._server is not None:
+            # Some are in groups of their own, and end a moment later.
+            own = psutil.Process(self._server.pid).children(recursive=True)
             self.signal(signal.SIGKILL)
             await asyncio.to_thread(self._server.wait)
+            await asyncio.to_thread(psutil.wait_procs, own, 20)
             self._server = None
+
+    async def stop(self) -> None:
+        """As an operator stops it: it tells those who are connected."""
+        assert self._server is not None
+        self.signal(signal.SIGTERM)
+        await asyncio.to_thread(self._server.wait, 60)
+        self._server = None
 
     async def close(self) -> None:
         await self.kill()

@@ -11,21 +11,27 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from disks import Disk
+from harm_cluster import ClusterHarm
 from links import EDGE, HUB, Links
 
 from comity.cli.bench_proxy import Proxy
 from comity.cli.cluster import survey
 from comity.contexts import Context
 
+if TYPE_CHECKING:
+    from nemesis import Harm, Nemesis
+
 SERVERS = "abc"
 START_S = 90.0
 STOP_S = 20.0
 PORT = 4222
+NO_LINKS = "network namespaces are not allowed here"
 CREW = '''
 import asyncio, os, secrets
 from comity import Agent, Attempt
@@ -156,10 +162,10 @@ class Server(Player):
         await self.ready(await self.launch(*self._words))
 
 
-class Company:
-    """All players. Nodes n3 and n4 reach the servers by way of ``proxies``."""
+class Crew:
+    """Nodes, and what all processes of a run share. Nodes n3 and n4 reach the servers by way of ``proxies``."""
 
-    def __init__(self, folder: Path, chance: random.Random, links: Links | None, *, mounts: bool, disk_mb: int) -> None:
+    def __init__(self, folder: Path, chance: random.Random, links: Links | None) -> None:
         self.folder = folder
         self.links = links
         self.proxies: list[Proxy] = []
@@ -168,23 +174,15 @@ class Company:
         (folder / "crew.py").write_text(CREW)
         env = {name: value for name, value in os.environ.items() if not name.startswith(("COMITY_", "COVERAGE_"))}
         env |= {name: os.environ[name] for name in ("COMITY_NATS_SERVER",) if name in os.environ}
-        self._env = env | {"COMITY_CONFIG": str(folder / "config"), "RUNS": str(self.ledger)}
-        self._env["COMITY_POISON_NODES"] = "0"  # no task is to blame for what the nemesis does
-        self._chance = chance
-        disks = {name: Disk(folder, name, disk_mb, mounts=mounts) for name in SERVERS}
-        self.servers = {name: Server(name, folder, self._env, disks[name], links) for name in SERVERS}
+        self.env = env | {"COMITY_CONFIG": str(folder / "config"), "RUNS": str(self.ledger)}
+        self.env["COMITY_POISON_NODES"] = "0"  # no task is to blame for what the nemesis does
         self.nodes: dict[str, Player] = {}
+        self._chance = chance
 
-    async def form(self) -> None:
-        """Found the cluster, and start the nodes."""
-        first = self.servers["a"]
-        said = await first.begin("--servers", "3")
-        joining = zip("bc", said["tokens"], strict=True)
-        await asyncio.gather(first.ready(said), *(self.servers[name].join(token) for name, token in joining))
-        self._leave_context(HUB, ())
-        await self._start_proxies()
+    async def begin(self) -> None:
+        """Start the nodes: those near to the servers, and those behind the proxies."""
         for name, place in (("n1", HUB), ("n2", HUB), ("n3", EDGE), ("n4", EDGE)):
-            env = self._env | {"COMITY_DATA_DIR": str(self.folder / place)}
+            env = self.env | {"COMITY_DATA_DIR": str(self.folder / place)}
             within = self.links.within(place) if self.links is not None else []
             self.nodes[name] = Player(name, self.folder, env, within)
         await asyncio.gather(*(self.hire(name) for name in self.nodes))
@@ -201,13 +199,65 @@ class Company:
     async def status(self) -> dict[str, Any]:
         return await survey(self.context())
 
+    async def reach(self, host: str, port: int) -> int:
+        """Make a way from behind the proxies to a server there; the port by which it goes."""
+        links = self.links
+        listener = links.listen(EDGE, host, port) if links is not None else socket.create_server(("127.0.0.1", 0))
+        proxy = Proxy(listener, host, port, self._chance)
+        self.proxies.append(proxy)
+        await proxy.start()
+        return proxy.port
+
+    async def end(self, others: Sequence[Player]) -> list[str]:
+        """End everything, nodes first; what did not go well."""
+        problems = []
+        for crowd in (self.nodes.values(), others):
+            ended = await asyncio.gather(*(player.stop() for player in crowd), return_exceptions=True)
+            problems += [str(error) for error in ended if isinstance(error, BaseException)]
+        for proxy in self.proxies:
+            await proxy.stop()
+        return problems
+
+
+class Company:
+    """A network on servers of its own: three, with a controller each."""
+
+    def __init__(self, folder: Path, chance: random.Random, links: Links | None, *, mounts: bool, disk_mb: int) -> None:
+        self.crew = Crew(folder, chance, links)
+        disks = {name: Disk(folder, name, disk_mb, mounts=mounts) for name in SERVERS}
+        self.servers = {name: Server(name, folder, self.crew.env, disks[name], links) for name in SERVERS}
+
+    async def form(self) -> None:
+        """Found the cluster, and start the nodes."""
+        first = self.servers["a"]
+        said = await first.begin("--servers", "3")
+        joining = zip("bc", said["tokens"], strict=True)
+        await asyncio.gather(first.ready(said), *(self.servers[name].join(token) for name, token in joining))
+        self._leave_context(HUB, ())
+        ports = [await self.crew.reach(*_place(url)) for url in self.crew.context().urls]
+        self._leave_context(EDGE, () if self.crew.links is not None else tuple(f"nats://127.0.0.1:{port}" for port in ports))
+        await self.crew.begin()
+
+    def harm(self, nemesis: Nemesis) -> Mapping[str, Harm]:
+        return ClusterHarm(nemesis, self).kinds()
+
+    def lacks(self, kind: str) -> str:
+        disk = self.servers["a"].disk
+        if "partition" in kind and self.crew.links is None:
+            return NO_LINKS
+        if kind.startswith("power cut") and disk.image is None:
+            return disk.why
+        if kind == "disk full" and not disk.can_fill:
+            return disk.why
+        return ""
+
     def leaving(self, member: str) -> Server | None:
         """The server with this name in the cluster."""
         return next((server for server in self.servers.values() if server.member == member), None)
 
     def _leave_context(self, place: str, urls: tuple[str, ...]) -> None:
         """How clients and nodes find the network: with keys and certificates that no server's disk takes away."""
-        data, own = self.servers["a"].disk.data, self.folder / place
+        data, own = self.servers["a"].disk.data, self.crew.folder / place
         found = Context.read_local(data)
         assert found is not None
         known = [url for server in self.servers.values() if (c := Context.read_local(server.disk.data)) for url in c.urls[:1]]
@@ -217,27 +267,11 @@ class Company:
         ca = str(own / "tls" / "ca.pem") if found.ca else ""
         Context(urls=urls or tuple(known), network=found.network, authority=str(own), ca=ca).write_local(own)
 
-    async def _start_proxies(self) -> None:
-        for url in self.context().urls:
-            host, _, port = url.rpartition("/")[2].rpartition(":")
-            if self.links is not None:
-                listener = self.links.listen(EDGE, host, int(port))
-            else:
-                listener = socket.create_server(("127.0.0.1", 0))
-            self.proxies.append(Proxy(listener, host, int(port), self._chance))
-            await self.proxies[-1].start()
-        urls = () if self.links is not None else tuple(f"nats://127.0.0.1:{proxy.port}" for proxy in self.proxies)
-        self._leave_context(EDGE, urls)
-
-    def everyone(self) -> list[Player]:
-        return [*self.nodes.values(), *self.servers.values()]
-
     async def stop(self) -> list[str]:
-        """End everything, nodes first; what did not go well."""
-        problems = []
-        for crowd in (self.nodes.values(), self.servers.values()):
-            ended = await asyncio.gather(*(player.stop() for player in crowd), return_exceptions=True)
-            problems += [str(error) for error in ended if isinstance(error, BaseException)]
-        for proxy in self.proxies:
-            await proxy.stop()
-        return problems
+        """End everything; what did not go well."""
+        return await self.crew.end(list(self.servers.values()))
+
+
+def _place(url: str) -> tuple[str, int]:
+    host, _, port = url.rpartition("/")[2].rpartition(":")
+    return host, int(port)

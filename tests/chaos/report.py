@@ -19,6 +19,7 @@ TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1e9)
 class Run:
     """What came of a run. ``problems`` empty: all is as promised."""
 
+    stack: str
     seed: int
     every_s: float
     longest_s: float
@@ -41,7 +42,7 @@ def write(run: Run, folder: Path) -> None:
 def summary(run: Run) -> list[str]:
     completed, canceled = (sum(job.state == state for job in run.jobs) for state in ("completed", "canceled"))
     accepted = sum(bool(job.task) for job in run.jobs)
-    lines = [f"seed {run.seed}: {run.seconds:.0f} s of load, {len(run.faults)} faults of {_kinds(run)} kinds"]
+    lines = [f"{run.stack}, seed {run.seed}: {run.seconds:.0f} s of load, {len(run.faults)} faults of {_kinds(run)} kinds"]
     lines.append(f"{len(run.jobs):,} tasks asked for, {accepted:,} accepted, {completed:,} completed, {canceled:,} canceled")
     if run.figures is not None:
         lines += availability(run.figures)
@@ -62,7 +63,8 @@ def availability(figures: Figures) -> list[str]:
 
 
 def page(run: Run) -> list[str]:
-    lines = [f"# Chaos, seed {run.seed}", "", *[f"- {line}" for line in summary(run)], "", "![timeline](timeline.svg)", ""]
+    title = f"# Chaos, {run.stack}, seed {run.seed}"
+    lines = [title, "", *[f"- {line}" for line in summary(run)], "", "![timeline](timeline.svg)", ""]
     if run.figures is None:
         return lines
     lines += [

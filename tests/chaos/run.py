@@ -1,6 +1,7 @@
-"""A chaos run: three servers and controllers, four nodes, constant load, a seeded nemesis; then the verdict and a report.
+"""A chaos run: servers and controllers, four nodes, constant load, a seeded nemesis; then the verdict and a report.
 
-    python tests/chaos/run.py [--minutes N] [--seed N] [--every SECONDS] [--longest SECONDS] [--report FOLDER] [--only KIND]...
+    python tests/chaos/run.py [--stack nats|classic|etcd|consul] [--minutes N] [--seed N] [--every SECONDS] [--longest SECONDS]
+        [--report FOLDER] [--only KIND]...
 
 Ends with 0 if nothing is wrong. What a seed fixes is the order and the kind of faults, not how processes interleave.
 """
@@ -19,20 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import uvloop
-from availability import figures
-from isolation import end_with_starter, enter, folder, is_inside
-from links import Links
-from load import Load, read_ledger
-from nemesis import Nemesis
-from players import Company
-from report import Run, write
-from verdict import LEAST_PER_S, judge
 
-import comity
-from comity import Client
-from comity.config import Settings
-from comity.errors import Indefinite
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]  # where the servers for tests are
+
+from availability import figures  # noqa: E402
+from foreign import STACKS, Foreign  # noqa: E402
+from isolation import end_with_starter, enter, folder, is_inside  # noqa: E402
+from links import Links  # noqa: E402
+from load import Load, read_ledger  # noqa: E402
+from nemesis import Nemesis  # noqa: E402
+from players import Company  # noqa: E402
+from report import Run, write  # noqa: E402
+from verdict import LEAST_PER_S, judge  # noqa: E402
+
+import comity  # noqa: E402
+from comity import Client  # noqa: E402
+from comity.config import Settings  # noqa: E402
+from comity.errors import Indefinite  # noqa: E402
 
 SETTLE_S = 90.0
 READ_S = 120.0
@@ -41,13 +47,16 @@ DISK_MB = 1024
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stack", choices=["nats", *STACKS], default="nats", help="what the network runs on")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long there is load")
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
     parser.add_argument("--every", type=float, default=20.0, help="seconds from fault to fault")
-    parser.add_argument("--longest", type=float, default=30.0, help="seconds that a pause or a cut lasts at most")
+    parser.add_argument("--longest", type=float, help="seconds that a pause or a cut lasts at most (30; servers of others: 10)")
     parser.add_argument("--report", type=Path, default=Path("chaos-report"), help="the folder for the report; made anew")
     parser.add_argument("--only", action="append", metavar="KIND", help="these faults, in this order")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    asked.longest = asked.longest or (10.0 if asked.stack in STACKS else 30.0)
+    return asked
 
 
 async def live(asked: argparse.Namespace, place: Path) -> Run:
@@ -55,8 +64,8 @@ async def live(asked: argparse.Namespace, place: Path) -> Run:
     end_with_starter()
     chance = random.Random(asked.seed)
     links = _links()
-    company = Company(place, random.Random(asked.seed + 1), links, mounts=is_inside(), disk_mb=DISK_MB)
-    run = Run(asked.seed, asked.every, asked.longest)
+    company = _company(asked, place, links)
+    run = Run(asked.stack, asked.seed, asked.every, asked.longest)
     try:
         await company.form()
         async with AsyncExitStack() as stack:
@@ -76,15 +85,22 @@ async def live(asked: argparse.Namespace, place: Path) -> Run:
             left = await load.settle(SETTLE_S)
             run.problems += [f"{left} jobs did not end within {SETTLE_S:g} s of the last fault"] if left else []
             events, totals = await past(await _client(stack, place), {job.task for job in load.jobs if job.task})
-            run.problems += judge(load.jobs, load.history, read_ledger(company.ledger), events, totals)
+            run.problems += judge(load.jobs, load.history, read_ledger(company.crew.ledger), events, totals)
             run.figures = figures(load.jobs, load.calls, [(fault.kind, fault.began) for fault in run.faults], run.seconds)
             if run.figures.per_s < LEAST_PER_S:
                 run.problems.append(f"{run.figures.per_s:.0f} calls/s, and a run counts from {LEAST_PER_S:.0f}")
-    except Exception as error:
+    except (Exception, pytest.fail.Exception) as error:
         run.problems.append(f"the run broke off: {error!r}")
     run.problems += await company.stop()
     run.problems += [f"left running: {name}" for name in _left()]
     return run
+
+
+def _company(asked: argparse.Namespace, place: Path, links: Links | None) -> Company | Foreign:
+    chance = random.Random(asked.seed + 1)
+    if asked.stack in STACKS:
+        return Foreign(place, chance, links, STACKS[asked.stack])
+    return Company(place, chance, links, mounts=is_inside(), disk_mb=DISK_MB)
 
 
 def _links() -> Links | None:
@@ -138,8 +154,12 @@ def main() -> int:
     if own is None:
         return enter([str(Path(__file__).resolve()), *sys.argv[1:]])
     report = asked.report.resolve()
-    print(f"seed {asked.seed}, {asked.minutes:g} minutes, a fault every {asked.every:g} s", flush=True)
-    run = uvloop.run(live(asked, own))
+    print(f"{asked.stack}, seed {asked.seed}, {asked.minutes:g} minutes, a fault every {asked.every:g} s", flush=True)
+    try:
+        run = uvloop.run(live(asked, own))
+    except pytest.skip.Exception as error:
+        print(error, flush=True)  # a server that is missing, and where to get it
+        return 2
     shutil.rmtree(report, ignore_errors=True)
     write(run, report)
     keep(own, report, run)
@@ -157,6 +177,8 @@ def keep(place: Path, report: Path, run: Run) -> None:
             file.write(json.dumps({name: getattr(job, name) for name in job.__struct_fields__}) + "\n")
     if run.problems:
         shutil.copy(place / "runs.txt", report)
+        for path in [*place.glob("etcd/*.log"), *place.glob("consul/*.log"), *place.glob("nats.log")]:
+            shutil.copy(path, report)
         for path in place.glob("disk-*/data/server.log"):
             shutil.copy(path, report / f"{path.parent.parent.name}-server.log")
 

@@ -1,4 +1,5 @@
-"""The short chaos run, as CI has it: under three minutes, with as many kinds of faults as fit. ``make chaos`` is the long one."""
+"""The short chaos runs, as CI has them: each under three minutes, with as many kinds of faults as fit. ``make chaos`` is the long
+one."""
 
 from __future__ import annotations
 
@@ -12,9 +13,21 @@ import psutil
 import pytest
 
 from conftest import need_server
+from etcds import need_server as need_etcd
+from rabbits import need_rabbit
 
 RUN = Path(__file__).with_name("run.py")
 LIMIT_S = 240.0
+FOREIGN = {
+    "classic": [
+        "bus killed", "etcd leader killed", "leader killed", "partition", "leases revoked", "node killed", "etcd follower paused",
+        "past compacted", "all of etcd killed", "bus paused",
+    ],
+    "etcd": [
+        "etcd leader paused", "controller paused", "one-way partition", "lease outlasted", "bus killed",
+        "etcd follower restarted", "connections dropped", "past compacted", "all of etcd killed", "controller restarted",
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.server
@@ -24,8 +37,25 @@ LIMIT_S = 240.0
 def test_nothing_accepted_is_lost_whatever_happens(tmp_path: Path) -> None:
     """``SEED=N`` for another life."""
     need_server()
+    run(tmp_path, "--minutes", "1.7", "--every", "7", "--longest", "6")
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(LIMIT_S + 30)
+@pytest.mark.parametrize("stack", FOREIGN)
+def test_nothing_accepted_is_lost_on_servers_of_others(tmp_path: Path, stack: str) -> None:
+    need_etcd("etcd", "COMITY_ETCD_SERVER")
+    (need_rabbit if stack == "classic" else need_server)()
+    kinds = [word for kind in FOREIGN[stack] for word in ("--only", kind)]
+    run(tmp_path, "--stack", stack, "--minutes", "1.05", "--every", "5.5", "--longest", "4.5", *kinds)
+
+
+def run(tmp_path: Path, *words: str) -> None:
+    """A run as it is typed. Nothing may be wrong in it."""
     seed = os.environ.get("SEED") or "7"
-    words = ["--minutes", "1.7", "--every", "7", "--longest", "6", "--seed", seed, "--report", str(tmp_path / "report")]
+    words = (*words, "--seed", seed, "--report", str(tmp_path / "report"))
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
         [sys.executable, str(RUN), *words], check=False, env=env, capture_output=True, text=True, timeout=LIMIT_S

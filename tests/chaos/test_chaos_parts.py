@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from availability import figures, nines
 from disks import Disk
+from foreign import STACKS, Foreign
 from isolation import way
 from load import Job, Said, read_ledger
 from nemesis import Fault, Nemesis
@@ -26,6 +27,8 @@ from comity.model.codec import digest, to_json
 from comity.model.task import TaskState
 from comity.sim.checkers import End
 from comity.sim.history import History
+from conftest import need_server
+from etcds import need_server as need_etcd
 
 TOTALS = {"submitted": 1, "completed": 1, "failed": 0, "canceled": 0}
 
@@ -120,7 +123,7 @@ def test_nines(share: float, said: str) -> None:
 
 def test_a_report_says_what_was_wrong_and_shows_each_fault(tmp_path: Path) -> None:
     jobs = [Job(n, n / 10, n / 10 + 0.1, n / 10 + 0.2, f"t{n}", "completed") for n in range(100)]
-    run = Run(7, 20.0, 6.0, 10.0, jobs, [Fault("power cut", "a <b>", 3.0, 4.0)], {"disk full": "no mounts"})
+    run = Run("nats", 7, 20.0, 6.0, 10.0, jobs, [Fault("power cut", "a <b>", 3.0, 4.0)], {"disk full": "no mounts"})
     run.figures = figures(jobs, [job.accepted or 0.0 for job in jobs], [("power cut", 3.0)], 10.0)
     assert "nothing lost" in summary(run)[-1]
     run.problems.append("accepted and never ended: 1")
@@ -145,6 +148,16 @@ def test_a_seed_fixes_the_order_of_faults(tmp_path: Path) -> None:
     assert orders[0] == orders[1] != orders[2]
     assert len(orders[0]) >= 10
     assert {"bit flipped", "block truncated"} <= set(orders[0])
+
+
+def test_servers_of_others_have_faults_of_their_own(tmp_path: Path) -> None:
+    need_server()
+    need_etcd("etcd", "COMITY_ETCD_SERVER")
+    foreign = Foreign(tmp_path, random.Random(1), None, STACKS["etcd"])
+    nemesis = Nemesis(foreign, random.Random(1), lambda: 0.0, 1.0)
+    assert nemesis.skipped.keys() == {"partition", "one-way partition"}
+    kinds = {"etcd leader paused", "etcd follower killed", "all of etcd killed", "past compacted", "leases revoked"}
+    assert kinds | {"bus killed", "leader killed", "node killed", "nodes cut off"} <= set(nemesis.kinds)
 
 
 def test_a_ledger_leaves_out_what_was_not_written_to_its_end(tmp_path: Path) -> None:

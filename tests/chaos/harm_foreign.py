@@ -1,0 +1,182 @@
+"""What befalls servers of others that a network runs on, and the controllers that run beside them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from harm_links import MEMBERS, LinkHarm
+from harm_nodes import NodeHarm
+
+from etcds import Etcds
+
+if TYPE_CHECKING:
+    from foreign import Controller, Foreign, Keepers
+    from nemesis import Harm, Nemesis
+
+LOOK_S = 0.2
+ASK_S = 10.0
+LEASE_S = 3.0
+"""A node's, by default."""
+Chooses = Callable[[], Awaitable[int]]
+
+
+class ForeignHarm:
+    def __init__(self, nemesis: Nemesis, foreign: Foreign) -> None:
+        self._nemesis = nemesis
+        self._foreign = foreign
+
+    def kinds(self) -> Mapping[str, Harm]:
+        nodes = NodeHarm(self._nemesis, self._foreign.crew)
+        kinds: dict[str, Harm] = {
+            "leader killed": self.kill_leader,
+            "controller paused": self.pause_leader,
+            "controller restarted": self.restart_controller,
+            "bus killed": self.kill_bus,
+            "bus paused": self.pause_bus,
+            "bus restarted": self.restart_bus,
+            **nodes.kinds(),
+            "node restarted": nodes.restart,
+            "lease outlasted": partial(self.outlast_lease, nodes),
+            "leases revoked": self.revoke_leases,
+        }
+        for name, keepers in self._foreign.keepers.items():
+            kinds |= KeeperHarm(self._nemesis, name, keepers).kinds()
+        return {**kinds, **LinkHarm(self._nemesis, self._foreign.crew.links, self._one_that_leads).kinds()}
+
+    async def _one_that_leads(self) -> str:
+        """The place of a member that leads its cluster. Members of other clusters may be there too."""
+        name = self._nemesis.chance.choice(sorted(self._foreign.keepers))
+        return MEMBERS[await KeeperHarm(self._nemesis, name, self._foreign.keepers[name]).leader()]
+
+    # Controllers
+
+    async def _leading(self) -> Controller:
+        """The one that leads; any if nobody does for long."""
+        until = self._nemesis.now() + ASK_S
+        while self._nemesis.now() < until:
+            for controller in self._foreign.controllers.values():
+                if await controller.leads():
+                    return controller
+            await self._nemesis.hold(LOOK_S)
+        return self._any_controller()
+
+    def _any_controller(self) -> Controller:
+        return self._foreign.controllers[self._nemesis.chance.choice(sorted(self._foreign.controllers))]
+
+    async def kill_leader(self) -> str:
+        controller = await self._leading()
+        self._nemesis.begins()
+        await controller.kill()
+        await self._nemesis.wait_a_moment()
+        await controller.start()
+        return controller.name
+
+    async def pause_leader(self) -> str:
+        return await self._nemesis.paused(await self._leading())
+
+    async def restart_controller(self) -> str:
+        controller = self._any_controller()
+        await controller.stop()
+        await controller.start()
+        return controller.name
+
+    # Messages
+
+    async def kill_bus(self) -> str:
+        await self._foreign.bus.kill()
+        await self._nemesis.wait_a_moment()
+        await self._foreign.bus.start()
+        return self._foreign.stack.bus
+
+    async def pause_bus(self) -> str:
+        seconds = self._nemesis.for_a_while()
+        self._foreign.bus.signal(signal.SIGSTOP)
+        await self._nemesis.hold(seconds)
+        self._foreign.bus.signal(signal.SIGCONT)
+        return f"{self._foreign.stack.bus} for {seconds:.1f} s"
+
+    async def restart_bus(self) -> str:
+        await self._foreign.bus.stop()
+        await self._foreign.bus.start()
+        return self._foreign.stack.bus
+
+    async def outlast_lease(self, nodes: NodeHarm) -> str:
+        """A node stands still until it was given up, and its records were taken out of the registry."""
+        return await self._nemesis.paused(nodes.any(), 2 * LEASE_S)
+
+    async def revoke_leases(self) -> str:
+        """The registry forgets all that is bounded in time, though nobody is away."""
+        return f"{await self._foreign.keepers[self._foreign.stack.registry].end_leases()} of them"
+
+
+class KeeperHarm:
+    """What befalls one cluster of ``name``."""
+
+    def __init__(self, nemesis: Nemesis, name: str, keepers: Keepers) -> None:
+        self._nemesis = nemesis
+        self._name = name
+        self._keepers = keepers
+
+    def kinds(self) -> Mapping[str, Harm]:
+        kinds: dict[str, Harm] = {}
+        for role, choose in (("leader", self.leader), ("follower", self.follower)):
+            kinds[f"{self._name} {role} killed"] = partial(self.kill, choose)
+            kinds[f"{self._name} {role} paused"] = partial(self.pause, choose)
+            kinds[f"{self._name} {role} restarted"] = partial(self.restart, choose)
+        kinds[f"all of {self._name} killed"] = self.kill_all
+        if isinstance(self._keepers, Etcds):
+            kinds["past compacted"] = partial(self.compact, self._keepers)
+        return kinds
+
+    async def leader(self) -> int:
+        """The number of the member that leads; any if nobody does for long."""
+        until = self._nemesis.now() + ASK_S
+        while self._nemesis.now() < until:
+            try:
+                return await self._keepers.leader()
+            except (AssertionError, OSError):  # they elect one
+                await self._nemesis.hold(LOOK_S)
+        return self._nemesis.chance.randrange(len(MEMBERS))
+
+    async def follower(self) -> int:
+        return (await self.leader() + self._nemesis.chance.choice([1, 2])) % len(MEMBERS)
+
+    async def kill(self, choose: Chooses) -> str:
+        one = await choose()
+        self._nemesis.begins()
+        await self._keepers.kill(one)
+        await self._nemesis.wait_a_moment()
+        await self._keepers.start(one)
+        return MEMBERS[one]
+
+    async def pause(self, choose: Chooses) -> str:
+        one, seconds = await choose(), self._nemesis.for_a_while()
+        self._nemesis.begins()
+        self._keepers.signal(signal.SIGSTOP, one)
+        await self._nemesis.hold(seconds)
+        self._keepers.signal(signal.SIGCONT, one)
+        return f"{MEMBERS[one]} for {seconds:.1f} s"
+
+    async def restart(self, choose: Chooses) -> str:
+        one = await choose()
+        self._nemesis.begins()
+        await self._keepers.stop(one)
+        await self._keepers.start(one)
+        return MEMBERS[one]
+
+    async def kill_all(self) -> str:
+        await self._keepers.kill()
+        await self._nemesis.wait_a_moment()
+        await self._keepers.start()
+        return " ".join(MEMBERS)
+
+    async def compact(self, etcds: Etcds) -> str:
+        """Whoever watches is cut off just as what it has not seen yet is forgotten: at one member after the other."""
+        for one in range(len(MEMBERS)):
+            await etcds.compact()
+            await etcds.kill(one)
+            await etcds.start(one)
+        return "under all watches"
