@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from harm_links import MEMBERS, LinkHarm
 from harm_nodes import NodeHarm
@@ -20,7 +20,9 @@ LOOK_S = 0.2
 ASK_S = 10.0
 LEASE_S = 3.0
 """A node's, by default."""
+PATIENCE_S = 60.0
 Chooses = Callable[[], Awaitable[int]]
+T = TypeVar("T")
 
 
 class ForeignHarm:
@@ -109,7 +111,8 @@ class ForeignHarm:
 
     async def revoke_leases(self) -> str:
         """The registry forgets all that is bounded in time, though nobody is away."""
-        return f"{await self._foreign.keepers[self._foreign.stack.registry].end_leases()} of them"
+        keepers = self._foreign.keepers[self._foreign.stack.registry]
+        return f"{await _patiently(self._nemesis, keepers.end_leases)} of them"
 
 
 class KeeperHarm:
@@ -176,7 +179,19 @@ class KeeperHarm:
     async def compact(self, etcds: Etcds) -> str:
         """Whoever watches is cut off just as what it has not seen yet is forgotten: at one member after the other."""
         for one in range(len(MEMBERS)):
-            await etcds.compact()
+            await _patiently(self._nemesis, etcds.compact)
             await etcds.kill(one)
             await etcds.start(one)
         return "under all watches"
+
+
+async def _patiently(nemesis: Nemesis, ask: Callable[[], Awaitable[T]]) -> T:
+    """What ``ask`` gets of servers that may still be busy with the last fault."""
+    until = nemesis.now() + PATIENCE_S
+    while True:
+        try:
+            return await ask()
+        except OSError:
+            if nemesis.now() > until:
+                raise
+            await nemesis.hold(LOOK_S)

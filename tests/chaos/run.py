@@ -71,6 +71,8 @@ async def live(asked: argparse.Namespace, place: Path) -> Run:
         async with AsyncExitStack() as stack:
             clients = [await _client(stack, place) for _ in range(2)]
             load = Load(clients, random.Random(asked.seed + 2))
+            stack.push_async_callback(load.settle, 0.0)  # who still asks when the run breaks off would ask for ever
+            stack.push_async_callback(load.stop)
             nemesis = Nemesis(company, chance, load.now, asked.longest)
             run.skipped = nemesis.skipped
             await load.reaches(100, 60.0)

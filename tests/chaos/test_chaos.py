@@ -49,7 +49,7 @@ def test_nothing_accepted_is_lost_on_servers_of_others(tmp_path: Path, stack: st
     need_etcd("etcd", "COMITY_ETCD_SERVER")
     (need_rabbit if stack == "classic" else need_server)()
     kinds = [word for kind in FOREIGN[stack] for word in ("--only", kind)]
-    run(tmp_path, "--stack", stack, "--minutes", "1.05", "--every", "5.5", "--longest", "4.5", *kinds)
+    run(tmp_path, "--stack", stack, "--minutes", "0.88", "--every", "5", "--longest", "4.5", *kinds)
 
 
 def run(tmp_path: Path, *words: str) -> None:
