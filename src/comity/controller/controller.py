@@ -122,7 +122,7 @@ class Controller:
         self._known_at = 0.0  # what is known here was the newest then, for all that could be seen
         self._entry_time = 0, 0.0  # as it was known last, of an entry or of the leader's beacon, and when (loop time)
         self._vacant = asyncio.Event()  # the leader said that it leaves
-        self._linked = asyncio.Event()  # while the bus is there
+        self._turned = asyncio.Event()  # the bus has gone, or come back
         self._tasks: list[asyncio.Task[None]] = []
         self._cancels: list[Cancel] = []
 
@@ -261,7 +261,9 @@ class Controller:
 
     async def _connected(self) -> None:
         """Wait for the bus. From then on stillness counts anew."""
-        await self._linked.wait()
+        while self.bus.link is not Link.UP:
+            self._turned.clear()
+            await self._turned.wait()
         self._leader_seen = asyncio.get_running_loop().time()
 
     async def _follow(self) -> None:
@@ -448,7 +450,7 @@ class Controller:
             self.leading.departed(process)
 
     def _bus_state(self, link: Link) -> None:
-        (self._linked.set if link is Link.UP else self._linked.clear)()
+        self._turned.set()
         if self.leading is not None:
             self.leading.liveness.bus_state(link)
 
