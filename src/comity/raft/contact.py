@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from typing import Any
 
-from comity.errors import AccessDenied, BadSettings, ComityError, Unreachable, from_wire
+from comity.errors import AccessDenied, BadSettings, ComityError, Disconnected, Unreachable, from_wire
 from comity.raft import wire
 from comity.raft.link import Link
 
@@ -53,8 +53,14 @@ async def greet(
         error = AccessDenied(f"{address} has no certificate of this network: {refused.verify_message}")
     except OSError as broken:
         error = Unreachable(f"{address}: {broken.strerror or broken}")
+    except UnicodeError as wrong:  # of a host's name
+        error = BadSettings(f"{address!r} is no address: {wrong}", value=address)
     except ComityError as refused:
         error = refused
+    except BaseException:  # nobody waits any more
+        if link is not None:
+            link.abort(Disconnected("the greeting was given up"))
+        raise
     if link is not None:
         link.abort(error)
     raise error

@@ -9,6 +9,7 @@ place from which to go on.
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from collections.abc import Callable
 from typing import Any, cast
@@ -23,6 +24,10 @@ MOST_BYTES = 64 << 20
 """Of one frame; a longer one is garbage."""
 MOST_WAITING = 4096
 """Values that wait while the other side reads nothing; a link that may lose some loses more than that."""
+
+SILENT_S = 5
+"""A connection whose other machine acknowledges nothing for so long is over: what was cut off comes back by a new one at once,
+where the old one would wait for as long again as it was cut off."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -87,6 +92,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and does not say so
+        _watch(transport.get_extra_info("socket"))
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -121,3 +127,13 @@ class Link(asyncio.Protocol):
             self.on_values(self, values)
         del buffer[:start]
         return None
+
+
+def _watch(sock: socket.socket | None) -> None:
+    """Have the machine end the connection when the other one is silent, be there something to send or not."""
+    if sock is None or not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)

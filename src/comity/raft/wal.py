@@ -48,7 +48,7 @@ class Wal:
     ) -> Wal:
         """Open the log, or make it, beginning with the snapshot ``founding``. Raises AlreadyRunning, ForeignData (it is another
         cluster's, or another member's), Corrupt (with ``path`` and ``offset``), DiskFull."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(folder)
         wal = cls(folder, cluster, member, segment_size)
         wal._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -131,7 +131,7 @@ class Wal:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file)
                 coming.rename(self.folder / name)
-                self._sync_folder()
+                _sync(self.folder)
         except OSError as error:
             os.close(file)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -151,18 +151,27 @@ class Wal:
         while len(self._segments) > 1 and self._segments[0][1] <= self.snapshot.index:
             with durable("raft.drop"):
                 (self.folder / self._segments[0][0]).unlink(missing_ok=True)
-                self._sync_folder()
+                _sync(self.folder)
             del self._segments[0]
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def close(self) -> None:
         for file in (self._file, self._lock):
             if file >= 0:
                 os.close(file)
         self._file = self._lock = -1
+
+
+def _make_folder(folder: Path) -> None:
+    """Make it, durably: a member whose folder is gone after a power cut has forgotten how it voted."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

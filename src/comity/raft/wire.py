@@ -6,7 +6,7 @@ cluster's member or user, with this one's address by mistake, changes nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -114,7 +114,7 @@ class Failed(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
 Answer = Done | Items | Failed
 
-decode_hellos = msgspec.msgpack.Decoder(list[Hello]).decode
+decode_hellos = msgspec.msgpack.Decoder(Annotated[list[Hello], msgspec.Meta(min_length=1)]).decode
 decode_greetings = msgspec.msgpack.Decoder(list[Welcome | Refusal]).decode
 decode_messages = msgspec.msgpack.Decoder(list[Message]).decode
 decode_requests = msgspec.msgpack.Decoder(list[Request]).decode
