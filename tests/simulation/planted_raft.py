@@ -387,7 +387,7 @@ def an_append_is_decided_when_it_is_proposed(patch: Patch) -> None:
 def what_was_proposed_is_done_when_its_leader_steps_down(patch: Patch) -> None:
     def sure(self: Member) -> None:
         while self._proposed:
-            self._answer(self._proposed.popleft()[1], self.kept.last + 1)
+            self._answer(self._proposed.popleft()[2], self.kept.last + 1)
 
     patch.setattr(Member, "_let_go", sure)
 

@@ -231,9 +231,10 @@ class Leading:
         elif not all(voter in old.voters or self._is_near(voter) for voter in event.voters):
             self._refuse([event.key], Refusal.BEHIND)
         else:
-            outgoing = old.voters if set(old.voters) != set(event.voters) else ()
-            learners = tuple(member for member in event.learners if member not in event.voters)
-            config = Config(event.voters, outgoing, learners, {**old.addresses, **event.addresses})
+            voters = tuple(dict.fromkeys(event.voters))  # each has one vote
+            outgoing = old.voters if set(old.voters) != set(voters) else ()
+            learners = tuple(member for member in dict.fromkeys(event.learners) if member not in voters)
+            config = Config(voters, outgoing, learners, {**old.addresses, **event.addresses})
             index = self._write([(CONFIG, encode_config(config))])
             self.state.effects.append(Proposed(event.key, index, self.state.term))
 

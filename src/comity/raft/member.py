@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from comity.core import raft_events as r
 from comity.core.raft import Raft
-from comity.errors import ComityError, Conflict, Disconnected, DiskFull, NotLeader, TooLarge
+from comity.errors import ComityError, Conflict, Corrupt, Disconnected, DiskFull, NotLeader, TooLarge
 from comity.log.base import Item
 from comity.model.raft import CONFIG, Config, LogEntry, Message
 from comity.raft import kept
@@ -57,7 +57,7 @@ class Member:
         self._key = 0
         self._batch: list[tuple[int, bytes]] = []
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._proposed: deque[tuple[int, int]] = deque()  # index and key, in order
+        self._proposed: deque[tuple[int, int, int]] = deque()  # index, term and key, in order
         self._changing: list[asyncio.Future[Any]] = []
         self._readable: deque[tuple[int, int]] = deque()
         self._watchers: list[asyncio.Future[None]] = []
@@ -212,6 +212,9 @@ class Member:
                     self._perform(effect)
                 while self._readable and self._readable[0][0] <= self.raft.log.applied:
                     self._answer(self._readable.popleft()[1], None)
+        except Exception as error:  # what was half done cannot be gone on from
+            self.fail(Corrupt(f"member {self.id} was told what contradicts its log: {error!r}"))
+            raise
         finally:
             self._is_stepping = False
         self._keep_time()
@@ -226,8 +229,8 @@ class Member:
                     self._saving = self._loop.create_task(self._save())
             case r.Commit(entries):
                 self._apply(entries)
-            case r.Proposed(key, index, _):
-                self._proposed.append((index, key))
+            case r.Proposed(key, index, term):
+                self._proposed.append((index, term, key))
             case r.Readable(key, index):
                 self._readable.append((index, key))
             case r.Refused(key, reason):
@@ -255,7 +258,8 @@ class Member:
         for entry in entries:
             outcome = self.kept.apply(entry)
             if proposed and proposed[0][0] == entry.index:
-                self._answer(proposed.popleft()[1], outcome)
+                _, term, key = proposed.popleft()  # the next leader may have put another one in its place
+                self._answer(key, outcome if term == entry.term else self._lost())
             if entry.kind == CONFIG and not self._is_joint():
                 done, self._changing = self._changing, []
                 for future in done:
@@ -271,13 +275,15 @@ class Member:
 
     def _let_go(self) -> None:
         """Of what was proposed and not yet committed the next leader decides."""
-        lost = Disconnected(f"member {self.id} leads no more")
         while self._proposed:
-            self._answer(self._proposed.popleft()[1], lost)
+            self._answer(self._proposed.popleft()[2], self._lost())
         changing, self._changing = self._changing, []
         for future in changing:
             if not future.done():
-                future.set_exception(lost)
+                future.set_exception(self._lost())
+
+    def _lost(self) -> Disconnected:
+        return Disconnected(f"member {self.id} leads no more")
 
     def _keep_time(self) -> None:
         """Wake up at the machine's deadline; too early does no harm, and costs less than a new timer at each step."""
@@ -312,14 +318,14 @@ class Member:
             self._saving = None
 
     async def _write(self, records: list[Record]) -> None:
-        while True:
+        while self.failed is None:
             try:
                 await self._disk.save(records)
             except DiskFull as error:
                 if self.full is None:
                     self.full = error
                     self.on_change()
-                    self.stand_aside()
+                self.stand_aside()
                 await asyncio.sleep(FULL_AGAIN_S)
                 continue
             if self.full is not None:
@@ -328,12 +334,13 @@ class Member:
             return
 
     def stand_aside(self) -> None:
-        """A leader without room is none, nor is one that is about to stop: whoever has most of the log shall lead."""
+        """A leader without room is none, nor is one that is about to stop: whoever is there and has most of the log shall lead."""
         if self.raft.leading is not None:
             others = self.raft.leading.progress
+            since = self._loop.time() - self.raft.state.timing.election_s
             voters = [voter for voter in self.raft.config.voters if voter in others]
             if voters:
-                self.hand_over(max(voters, key=lambda voter: others[voter].match))
+                self.hand_over(max(voters, key=lambda voter: (others[voter].heard > since, others[voter].match)))
 
     def fail(self, error: ComityError) -> None:
         """Stop for good: the disk can no more be trusted, or the program ends."""

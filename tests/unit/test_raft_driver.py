@@ -1,0 +1,171 @@
+"""A member at work: who appended is told what became of that entry, and of no other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from one_member import THREE
+
+from comity.core import raft_events as r
+from comity.core.raft import Raft
+from comity.errors import BadSettings, Corrupt, Disconnected, DiskFull
+from comity.model.raft import EMPTY, Append, Appended, Ballot, CampaignNow, Config, LogEntry, Message, Snapshot, Vote
+from comity.raft import kept, wire
+from comity.raft.contact import greet
+from comity.raft.member import Member
+from comity.raft.records import Record
+from comity.raft.wal import Wal
+
+
+class Disk:
+    """Quick, unless it is ``full``."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.tried = 0
+
+    async def save(self, records: list[Record]) -> None:
+        self.tried += 1
+        if self.full:
+            raise DiskFull("no room is left")
+
+
+class Stage:
+    """Member ``a`` of three, and what it sends."""
+
+    def __init__(self, config: Config = THREE, terms: tuple[int, ...] = ()) -> None:
+        self.sent: list[tuple[str, Message]] = []
+        self.disk = Disk()
+        entries = [LogEntry(n, term, kept.add(b"", n - 1)) for n, term in enumerate(terms, 1)]
+        about = {"ballot": Ballot(max(terms, default=0)), "snapshot": Snapshot(config=config), "entries": entries}
+        now = asyncio.get_running_loop().time()
+        raft = Raft("a", now, lambda: 0.0, r.Timing(election_s=0.05, heartbeat_s=0.02), **about)
+        self.member = Member(raft, self.disk, lambda to, message: self.sent.append((to, message)))
+
+    async def lead(self) -> Member:
+        raft = self.member.raft
+        async with asyncio.timeout(5):
+            while raft.state.role is not r.Role.TRIAL:
+                await asyncio.sleep(0.001)
+            self.hear("b", Vote(raft.state.term + 1, True, is_trial=True))
+            while raft.leading is None:
+                self.hear("b", Vote(raft.state.term, True))
+                await asyncio.sleep(0)
+        return self.member
+
+    def hear(self, sender: str, message: Message) -> None:
+        self.member.step(r.Received(sender, message))
+
+
+async def test_an_entry_of_the_next_leader_in_its_place_acknowledges_nothing() -> None:
+    """The first that a leader hears of the next term can be that the next leader's entry is committed there."""
+    stage = Stage()
+    member = await stage.lead()
+    term, last = member.raft.state.term, member.raft.log.last
+    waiting = member.append(b"mine", 0)
+    await asyncio.sleep(0)
+    assert member.raft.log.last == last + 1
+    theirs = [LogEntry(1, term + 1, kind=EMPTY), LogEntry(2, term + 1, kept.add(b"theirs", 0))]
+    stage.hear("c", Append(term + 1, 0, 0, theirs, 2))
+    assert member.raft.log.commit == last + 1
+    with pytest.raises(Disconnected, match="leads no more"):
+        await waiting
+    member.close()
+
+
+async def test_what_contradicts_what_was_committed_stops_the_member() -> None:
+    """A member that lost its disk and came back under its old name can have such a log."""
+    stage = Stage(terms=(1, 1))
+    stage.hear("b", Append(1, 2, 1, [], 2))
+    member = stage.member
+    assert member.kept.last == 2
+    with pytest.raises(AssertionError):
+        stage.hear("c", Append(2, 2, 1, [LogEntry(2, 2, kept.add(b"other", 1))], 2))
+    assert isinstance(member.failed, Corrupt)
+    with pytest.raises(Corrupt):
+        await member.append(b"more", 2)
+
+
+async def test_a_leader_without_room_hands_over_to_one_that_is_there_and_tries_until_it_did() -> None:
+    stage = Stage()
+    member = await stage.lead()
+    last = member.raft.log.last
+    stage.disk.full = True
+    waiting = member.append(b"entry", 0)
+    handed = {to for to, message in stage.sent if isinstance(message, CampaignNow)}
+    async with asyncio.timeout(5):
+        while "c" not in handed:
+            stage.hear("c", Appended(member.raft.state.term, last + 1))  # b says nothing any more
+            await asyncio.sleep(0.005)
+            stage.sent, sent = [], stage.sent
+            handed |= {to for to, message in sent if isinstance(message, CampaignNow)}
+    tried = stage.disk.tried
+    while stage.disk.tried == tried:
+        await asyncio.sleep(0.005)
+    member.close()
+    with pytest.raises(Disconnected):
+        await waiting
+    assert member._saving is not None
+    await asyncio.wait_for(member._saving, 5)
+
+
+async def test_each_voter_has_one_vote_however_often_it_is_named() -> None:
+    stage = Stage()
+    member = await stage.lead()
+    stage.hear("b", Appended(member.raft.state.term, member.raft.log.last))
+    member.step(r.Change(99, ("a", "a", "b"), ("d", "d"), {}))
+    assert (member.raft.config.voters, member.raft.config.learners) == (("a", "b"), ("d",))
+    member.close()
+
+
+async def test_a_greeting_that_is_given_up_leaves_no_connection() -> None:
+    ended = asyncio.Event()
+    came = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
+        try:
+            while await reader.read(100):
+                continue
+        except ConnectionError:
+            pass
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    greeting = asyncio.create_task(greet(address, wire.Hello(wire.VERSION, "net"), None))
+    await came.wait()
+    await asyncio.sleep(0)
+    greeting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await greeting
+    await asyncio.wait_for(ended.wait(), 2)
+    server.close()
+
+
+async def test_a_host_that_cannot_be_one_is_refused() -> None:
+    with pytest.raises(BadSettings, match="no address"):
+        await greet("a..b:7400", wire.Hello(wire.VERSION, "net"), None)
+
+
+def test_a_greeting_says_something() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        wire.decode_hellos(msgspec.msgpack.encode([]))
+
+
+def test_a_new_folder_is_on_the_disk_as_well_as_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[Path] = set()
+    sync = os.fsync
+
+    def noted(file: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{file}")))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Wal.open(tmp_path / "raft" / "m1", "net", "m1").close()
+    assert {tmp_path, tmp_path / "raft", tmp_path / "raft" / "m1"} <= synced
