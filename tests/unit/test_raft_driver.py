@@ -26,10 +26,10 @@ class Disk:
 
     def __init__(self) -> None:
         self.full = False
-        self.tried = 0
+        self.tried = asyncio.Event()
 
     async def save(self, records: list[Record]) -> None:
-        self.tried += 1
+        self.tried.set()
         if self.full:
             raise DiskFull("no room is left")
 
@@ -49,8 +49,10 @@ class Stage:
     async def lead(self) -> Member:
         raft = self.member.raft
         async with asyncio.timeout(5):
-            while raft.state.role is not r.Role.TRIAL:
-                await asyncio.sleep(0.001)
+            changed = asyncio.Event()
+            self.member.on_change = changed.set
+            await changed.wait()
+            assert raft.state.role is r.Role.TRIAL
             self.hear("b", Vote(raft.state.term + 1, True, is_trial=True))
             while raft.leading is None:
                 self.hear("b", Vote(raft.state.term, True))
@@ -103,9 +105,8 @@ async def test_a_leader_without_room_hands_over_to_one_that_is_there_and_tries_u
             await asyncio.sleep(0.005)
             stage.sent, sent = [], stage.sent
             handed |= {to for to, message in sent if isinstance(message, CampaignNow)}
-    tried = stage.disk.tried
-    while stage.disk.tried == tried:
-        await asyncio.sleep(0.005)
+    stage.disk.tried.clear()
+    await asyncio.wait_for(stage.disk.tried.wait(), 5)
     member.close()
     with pytest.raises(Disconnected):
         await waiting

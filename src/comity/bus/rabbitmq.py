@@ -104,14 +104,18 @@ class RabbitBus(BusEnd):
         self._queue = f"{self._exchange}.q.{self.process}.{secrets.token_hex(6)}"
         await connection.ask(ASKING, _queue(self._queue, exclusive=True))
         await connection.ask(CONSUMING, commands.Basic.Consume(0, self._queue, self._queue, no_ack=True))
-        keys = [f"re.{self.process}.*", *map(_binding, self._receivers)]
+        wanted = list(self._receivers)  # some may end meanwhile
+        keys = [f"re.{self.process}.*", *map(_binding, wanted)]
         for key in keys:
             if not key.startswith("any."):
                 connection.tell(ASKING, commands.Queue.Bind(0, self._queue, self._exchange, key, nowait=True))
-        for address in self._receivers:
+        for address in wanted:
             if address.startswith("any/"):
                 await self._join(connection, address)
         await connection.ask(ASKING, commands.Queue.Bind(0, self._queue, self._exchange, keys[0]))
+        for address in wanted:
+            if address not in self._receivers:
+                connection.forget(*self._end(address))
 
     async def _join(self, connection: Connection, address: Address) -> None:
         """Take part in a group's queue, which goes with its last member. Raises Refusal, Disconnected."""
