@@ -7,7 +7,6 @@ from the others, does not answer, and the watch goes on elsewhere, from the revi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 from comity.errors import AccessDenied, ComityError, Indefinite, Unreachable
@@ -42,7 +41,9 @@ class Watch:
         ended = asyncio.ensure_future(self._ended.wait())
         got = asyncio.ensure_future(self._queue.get())
         try:
-            await asyncio.wait([ended, got], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([ended, got, self._work], return_when=asyncio.FIRST_COMPLETED)
+            if not got.done() and self._work.done() and not self._work.cancelled():
+                self._work.result()  # a fault of ours must not end as silence
             found = got.result() if got.done() else []
         finally:
             ended.cancel()
@@ -78,10 +79,10 @@ class Watch:
                 if loop.time() - self._heard >= SILENCE_S:
                     await self._etcd.ask(url, "kv/range", {**self._keys, "limit": "1", "keys_only": True}, Range)
                     self._heard = loop.time()
+            await reading
         finally:
             reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reading
+            await asyncio.gather(reading, return_exceptions=True)  # its end must not hide that we are to end
 
     async def _read(self, url: str) -> None:
         body = {"create_request": {**self._wanted, "start_revision": str(self._revision)}}

@@ -122,6 +122,9 @@ class EtcdLog:
                     self._tell(group, await self._put(group))
         except ComityError as error:  # whether this group is there is not known, and the others had to follow it
             self._fail(group, error)
+        except Exception as error:
+            self._fail(group, Disconnected(f"the log could not be written: {error!r}"))
+            raise
         except asyncio.CancelledError:
             self._fail(group, Disconnected("the log is closed"))
             raise
@@ -305,7 +308,10 @@ def _number(found: Txn) -> int:
     """The tail, of whichever answer has it."""
     for said in found.responses:
         if said.response_range is not None and said.response_range.kvs:
-            return int(said.response_range.kvs[0].value)
+            value = said.response_range.kvs[0].value
+            if not value.isdigit():
+                raise Corrupt(f"the log's tail in etcd is no number: {value[:20]!r}", index=0)
+            return int(value)
     raise Corrupt("the log's tail is gone from etcd: its keys were removed", index=0)
 
 

@@ -127,6 +127,8 @@ class EtcdRegistry:
             if changes or first:
                 yield changes
             first = False
+            if self._closed:
+                return
             watch = Watch(self._etcd, span, revision + 1)
             self._watching[watch] = None
             try:
