@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -18,6 +19,8 @@ OLDEST = (1, 8)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 TTL_MIN_S = 10.0
 """Consul's own least time to live of a session, where an agent does not say."""
+
+T = TypeVar("T")
 
 
 class CheckFailed(Conflict):
@@ -81,10 +84,11 @@ class Consul:
     async def _look(self) -> None:
         try:
             about = await self._any()
-        except AccessDenied:  # a token that may use keys need not be one that may look at agents
+        except _NotAllowed:  # a token that may use keys need not be one that may look at agents
             return
-        except (NotFound, msgspec.DecodeError) as error:
-            raise BadSettings(f"{self.url} is no Consul", setting="doors", value=self.url) from error
+        except (NotFound, _Foreign) as error:
+            url = error.details.get("url", self.url)
+            raise BadSettings(f"{url} is no Consul", setting="doors", value=url) from error
         found = tuple(int(part) for part in re.findall(r"\d+", about.config.version)[:2])
         if found < OLDEST:
             least = ".".join(map(str, OLDEST))
@@ -99,6 +103,8 @@ class Consul:
         for url in self.where.urls:
             try:
                 found = await self._about(url)
+            except _Foreign:
+                raise
             except Indefinite as error:
                 fault = error
             else:
@@ -107,7 +113,7 @@ class Consul:
         raise Unreachable(f"no Consul answers at {', '.join(self.where.urls)}: {fault}", urls=list(self.where.urls))
 
     async def _about(self, url: str) -> _About:
-        return msgspec.json.decode((await self._ask(url, "GET", "agent/self"))[0], type=_About)
+        return _decode(url, (await self._ask(url, "GET", "agent/self"))[0], _About)
 
     async def survey(self) -> list[Endpoint]:
         """How each agent is now."""
@@ -115,9 +121,9 @@ class Consul:
 
     async def _status(self, url: str) -> Endpoint:
         try:
-            at = str(msgspec.json.decode((await self._ask(url, "GET", "status/leader"))[0]))
+            at = _decode(url, (await self._ask(url, "GET", "status/leader"))[0], str)
             config = (await self._about(url)).config
-        except AccessDenied:
+        except _NotAllowed:
             return Endpoint(url)
         except ComityError as error:
             return Endpoint(url, fault=error.message)
@@ -137,20 +143,22 @@ class Consul:
         if wait_s:
             params |= {"index": str(index), "wait": f"{wait_s:g}s"}
 
-        async def ask(url: str) -> tuple[bytes, int]:
+        async def ask(url: str) -> tuple[list[Entry], int]:
             try:
-                return await self._ask(url, "GET", f"kv/{key}", params=params, wait_s=wait_s * 17 / 16)
+                data, at = await self._ask(url, "GET", f"kv/{quote(key)}", params=params, wait_s=wait_s * 17 / 16)
             except _Nothing as nothing:
-                return b"[]", nothing.index
+                return [], nothing.index
+            if not at:  # nothing could be waited for
+                raise _Foreign(f"{url} answers without an index, as no Consul would", url=url)
+            return _decode(url, data, list[Entry]), at
 
-        data, at = await self._endpoints.reading(ask)
-        return msgspec.json.decode(data, type=list[Entry]), at
+        return await self._endpoints.reading(ask)
 
     async def txn(self, operations: list[dict[str, Any]]) -> list[Entry]:
         """Do all of them, or raise CheckFailed. What was set, and its new index."""
         body = msgspec.json.encode([{"KV": operation} for operation in operations])
         data, _ = await self._endpoints.writing(lambda url: self._ask(url, "PUT", "txn", content=body))
-        results = msgspec.json.decode(data, type=_Done).results or []
+        results = _decode(self.url, data, _Done).results or []
         return [result.kv for result in results if result.kv is not None]
 
     async def write(self, path: str, body: Any = None) -> bytes:
@@ -162,7 +170,7 @@ class Consul:
         """A session that takes what it locks along when it ends."""
         asked: dict[str, Any] = {"Name": name, "TTL": f"{ttl_s * 1000:.0f}ms", "Behavior": "delete", "LockDelay": "0s"}
         asked |= {"NodeChecks": [], "Checks": []}
-        return msgspec.json.decode(await self.write("session/create", asked), type=_Created).id
+        return _decode(self.url, await self.write("session/create", asked), _Created).id
 
     async def renew(self, lease: str) -> bool:
         """Whether it is there still."""
@@ -174,7 +182,7 @@ class Consul:
 
     async def _ask(self, url: str, method: str, path: str, *, wait_s: float = 0.0, **options: Any) -> tuple[bytes, int]:
         reply = await self._endpoints.send(method, f"{url}/v1/{path}", wait_s=wait_s, headers=self._headers, **options)
-        index = int(reply.headers.get("X-Consul-Index", "0"))
+        index = int(said) if (said := reply.headers.get("X-Consul-Index", "0")).isdecimal() else 0
         if reply.status_code == 200:
             return reply.content, index
         raise _meant(url, reply.status_code, reply.text[:300].strip(), index)
@@ -183,18 +191,33 @@ class Consul:
         await self._endpoints.close()
 
 
+class _Foreign(Unreachable):
+    """What answers is no Consul, or not now: a proxy's page, it may be."""
+
+
+def _decode(url: str, data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise _Foreign(f"{url} answers what no Consul would: {error}", url=url) from error
+
+
+class _NotAllowed(AccessDenied):
+    """By the token; what is not trusted is told by another."""
+
+
 class _Nothing(NotFound):
-    def __init__(self, message: str, index: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, url: str, index: int) -> None:
+        super().__init__(message, url=url)
         self.index = index
 
 
 def _meant(url: str, status: int, said: str, index: int) -> ComityError:
     """What a refusal of Consul's means here."""
     if status == 404:
-        return _Nothing(f"{url}: {said or 'not found'}", index)
+        return _Nothing(f"{url}: {said or 'not found'}", url, index)
     if status == 403 or "ACL not found" in said:
-        return AccessDenied(f"{url}: {said}", url=url)
+        return _NotAllowed(f"{url}: {said}", url=url)
     if status == 409:
         return CheckFailed(f"{url}: {said}", url=url)
     if status == 413:

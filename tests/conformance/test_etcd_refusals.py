@@ -214,11 +214,13 @@ class TestTls:
     @pytest.fixture
     async def secure(self, tmp_path: Path) -> AsyncIterator[Etcds]:
         ca = CertificateAuthority.create("main")
-        for name, made in (("server", ca.issue("127.0.0.1")), ("client", ca.issue("client")), ("late", expired(ca))):
-            (tmp_path / f"{name}.pem").write_text(made[0])
-            (tmp_path / f"{name}.key").write_text(made[1])
+        other = CertificateAuthority.create("other")
+        made = {"server": ca.issue("127.0.0.1"), "client": ca.issue("client"), "late": expired(ca), "alien": other.issue("client")}
+        for name, (certificate, key) in made.items():
+            (tmp_path / f"{name}.pem").write_text(certificate)
+            (tmp_path / f"{name}.key").write_text(key)
         (tmp_path / "ca.pem").write_text(ca.certificate)
-        (tmp_path / "other.pem").write_text(CertificateAuthority.create("other").certificate)
+        (tmp_path / "other.pem").write_text(other.certificate)
         options = [f"--cert-file={tmp_path}/server.pem", f"--key-file={tmp_path}/server.key"]
         options += ["--client-cert-auth", f"--trusted-ca-file={tmp_path}/ca.pem"]
         servers = Etcds(tmp_path / "secure", options=options)
@@ -231,9 +233,10 @@ class TestTls:
         world = EtcdWorld(f"{place}&cert={tmp_path}/client.pem&key={tmp_path}/client.key", "net")
         assert await (await world.log()).append(b"one", 0) == 1
         await world.close()
-        for address in (place, f"{place}&cert={tmp_path}/late.pem&key={tmp_path}/late.key"):
-            with pytest.raises((AccessDenied, Unreachable)):
-                await Etcd.open(Where.parse(address))
+        for name in ("", "late", "alien"):
+            mine = f"&cert={tmp_path}/{name}.pem&key={tmp_path}/{name}.key" if name else ""
+            with pytest.raises(AccessDenied, match="no secure connection"):
+                await Etcd.open(Where.parse(f"{place}{mine}"))
         with pytest.raises(AccessDenied, match="no secure connection"):
             await Etcd.open(Where.parse(f"{secure.address}?ca={tmp_path}/other.pem"))
         with pytest.raises(BadSettings, match="not a certificate"):

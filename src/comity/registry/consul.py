@@ -82,7 +82,7 @@ class ConsulRegistry:
                     done = await self._consul.txn([*check, {"Verb": "delete", "Key": name}, put(name, value, lease)])
                 break
             except CheckFailed as error:
-                if "invalid session" in error.message or "Session" in error.message:  # it has just come to its end
+                if lease and "invalid session" in error.message:  # it has just come to its end
                     self._leases.pop(key, None)
                     continue
                 raise Conflict(f"{key} is not at revision {expect}", key=key) from error

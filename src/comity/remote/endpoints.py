@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple, TypeVar
@@ -27,6 +28,8 @@ _AT_ONCE = 64
 """Questions under way; Consul takes 200 connections of one client."""
 _FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError, RuntimeError)
 """What HTTP may raise: an error of TLS as it is, and a RuntimeError if it was closed meanwhile."""
+_TRUST = re.compile("CERT|UNKNOWN_CA")
+"""In OpenSSL's words."""
 T = TypeVar("T")
 
 
@@ -148,6 +151,6 @@ def _broken(url: str, error: Exception) -> ComityError:
 
 def _is_untrusted(error: BaseException | None) -> bool:
     """Whether one side does not accept the other's certificate."""
-    while error is not None and not (isinstance(error, ssl.SSLError) and "CERT" in (error.reason or "")):
+    while error is not None and not (isinstance(error, ssl.SSLError) and _TRUST.search(error.reason or "")):
         error = error.__cause__ or error.__context__
     return error is not None
