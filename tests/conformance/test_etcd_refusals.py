@@ -24,7 +24,7 @@ from comity.etcd.wire import put
 from comity.log.etcd import EtcdLog
 from comity.registry.etcd import EtcdRegistry
 from comity.remote.address import Where
-from etcds import Etcds
+from etcds import HOST, Etcds
 
 __all__ = ["guarded", "one"]
 pytestmark = pytest.mark.server
@@ -213,9 +213,8 @@ class TestUsers:
 class TestTls:
     @pytest.fixture
     async def secure(self, tmp_path: Path) -> AsyncIterator[Etcds]:
-        ca = CertificateAuthority.create("main")
-        other = CertificateAuthority.create("other")
-        made = {"server": ca.issue("127.0.0.1"), "client": ca.issue("client"), "late": expired(ca), "alien": other.issue("client")}
+        ca, other = CertificateAuthority.create("main"), CertificateAuthority.create("other")
+        made = {"server": ca.issue(HOST), "client": ca.issue("client"), "late": expired(ca), "alien": other.issue("client")}
         for name, (certificate, key) in made.items():
             (tmp_path / f"{name}.pem").write_text(certificate)
             (tmp_path / f"{name}.key").write_text(key)
@@ -235,7 +234,7 @@ class TestTls:
         await world.close()
         for name in ("", "late", "alien"):
             mine = f"&cert={tmp_path}/{name}.pem&key={tmp_path}/{name}.key" if name else ""
-            with pytest.raises(AccessDenied, match="no secure connection"):
+            with pytest.raises((AccessDenied, Unreachable)):  # the server may hang up before its word is read
                 await Etcd.open(Where.parse(f"{place}{mine}"))
         with pytest.raises(AccessDenied, match="no secure connection"):
             await Etcd.open(Where.parse(f"{secure.address}?ca={tmp_path}/other.pem"))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from comity.errors import BadSettings
+from comity.model.address import host_and_port, split
 
 if TYPE_CHECKING:
     import ssl
@@ -33,10 +34,13 @@ class Where(NamedTuple):
     own: bool = False
     is_safe: bool = False
 
+    def __repr__(self) -> str:
+        return f"Where({self.shown}, {self.vhost})"  # and no password
+
     @classmethod
     def parse(cls, address: str) -> Where:
         """Raises BadSettings."""
-        parts = urlsplit(address)
+        parts = split(address, "urls")
         options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         account, _, hosts = parts.netloc.rpartition("@")
         user, _, password = account.partition(":")
@@ -50,11 +54,11 @@ class Where(NamedTuple):
                 raise ValueError("own can be 1")
             if ("cert" in options) != ("key" in options):
                 raise ValueError("cert and key go together")
-            found = tuple(_host(host.strip(), TLS_PORT if is_safe else PORT) for host in hosts.split(","))
+            found = tuple(host_and_port(host.strip(), TLS_PORT if is_safe else PORT) for host in hosts.split(","))
             if "password_file" in options:
                 password = Path(options.pop("password_file")).expanduser().read_text().strip()
         except (ValueError, OSError) as error:
-            shown = f"{parts.scheme}://{hosts}"
+            shown = f"{parts.scheme}://{hosts if account or '@' not in address else '...'}"
             raise BadSettings(f"{shown} is not the address of a RabbitMQ: {error}", setting="urls", value=shown) from None
         if account:
             options |= {"user": unquote(user), "password": unquote(password)}
@@ -75,7 +79,7 @@ class Where(NamedTuple):
         try:
             context = ssl.create_default_context(cafile=self.ca or None)
             if self.cert:
-                context.load_cert_chain(self.cert, self.key)
+                context.load_cert_chain(self.cert, self.key, password="")  # nobody is there to be asked for one
         except OSError as error:  # ssl's own errors are some
             said = f"{self.ca or self.cert} is not a certificate that can be used: {error}"
             raise BadSettings(said, setting="urls", value=self.ca or self.cert) from error
@@ -84,10 +88,3 @@ class Where(NamedTuple):
 
 def name(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _host(host: str, port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{host}")
-    if not parts.hostname:
-        raise ValueError("it names no host")
-    return parts.hostname, parts.port or port

@@ -117,10 +117,12 @@ class EtcdRegistry:
         span = self._span(prefix)
         known: dict[str, int] = {}
         first = True
-        while not self._closed:
+        while True:
             try:
                 records, revision = await self.list(prefix)
             except Indefinite:
+                if self._closed:
+                    return
                 await asyncio.sleep(RETRY_S)  # that etcd answers again cannot be awaited
                 continue
             changes = _difference(known, records, revision)

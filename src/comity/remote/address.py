@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from comity.errors import BadSettings
+from comity.model.address import host_and_port, split
 
 DEFAULT_PREFIX = "comity"
 PORTS = {"etcd": 2379, "consul": 8500, "raft": 7400}
@@ -28,10 +29,13 @@ class Where(NamedTuple):
     cert: str = ""
     key: str = ""
 
+    def __repr__(self) -> str:
+        return f"Where({', '.join(self.urls)}, {self.prefix})"  # and no password
+
     @classmethod
     def parse(cls, address: str, kind: str = "etcd", prefix: str = DEFAULT_PREFIX) -> Where:
         """``kind``: etcd, consul or raft. ``prefix``: what there is in place of one. Raises BadSettings."""
-        parts = urlsplit(address)
+        parts = split(address, "doors")
         options = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         account, _, hosts = parts.netloc.rpartition("@")
         user, _, password = account.partition(":")
@@ -49,7 +53,7 @@ class Where(NamedTuple):
             if "password_file" in options:
                 password = Path(options.pop("password_file")).expanduser().read_text().strip()
         except (ValueError, OSError) as error:
-            shown = f"{parts.scheme}://{hosts}"
+            shown = f"{parts.scheme}://{hosts if account or '@' not in address else '...'}"
             raise BadSettings(f"{shown} is not the address of {kind}: {error}", setting="doors", value=shown) from None
         return cls(urls, parts.path.strip("/") or prefix, unquote(user), unquote(password), **options)
 
@@ -64,18 +68,15 @@ class Where(NamedTuple):
 
 
 def _url(host: str, port: int, is_safe: bool) -> str:
-    parts = urlsplit(f"//{host}")
-    if not parts.hostname:
-        raise ValueError("it names no host")
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{'https' if is_safe else 'http'}://{name}:{parts.port or port}"
+    name, port = host_and_port(host, port)
+    return f"{'https' if is_safe else 'http'}://{f'[{name}]' if ':' in name else name}:{port}"
 
 
 def tls(where: Where) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=where.ca or None)
         if where.cert:
-            context.load_cert_chain(where.cert, where.key)
+            context.load_cert_chain(where.cert, where.key, password="")  # nobody is there to be asked for one
     except OSError as error:  # ssl's own errors are some
         said = f"{where.ca or where.cert} is not a certificate that can be used: {error}"
         raise BadSettings(said, setting="doors", value=where.ca or where.cert) from error

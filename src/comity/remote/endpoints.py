@@ -146,7 +146,7 @@ def _broken(url: str, error: Exception) -> ComityError:
         return TimedOut(f"{url} does not answer", url=url)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         return Unreachable(f"{url} cannot be reached: {error}", url=url)
-    return Disconnected(f"the connection to {url} broke: {error}", url=url)
+    return Disconnected(f"the connection to {url} broke: {str(error) or type(error).__name__}", url=url)
 
 
 def _is_untrusted(error: BaseException | None) -> bool:
