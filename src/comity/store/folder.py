@@ -42,6 +42,10 @@ class _Label(NamedTuple):
     expires_ms: int
     digest: bytes
 
+    def is_before(self, other: _Label) -> bool:
+        """Whether what it stands for goes before what ``other`` stands for."""
+        return self.expires_ms != 0 and not 0 < other.expires_ms <= self.expires_ms
+
     def encode(self) -> bytes:
         body = _LABEL.pack(_MARK, self.size, self.expires_ms, self.digest)
         return body + zlib.crc32(body).to_bytes(4, "little")
@@ -134,8 +138,9 @@ class FolderStore:
         for folder in (self._values, self._coming):
             folder.mkdir(parents=True, exist_ok=True)
         for file in self._coming.iterdir():
-            if self._wall() - file.stat().st_mtime > _ABANDONED_S:
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has just finished it
+                if self._wall() - file.stat().st_mtime > _ABANDONED_S:
+                    file.unlink()
 
     def _mark(self, mark: Path, network_id: str) -> str:
         """Leave the network's id, unless one is there; that which then is."""
@@ -166,11 +171,11 @@ class FolderStore:
         _make_folder(path.parent, self._values)
         with _locked(self._values):
             there = self._label_of(path)
-            if there is None:
+            if there is not None and (there.size, there.digest) != (label.size, label.digest):
+                raise Conflict(f"{key} holds something else already", key=key)
+            if there is None or there.is_before(label):
                 with durable("folder.place"):
                     os.replace(file.name, path)
-            elif (there.size, there.digest) != (label.size, label.digest):
-                raise Conflict(f"{key} holds something else already", key=key)
         _sync_folder(path.parent)
 
     def _look_up(self, key: str) -> tuple[BinaryIO, _Label]:
@@ -217,7 +222,9 @@ class FolderStore:
             try:
                 label = self._label_of(path)
             except Corrupt:
-                label = _Label(max(0, path.stat().st_size - _LABEL_SIZE), 0, b"")
+                with contextlib.suppress(FileNotFoundError):  # it goes in this moment
+                    found.append(Stored(key, max(0, path.stat().st_size - _LABEL_SIZE), b""))
+                continue
             if label is not None:
                 found.append(Stored(key, label.size, label.digest))
             else:
