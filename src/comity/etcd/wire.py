@@ -144,4 +144,6 @@ def meant(url: str, failure: Failure) -> ComityError:
         return NotFound(f"{url}: {said}", url=url)
     if code == _EXHAUSTED and "space" in said:  # the write at which it became full may have happened
         return Unreachable(f"{url} is full: raise its quota, or compact, defragment and disarm the alarm ({said})", url=url)
+    if "authentication is not enabled" in said:
+        return Unreachable(f"{url} has no users ({said}): the address must name none", url=url)
     return Unreachable(f"{url}: {said or failure}", url=url)

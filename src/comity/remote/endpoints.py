@@ -145,8 +145,16 @@ def _broken(url: str, error: Exception) -> ComityError:
     if isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout):
         return TimedOut(f"{url} does not answer", url=url)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return Unreachable(f"{url} cannot be reached: {error}", url=url)
-    return Disconnected(f"the connection to {url} broke: {str(error) or type(error).__name__}", url=url)
+        return Unreachable(f"{url} cannot be reached: {_why(error)}", url=url)
+    return Disconnected(f"the connection to {url} broke: {_why(error)}", url=url)
+
+
+def _why(error: BaseException) -> str:
+    """What it says; if nothing, what it came of."""
+    cause: BaseException | None = error
+    while cause is not None and not str(cause):
+        cause = cause.__cause__ or cause.__context__
+    return str(cause) if cause is not None else type(error).__name__
 
 
 def _is_untrusted(error: BaseException | None) -> bool:
