@@ -334,7 +334,7 @@ class Member:
             return
 
     def stand_aside(self) -> None:
-        """A leader without room is none, nor is one that is about to stop: whoever is there and has most of the log shall lead."""
+        """A leader without room is none, nor is one that will stop: whoever is there and has most of the log shall lead."""
         if self.raft.leading is not None:
             others = self.raft.leading.progress
             since = self._loop.time() - self.raft.state.timing.election_s
