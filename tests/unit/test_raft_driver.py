@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from comity.errors import BadSettings, Corrupt, Disconnected, DiskFull
 from comity.model.raft import EMPTY, Append, Appended, Ballot, CampaignNow, Config, LogEntry, Message, Snapshot, Vote
 from comity.raft import kept, wire
 from comity.raft.contact import greet
+from comity.raft.link import SILENT_S, Link
 from comity.raft.member import Member
 from comity.raft.records import Record
 from comity.raft.wal import Wal
@@ -170,3 +172,16 @@ def test_a_new_folder_is_on_the_disk_as_well_as_what_is_in_it(tmp_path: Path, mo
     monkeypatch.setattr(os, "fsync", noted)
     Wal.open(tmp_path / "raft" / "m1", "net", "m1").close()
     assert {tmp_path, tmp_path / "raft", tmp_path / "raft" / "m1"} <= synced
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system cannot be told")
+async def test_the_machine_ends_a_connection_on_which_nothing_is_acknowledged() -> None:
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    make = lambda: Link(wire.decode_greetings, lambda *_: None, lambda *_: None)  # noqa: E731
+    transport, _ = await asyncio.get_running_loop().create_connection(make, "127.0.0.1", port)
+    sock = transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENT_S * 1000
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    transport.abort()
+    server.close()
