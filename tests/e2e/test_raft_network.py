@@ -262,7 +262,7 @@ async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, t
         begun = [user.start(*words, "--raft-id", id, "--data", str(user.folder / id), timely=True) for id in ("m1", "m2", "m3")]
         for running in begun:
             assert running.json()["durability"] == "verified"
-        user.env["COMITY_URLS"] = rabbit.url()
+        user.env["COMITY_DATA_DIR"] = str(user.folder / "m1")  # it says where the rest is
         user.node("adder.py", "--name", "n1", timely=True)
         async with comity.connect(rabbit.url()) as net:
             load = Load(net)
@@ -283,6 +283,9 @@ async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, t
         assert back.json()["raft"] == victim
         status = user.ok("cluster", "status").json
         assert ([row["up"] for row in status["raft"]], len(status["controllers"])) == ([True] * 3, 3)
+        assert sorted(row["id"] for row in user.ok("raft", "status").json) == ["m1", "m2", "m3"]
+        assert user.comity("up", "--data", str(user.folder / "m1")).error["code"] == "bad-settings", "it has another bus"
+        assert user.folder.joinpath("m1").stat().st_mode & 0o777 == 0o700
         user.ok("down")
         assert [running.wait() for running in (*begun, back) if running is not dead] == [0] * 3
     finally:

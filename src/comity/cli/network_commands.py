@@ -98,7 +98,8 @@ async def up(
         flags["doors"] = {**places, "log": member.log}
     if at is not None or is_rabbitmq(cli.settings(**flags).urls):
         own = {"servers": servers, "join": join, "listen": listen}
-        plan = _on_foreign(cli, flags, assert_durable, own)._replace(is_clock_right=clock_is_right, member=member)
+        plan = _on_foreign(cli, flags, assert_durable, own)
+        plan = plan._replace(is_clock_right=clock_is_right, member=member, is_stack=stack not in (None, "nats"))
         await run_up(cli.settings(**flags), cli.output, plan)
         return
     if join is not None:

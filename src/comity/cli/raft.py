@@ -104,12 +104,21 @@ async def keys(
 
 
 @command(app, connects=False)
-async def status(cli: Cli, address: Address) -> None:
+async def status(
+    cli: Cli,
+    address: Annotated[
+        str, typer.Argument(metavar="[ADDRESS]", help="raft://HOST:PORT,HOST:PORT/CLUSTER (default: the log of this network).")
+    ] = "",
+) -> None:
     """Each member's role, term, commit and applied index. Exits 3 if nobody leads."""
     from comity.cli.elsewhere import look_at_raft
     from comity.cli.raft_looks import leader_of, show
-    from comity.errors import AccessDenied, Unreachable
+    from comity.contexts import resolve
+    from comity.errors import AccessDenied, BadSettings, Unreachable
 
+    address = address or resolve(cli.loaded()).doors.get("log", "")
+    if not address.startswith("raft"):
+        raise BadSettings("no built-in Raft is known here: name one, raft://HOST:PORT,HOST:PORT/CLUSTER", setting="doors")
     found, hidden = await look_at_raft({"log": address}, cli.settings().network)
     if hidden:
         raise AccessDenied(hidden)

@@ -8,6 +8,7 @@ import logging
 import signal
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comity.cli.garbage import collect, without_stops
@@ -51,10 +52,14 @@ def with_last_doors(settings: Settings, member: OwnMember | None = None) -> Sett
     BadSettings if they are to be elsewhere: accepted tasks would not move with them."""
     import msgspec
 
+    from comity.buses import is_rabbitmq
     from comity.contexts import Context
     from comity.errors import BadSettings
 
     last = Context.read_local(settings.data_dir)
+    if last is not None and is_rabbitmq(last.urls):
+        rabbit = f"the network in {settings.data_dir} has RabbitMQ as its bus: start it as before, with --stack or --bus"
+        raise BadSettings(rabbit, setting="urls")
     if last is None or settings.doors.keys() == last.doors.keys():
         return settings
     said = settings.doors if member is None else {name: at for name, at in settings.doors.items() if name != "log"}
@@ -68,13 +73,15 @@ def with_last_doors(settings: Settings, member: OwnMember | None = None) -> Sett
 class Plan(NamedTuple):
     """What to start: a server of our own, by itself or in a cluster (``servers``, ``token``), or only a controller, on the
     servers of ``context``. ``asserts``: what is said of their durability. ``is_clock_right``: however far it is ahead of when the
-    network last ran. ``member``: of a built-in Raft, beside it."""
+    network last ran. ``is_stack``: what the servers do not keep is in our data directory. ``member``: of a built-in Raft, beside
+    it."""
 
     servers: int | None = None
     token: str = ""
     context: Context | None = None
     asserts: str = ""
     is_clock_right: bool = False
+    is_stack: bool = False
     member: OwnMember | None = None
 
 
@@ -91,6 +98,8 @@ async def up(settings: Settings, output: Output, plan: Plan) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, starting.cancel)
     collect()  # now, when nobody waits yet: it takes some 30 ms
+    if plan.is_stack:
+        _own_folder(settings.data_dir)
     if plan.context is None:
         must_fit(settings, clusters=bool(plan.token) or plan.servers not in (None, 1))
     member = await _begin_member(settings, output, plan)
@@ -121,6 +130,16 @@ async def up(settings: Settings, output: Output, plan: Plan) -> None:
             await member.leave()
 
 
+def _own_folder(data: Path) -> None:
+    """For what a stack keeps on this machine. Raises BadSettings if it is a network's that has a server of its own."""
+    from comity.errors import BadSettings
+
+    if (data / "network.json").exists():
+        raise BadSettings(f"{data} holds a network with a server of its own: name another folder (--data)", setting="data_dir")
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data.chmod(0o700)
+
+
 async def _begin_member(settings: Settings, output: Output, plan: Plan) -> RaftServer | None:
     """The log's own member first: the network waits for it."""
     from comity.buses import must_have_doors
@@ -145,7 +164,10 @@ async def _start(settings: Settings, output: Output, plan: Plan) -> EmbeddedNetw
 
     jump_s = inf if plan.is_clock_right else JUMP_S
     if plan.context is not None:
-        return await ForeignNetwork.start(settings, plan.context, asserts=plan.asserts, jump_s=jump_s)
+        foreign = await ForeignNetwork.start(settings, plan.context, asserts=plan.asserts, jump_s=jump_s)
+        if plan.is_stack:  # part of it is in this folder: who looks here finds the rest
+            plan.context.write_local(settings.data_dir)
+        return foreign
     place = await take_place(settings, servers=plan.servers, token=plan.token)
     return await EmbeddedNetwork.start(settings, place=place, tell=partial(_wait, output), jump_s=jump_s)
 
