@@ -40,7 +40,7 @@ class Crowd:
 
         @agent.capability
         async def dig(depth: int) -> list[str | int]:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.0)  # time for another bidder to die
             return [name, depth]
 
         @agent.bid("dig")
