@@ -22,6 +22,7 @@ import pytest_asyncio
 import structlog
 from nats.aio.client import Client
 
+from buckets import bucket_server
 from comity.credentials import Authority, Credentials, Role
 from comity.embedded import EmbeddedServer, find_binary
 from comity.errors import ServerFailed
@@ -140,6 +141,13 @@ async def rabbit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rabb
         yield started
     finally:
         await started.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a server that speaks S3, with one bucket, for the whole run; "" if there is none here."""
+    with bucket_server() as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)

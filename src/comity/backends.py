@@ -1,7 +1,7 @@
 """What lies elsewhere than the bus: doors opened by their addresses. The one place that knows which address means which backend.
 
     registry=etcd://h1:2379,h2:2379    log=etcd://h1:2379,h2:2379    store=file:///shared/folder
-    registry=consul://h1:8500          log=raft://h1:7400,h2:7400,h3:7400
+    registry=consul://h1:8500          log=raft://h1:7400,h2:7400,h3:7400    store=s3://bucket/prefix
 
 Which there are is the controllers' setting; whoever connects asks them (``told``), and is told no password.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from comity.errors import BadSettings, InvalidInput
+from comity.errors import BadSettings, InvalidInput, NotFound
 from comity.model.address import split
 
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from comity.registry.base import Registry
     from comity.store.base import Store
 
-SCHEMES = {"registry": ("etcd", "etcds", "consul", "consuls"), "log": ("etcd", "etcds", "raft", "rafts"), "store": ("file",)}
-WITHOUT_HTTP = ("file", "raft", "rafts")
+SCHEMES = {
+    "registry": ("etcd", "etcds", "consul", "consuls"), "log": ("etcd", "etcds", "raft", "rafts"), "store": ("file", "s3"),
+}  # fmt: skip
+WITHOUT_HTTP = ("file", "s3", "raft", "rafts")
 TOLD_S = 1.0
 """A controller that is there answers sooner."""
 
@@ -85,11 +87,16 @@ class Elsewhere:
         return log, log.network_id
 
     async def store(self, network: str, owner: str = "", *, network_id: str = "") -> Store:
-        """``owner``: a process that may write under its own name only. ``network_id``: make the folder, for that network."""
+        """``owner``: a process that may write under its own name only. ``network_id``: make it, for that network."""
         from comity.store.folder import FolderStore
 
-        root = Path(unquote(urlsplit(self.places["store"]).path)) / network
-        store = await FolderStore.join(root, owner, network_id=network_id)
+        address = self.places["store"]
+        store: Store
+        if address.startswith("s3"):
+            store = await _in_bucket(address, network, owner, network_id)
+        else:
+            root = Path(unquote(urlsplit(address).path)) / network
+            store = await FolderStore.join(root, owner, network_id=network_id)
         self._stack.push_async_callback(store.close)
         return store
 
@@ -120,6 +127,18 @@ class Elsewhere:
         return list(dict.fromkeys(address for address in self.places.values() if urlsplit(address).scheme in schemes))
 
 
+async def _in_bucket(address: str, network: str, owner: str, network_id: str) -> Store:
+    from comity.store.s3 import S3Store
+
+    try:
+        return await S3Store.join(f"{address.rstrip('/')}/{network}", owner, network_id=network_id)
+    except NotFound as error:
+        if network_id:
+            raise
+        said = f"{error.message}: it must be the bucket that the controllers have, with the same AWS_ENDPOINT_URL"
+        raise BadSettings(said, setting="doors", value=address) from error
+
+
 def members(address: str, network: str) -> tuple[list[str], str, ssl.SSLContext | None]:
     """Where the members of a built-in Raft are, their cluster (unless said, it is called like the network), and how to come to
     them by TLS. Raises BadSettings."""
@@ -140,9 +159,20 @@ def check_places(places: Mapping[str, str]) -> None:
             raise BadSettings(f"the {name} can be at {ways}, not at {public(address)}", setting="doors", value=name)
         if address.startswith("raft"):
             Where.parse(address, "raft")
+        if address.startswith("s3"):
+            _check_bucket(address)
         if urlsplit(address).scheme not in WITHOUT_HTTP and find_spec("httpx2") is None:
             said = f"{public(address)} needs one more package: pip install 'comity[etcd]' (for Consul too)"
             raise BadSettings(said, setting="doors", value=name)
+
+
+def _check_bucket(address: str) -> None:
+    parts = urlsplit(address)
+    if not parts.netloc or "@" in parts.netloc or ":" in parts.netloc or parts.query:
+        said = "a bucket is s3://BUCKET/PREFIX; credentials and the server's address come from AWS_* variables"
+        raise BadSettings(f"{public(address)}: {said}", setting="doors", value=public(address))
+    if find_spec("obstore") is None:
+        raise BadSettings(f"{public(address)} needs one more package: pip install 'comity[s3]'", setting="doors", value="store")
 
 
 def public(address: str) -> str:

@@ -92,7 +92,7 @@ def must_have_doors(context: Context) -> None:
     missing = [door for door in BESIDE_RABBITMQ if door not in context.doors]
     if is_rabbitmq(context.urls) and missing:
         said = "RabbitMQ cannot keep it: its queues have no compare-and-append, and keep nothing for who is away"
-        ways = {"store": "--store file:///PATH"}
+        ways = {"store": "--store file:///PATH (or s3://BUCKET/PREFIX)"}
         wanted = " ".join(ways.get(door, f"--{door} etcd://HOST:PORT") for door in missing)
         raise BadSettings(f"no {' and no '.join(missing)} is named: {said}. Add {wanted}", setting="doors", value=missing)
 

@@ -45,7 +45,9 @@ WRITES = (
     # backends
     "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
     "jetstream.value", "jetstream.bury", "sqlite.create", "sqlite.append", "sqlite.trim", "folder.write", "folder.place",
-    "folder.delete", "folder.expire", "folder.mark", "etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record",
+    "folder.delete", "folder.expire", "folder.mark",
+    "s3.mark", "s3.content", "s3.value", "s3.delete", "s3.expire",
+    "etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record",
     "etcd.remove", "consul.mark", "consul.record", "consul.remove",
     "raft.cut", "raft.save", "raft.segment", "raft.drop",
     # files

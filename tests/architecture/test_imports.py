@@ -20,6 +20,7 @@ TALK = ("comity.core.conversations", "comity.core.protocols")
 MEMORY = tuple(f"comity.{door}.memory" for door in ("bus", "registry", "log", "store"))
 BACKENDS = (
     "comity.bus.nats", "comity.registry.jetstream", "comity.log.jetstream", "comity.log.sqlite", "comity.store.jetstream",
+    "comity.store.s3", "comity.s3",
     "comity.store.folder", "comity.jetstream", "comity.registry.etcd", "comity.log.etcd", "comity.log.raft",
     "comity.registry.consul", "comity.etcd", "comity.consul",
     "comity.remote", *MEMORY,
@@ -40,10 +41,12 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "comity.log": (*WORDS, *WRITES, "comity.log.base", "comity.jetstream", "comity.etcd", "comity.remote"),
     "comity.store": (*WORDS, *WRITES, "comity.store.base", "comity.jetstream"),
+    "comity.store.s3": (*WORDS, *WRITES, "comity.store.base", "comity.s3"),
     "comity.log.raft": (*WORDS, "comity.log.base", "comity.raft"),
     "comity.raft": (*WORDS, *WRITES, "comity.core", "comity.log.base"),
     "comity.jetstream": WORDS + WRITES,
     "comity.remote": WORDS,
+    "comity.s3": WORDS,
     "comity.amqp": WORDS,
     "comity.consul": (*WORDS, "comity.remote"),
     "comity.etcd": (*WORDS, *WRITES, "comity.remote"),
@@ -63,7 +66,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.talking": WORDS,
     "comity.agent": WORDS + FACES,
     # A backup reads the log as a standby does, and its state is a snapshot: both are the controller's.
-    "comity.backup": WORDS + DOORS + ("comity.core", "comity.controller"),
+    "comity.backup": WORDS + DOORS + ("comity.core", "comity.controller", "comity.s3"),
     "comity.client": WORDS + WRITES + DOORS + FACES + TALK + ("comity.config",),
     "comity.node": WORDS + WRITES + DOORS + FACES + ("comity.core", "comity.config"),
     "comity.controller": WORDS + WRITES + DOORS + ("comity.core", "comity.config"),
@@ -110,7 +113,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "comity.remote": ("httpx2",),  # the extra etcd
     "comity.etcd": ("msgspec",),
     "comity.consul": ("msgspec",),
-    "comity.backup.s3": ("obstore",),  # the extra s3
+    "comity.s3": ("obstore",),  # the extra s3
 }
 BASE_INSTALL = (
     "cryptography", "jsonschema_rs", "msgspec", "nats", "prometheus_client", "psutil", "rich", "structlog", "typer", "uvloop",

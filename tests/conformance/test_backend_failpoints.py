@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 from nats.aio.client import Client
 
+from buckets import BUCKET, surround
 from comity import failpoints
 from comity.errors import BadSettings, Conflict, Indefinite, Unreachable
 from comity.etcd.client import Etcd
@@ -27,7 +28,9 @@ from comity.log.jetstream import JetStreamLog
 from comity.registry.etcd import EtcdRegistry
 from comity.registry.jetstream import JetStreamRegistry
 from comity.remote.address import Where
+from comity.s3 import Bucket
 from comity.store.jetstream import JetStreamStore
+from comity.store.s3 import S3Store
 from conftest import RealNetwork
 from etcds import Etcds
 
@@ -43,6 +46,7 @@ PROGRAMS = {
 }
 """What ``writes.py`` does, and which writes it comes to."""
 ETCD = ("etcd.mark", "etcd.begin", "etcd.append", "etcd.trim", "etcd.record", "etcd.remove")
+S3 = ("s3.mark", "s3.content", "s3.value", "s3.delete", "s3.expire")
 CONSUL = ("consul.mark", "consul.record", "consul.remove")
 JETSTREAM = (
     "jetstream.stream", "jetstream.append", "jetstream.purge", "jetstream.record", "jetstream.remove", "jetstream.chunk",
@@ -52,7 +56,7 @@ JETSTREAM = (
 
 def test_every_write_has_its_test() -> None:
     programs = [write for writes in PROGRAMS.values() for write in writes]
-    tested = [*SIMULATED, "mail.put", "input.renew", *programs, *JETSTREAM, *ETCD, *CONSUL]
+    tested = [*SIMULATED, "mail.put", "input.renew", *programs, *JETSTREAM, *ETCD, *CONSUL, *S3]
     assert sorted(tested) == sorted(WRITES)
     assert len(set(POINTS)) == 2 * len(WRITES) >= 45
 
@@ -187,6 +191,29 @@ async def test_so_can_one_in_etcd(write: str, when: str, etcds: Etcds) -> None:
     connection = await Etcd.open(Where.parse(etcds.address))
     await fails_once(write, when, lambda twice: in_etcd(connection, twice))
     await connection.close()
+
+
+async def in_bucket(where: str, twice: Twice) -> None:
+    moment = 1000.0
+    await twice(lambda: S3Store.join(where, network_id="id"))
+    assert await S3Store.join(where) is not None
+    store = S3Store(Bucket(where), wall=lambda: moment)
+    large = bytes(3_000_000)
+    await twice(lambda: store.put("c1/large", large))
+    assert await store.read("c1/large") == large
+    await twice(lambda: store.delete("c1/large"))
+    assert await store.list("c1/") == []
+    await twice(lambda: store.put("c1/short", large, ttl_s=10))
+    moment = 10_000.0
+    await twice(lambda: store.list("c1/"))
+    assert [row.name async for row in Bucket(where).list("values")] == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("write", S3)
+async def test_so_can_one_in_a_bucket(write: str, when: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    surround(monkeypatch, s3)
+    await fails_once(write, when, lambda twice: in_bucket(f"s3://{BUCKET}/again{next(_networks)}", twice))
 
 
 async def fails_once(write: str, when: str, work: Callable[[Twice], Awaitable[None]]) -> None:

@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
-import socket
 import stat
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from buckets import BUCKET, surround
 from comity.backup import manifest
 from comity.backup.pieces import Piece, Writer, read
 from comity.backup.targets import FolderTarget, Target, open_target
 from comity.errors import AccessDenied, BadInput, BadSettings, Conflict, Corrupt, NotFound, Unreachable
-from conftest import IN_CI
-
-BUCKET = "backups"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of a server with one bucket, in a process of its own; "" if there is none here."""
-    if any(importlib.util.find_spec(name) is None for name in ("moto", "obstore", "flask_cors")):
-        if IN_CI:
-            pytest.fail("CI must have moto and obstore")
-        yield ""
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while request(port, "PUT", f"/{BUCKET}") != 200:
-            assert process.poll() is None, "the server ended"
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def request(port: int, method: str, path: str) -> int:
-    """The status of an answer; 0 if nobody listens yet."""
-    from http.client import HTTPConnection
-
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
-    signed = "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request"
-    try:
-        connection.request(method, path, headers={"Authorization": signed})
-        return connection.getresponse().status
-    except OSError:
-        return 0
-    finally:
-        connection.close()
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -66,14 +23,6 @@ def where(request: pytest.FixtureRequest, s3: str, tmp_path: Path, monkeypatch: 
         return str(tmp_path / "there")
     surround(monkeypatch, s3)
     return f"s3://{BUCKET}/{tmp_path.name}"
-
-
-def surround(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    if not address:
-        pytest.skip("moto and obstore are not installed")
-    known = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
-    for name, value in known.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def test_what_cannot_be_is_refused(user: Terminal, free_port: Callable[[], int])
     nowhere = f"etcd://127.0.0.1:{free_port()}"
     cases: list[tuple[list[str], dict[str, str], str, str]] = [
         (["--log", "http://h"], {}, "bad-settings", "the log can be at etcd://"),
-        (["--store", "s3://h"], {}, "bad-settings", "the store can be at file://"),
+        (["--store", "gs://h"], {}, "bad-settings", "the store can be at file://"),
         (["--servers", "3", "--log", nowhere], {}, "bad-settings", "a cluster of own servers"),
         (["--log", nowhere], {"COMITY_FSYNC": "false"}, "bad-settings", "without fsync"),
         (["--registry", nowhere], {}, "unreachable", "no etcd answers"),

@@ -26,6 +26,7 @@ from comity.model.ids import ProcessId
         ("etcd://h1?ca=/own.pem&cert=/c&key=/k", "etcds://h1"),
         ("consul://:token@h1:8500", "consul://h1:8500"),
         ("file:///shared/folder", "file:///shared/folder"),
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
     ],
 )
 def test_others_are_told_no_secrets_and_no_files(address: str, shown: str) -> None:
@@ -51,6 +52,8 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(BadSettings, match=r"comity\[etcd\]"):
         check_places({"log": "etcd://h"})
     check_places({"store": "file:///x", "log": "raft://h1"})
+    with pytest.raises(BadSettings, match=r"comity\[s3\]"):
+        check_places({"store": "s3://bucket"})
 
 
 async def test_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:

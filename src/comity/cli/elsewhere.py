@@ -1,5 +1,5 @@
 """What ``comity cluster status`` and ``comity doctor`` find of doors that lie elsewhere than the bus: the servers of
-etcd and Consul, and the members of a built-in Raft, as each is now."""
+etcd and Consul, the members of a built-in Raft, and a bucket, as each is now."""
 
 from __future__ import annotations
 
@@ -110,9 +110,24 @@ async def findings(places: Mapping[str, str], network: str) -> list[Finding]:
             found.append(Finding(kind, "note", said, "name all, so that each can be left for another"))
         else:
             found.append(Finding(kind, *_verdict(kind, address, endpoint)))
+    if places.get("store", "").startswith("s3://"):
+        found.append(Finding("s3", *await _bucket(places, network)))
     raft, hidden = await look_at_raft(places, network)
     found += [Finding("raft", "note", hidden, "name the log with its keys in the settings (doors)")] if hidden else []
     return [*found, *(raft_looks.findings(raft) if raft else ())]
+
+
+async def _bucket(places: Mapping[str, str], network: str) -> Any:
+    from comity.backends import Elsewhere, public
+    from comity.errors import ComityError
+
+    shown = public(places["store"])
+    async with AsyncExitStack() as stack:
+        try:
+            await Elsewhere(stack, {"store": places["store"]}).store(network)
+        except ComityError as error:
+            return "wrong", error.message, error.advice
+    return "ok", f"{shown} answers; its durability is its own matter", ""
 
 
 def _verdict(kind: str, address: str, endpoint: Endpoint) -> Any:

@@ -72,7 +72,7 @@ async def up(
     replicas: Annotated[int | None, typer.Option("--replicas", metavar="N", help="Copies of each stream.", **_FOREIGN)] = None,
     log: Annotated[str | None, typer.Option("--log", help="Where the log is: etcd or raft://HOST:PORT,...", **_DOOR)] = None,
     registry: Annotated[str | None, typer.Option("--registry", help="The registry: etcd or consul://HOST:PORT.", **_DOOR)] = None,
-    store: Annotated[str | None, typer.Option("--store", help="The store: a folder, file:///PATH.", **_DOOR)] = None,
+    store: Annotated[str | None, typer.Option("--store", help="The store: file:///PATH or s3://BUCKET/PREFIX.", **_DOOR)] = None,
     assert_durable: AssertDurable = False,
     clock_is_right: ClockIsRight = False,
 ) -> None:
