@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from terminal import Terminal, terminal
 
 from buckets import BUCKET, surround
 from comity.s3 import Bucket
+from comity.store.s3 import S3Store
 from conftest import need_server
 
 AGENT = '''
@@ -50,7 +52,9 @@ async def test_large_inputs_and_results_pass_through_a_bucket(user: Terminal, tm
     again, facts = user.up()  # it remembers where its store is
     assert facts["open_tasks"] == 0
     (task,) = user.ok("tasks", "list").json
-    assert user.ok("tasks", "show", task["id"]).json["result"] == text + text
+    result = user.ok("tasks", "show", task["id"]).json["result"]
+    store = await S3Store.join(f"{where}/main")
+    assert json.loads(await store.read(result["$stored"])) == text + text
     (seen,) = [check for check in user.ok("doctor").json["checks"] if check["check"] == "s3"]
     assert seen["verdict"] == "ok"
     assert again.stop() == 0
