@@ -105,11 +105,15 @@ class Bucket:
         except Exception as error:
             raise self._meant(error, name) from error
 
-    async def list(self, folder: str) -> AsyncIterator[Row]:
-        """What is in ``folder``, at any depth."""
+    async def list(self, folder: str, *, begins: str = "") -> AsyncIterator[Row]:
+        """What is in ``folder``, at any depth. ``begins``: only names that begin so, and none after them is asked for."""
         try:
-            async for rows in self._obstore.list(self._store, folder.rstrip("/")):
+            async for rows in self._obstore.list(self._store, folder.rstrip("/"), offset=begins[:-1] or None):
                 for row in rows:
+                    if not row["path"].startswith(begins):
+                        if row["path"] > begins:  # S3 lists in order
+                            return
+                        continue
                     yield Row(row["path"], row["size"], row["last_modified"])
         except Exception as error:
             raise self._meant(error, folder) from error

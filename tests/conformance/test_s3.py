@@ -137,6 +137,19 @@ class TestLarge:
         assert await store.read("n/kept") == content(2 * CHUNK)
 
 
+async def test_a_list_asks_only_for_what_begins_so(bucket: Bucket) -> None:
+    store = S3Store(bucket)
+    for n in range(120):
+        await store.put(f"n/files/{n:03}", b"x")
+    await store.put("n/files/035/more", b"x")
+    assert [stored.key for stored in await store.list("n/files/03")] == [
+        *(f"n/files/{n:03}" for n in range(30, 36)), "n/files/035/more", *(f"n/files/{n:03}" for n in range(36, 40)),
+    ]  # fmt: skip
+    assert len(await store.list("n/files/")) == 121
+    assert [stored.key for stored in await store.list("n/files/119")] == ["n/files/119"]
+    assert await store.list("n/files/2") == []
+
+
 class TestTime:
     @pytest.mark.parametrize("size", [10, 2 * CHUNK])
     async def test_what_is_over_is_hidden_and_then_cleared_away(self, bucket: Bucket, size: int) -> None:

@@ -143,8 +143,8 @@ class S3Store:
         """As promised; a value whose label is damaged is listed with an empty digest, and reading it is Corrupt."""
         check_prefix(prefix)
         self._must_be_open()
-        rows = [row async for row in self._bucket.list(f"values/{prefix.rpartition('/')[0]}")]
-        rows = [row for row in rows if row.name.endswith("=") and _key(row).startswith(prefix)]
+        folder, begins = f"values/{prefix.rpartition('/')[0]}", f"values/{prefix}"
+        rows = [row async for row in self._bucket.list(folder, begins=begins) if row.name.endswith("=")]
         found: list[Stored | None] = []
         for start in range(0, len(rows), AT_ONCE):
             found += await asyncio.gather(*map(self._look, rows[start : start + AT_ONCE]))
