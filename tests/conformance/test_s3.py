@@ -165,6 +165,8 @@ class TestTime:
             await store.read("n/a")
         await store.put("n/a", b"new")
         now += HIDDEN_S
+        assert [stored.key for stored in await S3Store(bucket, "other", lambda: now).list("")] == ["n/a"]
+        assert "values/n/b=" in await names(bucket), "another may not delete it"
         assert [stored.key for stored in await store.list("")] == ["n/a"]
         assert await names(bucket) == ["values/n/a="]
 

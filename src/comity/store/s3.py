@@ -10,8 +10,8 @@ A value is there once its label is: one conditional write, where there was nothi
 
 Where S3 cannot promise what other stores do:
 
-- ``delete`` knows no condition. What is over is hidden at once, and taken away by whoever lists an hour later; a value put again
-  under its key in that very moment, and not before, can go with it.
+- ``delete`` knows no condition. What is over is hidden at once, and taken away an hour later by whoever lists and may write
+  there; a value put again under its key in that very moment, and not before, can go with it.
 - Who may write where, S3 is to be told (a policy for each user, on ``values/OWNER/`` and ``large/OWNER/``); here only this
   process is held to it.
 - An upload that was cut off leaves parts that nobody sees and S3 keeps: a rule of the bucket (AbortIncompleteMultipartUpload)
@@ -201,7 +201,7 @@ class S3Store:
         return _read_label(key, found), found.tag
 
     async def _look(self, row: Row) -> Stored | None:
-        """What is listed of it, None if it is over or gone. Takes away what is long over."""
+        """What is listed of it, None if it is over or gone. Takes away what is long over, if it may."""
         key = _key(row)
         try:
             known = await self._label(key)
@@ -210,7 +210,7 @@ class S3Store:
         if known is None:
             return None
         label = known[0]
-        if self._is_over(label, HIDDEN_S):
+        if self._is_over(label, HIDDEN_S) and key.startswith(f"{self._owner}/" if self._owner else ""):
             await self._remove(key, label, "s3.expire")
         return None if self._is_over(label) else Stored(key, label.size, label.digest)
 
