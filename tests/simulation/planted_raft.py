@@ -4,6 +4,7 @@ only show when several rare things meet, by the test of the rule that they break
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -309,7 +310,7 @@ def a_snapshot_forgets_the_membership(patch: Patch) -> None:
 # Leading and answering
 
 
-@plant(hand_over=8, cut_leader=6, first=37)
+@plant(hand_over=6, freeze_leader=4)
 def a_leader_acts_after_it_lost_its_term_across_an_await(patch: Patch) -> None:
     def propose(self: Member, data: bytes) -> asyncio.Future[int]:
         leading = self.raft.leading
@@ -396,3 +397,16 @@ def what_was_proposed_is_done_when_its_leader_steps_down(patch: Patch) -> None:
 def a_restarted_member_forgets_the_start_of_its_log(patch: Patch) -> None:
     restore = Kept.restore
     patch.setattr(Kept, "restore", lambda self, snapshot: restore(self, b""))
+
+
+@plant(freeze_leader=2)
+def another_leaders_entry_answers_an_append(patch: Patch) -> None:
+    """Whatever is committed in an entry's place says that it was taken."""
+    apply = Member._apply
+
+    def by_place(self: Member, entries: list[LogEntry]) -> None:
+        terms = {entry.index: entry.term for entry in entries}
+        self._proposed = deque((index, terms.get(index, term), key) for index, term, key in self._proposed)
+        apply(self, entries)
+
+    patch.setattr(Member, "_apply", by_place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from comity.errors import ComityError
@@ -32,7 +33,11 @@ class Faults:
         else:
             kinds = [kind for kind, count in counts.items() for _ in range(count)]
             random.shuffle(kinds)
-        self.plan = sorted((random.uniform(0.6, world.life_s), kind) for kind in kinds)
+        plan = [(random.uniform(0.6, world.life_s), kind) for kind in kinds]
+        apart = Random(f"{world.seed}/freeze")  # drawn apart: the lives of seeds that were kept stay what they were
+        if counts is None and apart.random() < 0.2:
+            plan.append((apart.uniform(0.6, world.life_s), "freeze leader"))
+        self.plan = sorted(plan)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def strike(self, until: float) -> None:
@@ -96,6 +101,24 @@ class Faults:
             process.pause()
             await asyncio.sleep(lasts_s)
             process.wake()
+
+    async def _freeze(self, kind: str, lasts_s: float) -> None:
+        """A machine loses its network, stands still, and has its network back first. So what a leader hears when it wakes is what
+        the next one says, all at once: its term, its entries, and that they are committed."""
+        world, random = self.world, self.world.random
+        victim = self._victim(kind)
+        process = world.places[victim].process
+        if process is None:
+            return
+        self._struck(kind)
+        cut = {(a, b) for a in world.places for b in world.places if (a == victim) != (b == victim)}
+        world.closed |= cut
+        await asyncio.sleep(random.uniform(0.05, 0.4))  # not long enough to step down
+        process.pause()
+        await asyncio.sleep(random.uniform(0.6, 1.2))
+        world.closed -= cut
+        await asyncio.sleep(random.uniform(0.05, 0.3))
+        process.wake()
 
     async def _cut(self, kind: str, lasts_s: float) -> None:
         victim = self._victim(kind)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, NamedTuple
@@ -34,10 +34,19 @@ MOST_EFFECTS = 150_000
 
 
 class Watched(Member):
-    """A member whose every effect is seen before it is done."""
+    """A member whose every effect is seen before it is done. ``arrived``: what the machine has received for it."""
 
     watch: Callable[[Member, r.Effect], None]
     hear: Callable[[Member, r.Event], None]
+    arrived: deque[r.Event]
+
+    def take_in(self) -> None:
+        while self.arrived:
+            self.step(self.arrived.popleft())
+
+    def _tick(self) -> None:
+        self.take_in()  # as asyncio does: what has come is read before timers are looked at
+        super()._tick()
 
     def step(self, event: r.Event) -> None:
         self.hear(self, event)
@@ -55,7 +64,7 @@ class Place:
         self.id = id
         self.disk = disk
         self.process: Process | None = None
-        self.member: Member | None = None
+        self.member: Watched | None = None
         self.is_lost = False
         """Its data was damaged, and refused."""
 
@@ -88,6 +97,7 @@ class RaftWorld:
         self.latency_s = (0.0003, 0.003)
         self.is_ordered = self.random.random() < 0.6
         self.faults = Faults(self, faults)
+        self._outside = self.loop.process("world").context
         self._lanes: dict[tuple[str, str], float] = {}
         self._values = self._effects = 0
         voters = tuple(f"m{n + 1}" for n in range(self.random.choice((3, 3, 3, 5))))
@@ -114,7 +124,7 @@ class RaftWorld:
         def begin() -> None:
             raft = Raft(id, self.loop.time(), chance, TIMING, **about)
             member = Watched(raft, place.disk, lambda to, message: self.carry(id, to, message))
-            member.watch, member.hear = self._watch, self.judge.asked
+            member.watch, member.hear, member.arrived = self._watch, self.judge.asked, deque()
             place.member = member
 
         self.note(f"{id} starts")
@@ -176,10 +186,12 @@ class RaftWorld:
             return
 
         def arrive(life: Process) -> None:
+            """At the machine, whether the process runs or is paused."""
             if place.process is life and place.member is not None:
-                place.member.step(r.Received(source, message))
+                place.member.arrived.append(r.Received(source, message))
+                life.call(place.member.take_in)
 
-        self.loop.call_at(when, arrive, place.process, context=place.process.context.copy())
+        self.loop.call_at(when, arrive, place.process, context=self._outside.copy())
 
     async def call(self, client: str, target: str, ask: Callable[[Member], Coroutine[Any, Any, Any]]) -> Any:
         """A client's question to a member. Raises what the member raises, or PeerLost."""
@@ -201,7 +213,7 @@ class RaftWorld:
                 serving.append(life.spawn(serve(place.member)))
 
         serving: list[asyncio.Task[None]] = []
-        outside = self.loop.process("world").context
+        outside = self._outside
         if place.process is not None and (client, target) not in self.closed:
             delay = self.random.uniform(*self.latency_s)
             self.loop.call_later(delay, arrive, place.process, context=place.process.context.copy())
