@@ -32,6 +32,7 @@ from comity.errors import (
 )
 from comity.log.base import Log
 from comity.log.raft import RaftLog
+from comity.raft import server
 from comity.raft.records import Record
 from comity.raft.server import RaftServer, ThreadDisk
 
@@ -219,6 +220,9 @@ class TestMembership:
         assert len(status["voters"]) == 3
         await rafts.stop(leader)
         await append(log, b"it is not needed")
+        async with asyncio.timeout(10):
+            while any(leader in member._peers for member in rafts.servers.values()):  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.01)
 
 
 class TestWhoseItIs:
@@ -296,6 +300,37 @@ class TestWhoIsLetIn:
                 assert await reader.read() == b""
             writer.close()
             await writer.wait_closed()
+        assert await log.append(b"x", 0) == 1
+
+    async def test_who_says_nothing_is_not_kept_long(self, rafts: Rafts, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server, "GREETING_S", 0.1)
+        log = await rafts.door()
+        host, port = rafts.addresses["m1"].split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"half")
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        assert await log.append(b"who was greeted stays", 0) == 1
+        assert not any(member._strangers for member in rafts.servers.values())
+
+    async def test_a_stranger_may_not_say_much(self, rafts: Rafts) -> None:
+        log = await rafts.door()
+        host, port = rafts.addresses["m1"].split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write((server.HELLO_BYTES + 1).to_bytes(4, "little") + bytes(4))
+        assert await asyncio.wait_for(reader.read(), 1) == b""
+        writer.close()
+        assert await log.append(bytes(2 * server.HELLO_BYTES), 0) == 1
+
+    async def test_of_many_strangers_the_first_goes(self, rafts: Rafts, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server, "MOST_STRANGERS", 3)
+        host, port = rafts.addresses["m1"].split(":")
+        streams = [await asyncio.open_connection(host, int(port)) for _ in range(4)]
+        assert await asyncio.wait_for(streams[0][0].read(), 1) == b""
+        assert len(rafts.servers["m1"]._strangers) == 3
+        for _, writer in streams:
+            writer.close()
+        log = await rafts.door()
         assert await log.append(b"x", 0) == 1
 
     async def test_with_tls_only_the_networks_certificates_are_let_in(self, tmp_path: Path) -> None:

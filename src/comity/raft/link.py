@@ -33,7 +33,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Link(asyncio.Protocol):
-    """``on_values`` is given each frame's list, decoded by ``decode``; ``on_end`` why the connection ended (once)."""
+    """``on_values`` is given each frame's list, decoded by ``decode``; ``on_end`` why the connection ended (once). A frame of
+    more than ``most_bytes`` ends it."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Link(asyncio.Protocol):
         self.on_values = on_values
         self.on_end = on_end
         self.may_lose = may_lose
+        self.most_bytes = MOST_BYTES
         self.ended: ComityError | None = None
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -92,6 +94,9 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and does not say so
+        if self.ended is not None:  # given up while TLS was agreed on
+            self._transport.abort()
+            return
         _watch(transport.get_extra_info("socket"))
         self._flush()
 
@@ -111,7 +116,7 @@ class Link(asyncio.Protocol):
         start = 0
         while self.ended is None and len(buffer) - start >= _HEADER.size:
             length, checksum = _HEADER.unpack_from(buffer, start)
-            if length > MOST_BYTES:
+            if length > self.most_bytes:
                 return self.abort(Corrupt(f"a frame of {length} bytes came: that is no member's"))
             stop = start + _HEADER.size + length
             if len(buffer) < stop:

@@ -21,14 +21,18 @@ from comity.core.raft_events import Timing
 from comity.errors import BadSettings, ComityError, Disconnected, ForeignData, NotLeader, Unreachable
 from comity.model.raft import Config, Message, founding
 from comity.raft import wire
-from comity.raft.contact import greet, parse_address
-from comity.raft.link import Link
+from comity.raft.contact import GREETING_S, greet, parse_address
+from comity.raft.link import MOST_BYTES, Link
 from comity.raft.member import Member
 from comity.raft.records import Record, Torn
 from comity.raft.wal import Wal
 
 AGAIN_S = (0.02, 0.5)
 """Between tries to connect: at first, and at most."""
+HELLO_BYTES = 64 * 1024
+"""Of a frame, before we know who sends it."""
+MOST_STRANGERS = 256
+"""Connections that have not said hello yet; for one more the oldest goes. None is kept for longer than ``GREETING_S``."""
 
 
 class ThreadDisk:
@@ -47,7 +51,7 @@ class ThreadDisk:
 
 
 class Peer:
-    """Our connection to another member, made again when it breaks. ``trouble``: why there is none."""
+    """Our connection to another member, made again when it breaks, if it still takes part. ``trouble``: why there is none."""
 
     def __init__(self, server: RaftServer, id: str) -> None:
         self.id = id
@@ -70,6 +74,8 @@ class Peer:
                 self._link, _ = await greet(server.address_of(self.id), hello, server.to_tls, may_lose=True)
             except ComityError as error:
                 self.trouble = error
+                if server.forgets(self):
+                    return
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, AGAIN_S[1])
                 continue
@@ -80,6 +86,8 @@ class Peer:
                 await self._broken.wait()
             self._link = None
             server.member.step(r.Lost(self.id))
+            if server.forgets(self):
+                return
 
     def _ended(self, _: Link, error: ComityError) -> None:
         self.trouble = error
@@ -107,6 +115,7 @@ class RaftServer:
         self._peers: dict[str, Peer] = {}
         self._said: dict[str, str] = {}  # addresses that members told when they connected
         self._links: set[Link] = set()
+        self._strangers: dict[Link, asyncio.TimerHandle] = {}  # that have not said hello, in order
         self._users: set[Link] = set()
         self._tasks: dict[asyncio.Task[None], Link] = {}
         self._was_leader = False
@@ -144,7 +153,8 @@ class RaftServer:
         member.on_change = server._changed
         loop = asyncio.get_running_loop()
         try:
-            server._listening = await loop.create_server(server._accept, host, port, ssl=tls[0] if tls else None)
+            secure: dict[str, Any] = {"ssl": tls[0], "ssl_handshake_timeout": GREETING_S} if tls else {}
+            server._listening = await loop.create_server(server._accept, host, port, **secure)
         except OSError as error:
             await server.close()
             raise BadSettings(f"cannot listen on {listen}: {error.strerror}", setting="listen", value=listen) from error
@@ -197,6 +207,13 @@ class RaftServer:
             raise Unreachable(f"the address of member {member} is not known")
         return address
 
+    def forgets(self, peer: Peer) -> bool:
+        """Whether it is not to be connected again: it is in no membership any more. To answer it, ``send`` makes another one."""
+        if peer.id in self.member.raft.config.members:
+            return False
+        del self._peers[peer.id]
+        return True
+
     def _changed(self) -> None:
         leads = self.member.raft.leading is not None and self.member.failed is None
         if self._was_leader and not leads:  # so that those who use the log look for whoever does
@@ -221,10 +238,20 @@ class RaftServer:
 
     def _accept(self) -> Link:
         link = Link(wire.decode_hellos, self._greeted, lambda link, _: self._gone(link), may_lose=False)
+        link.most_bytes = HELLO_BYTES
         self._links.add(link)
+        if len(self._strangers) >= MOST_STRANGERS:
+            next(iter(self._strangers)).abort(Disconnected("too many say nothing"))
+        silent = Disconnected(f"it said nothing for {GREETING_S} s")
+        self._strangers[link] = asyncio.get_running_loop().call_later(GREETING_S, link.abort, silent)
         return link
 
+    def _known(self, link: Link) -> None:
+        if (deadline := self._strangers.pop(link, None)) is not None:
+            deadline.cancel()
+
     def _gone(self, link: Link) -> None:
+        self._known(link)
         self._links.discard(link)
         self._users.discard(link)
         for task in [task for task, asker in self._tasks.items() if asker is link]:
@@ -242,6 +269,8 @@ class RaftServer:
             address = self.address if leader == self.id else self.address_of(leader)
         except Unreachable:
             address = ""
+        self._known(link)
+        link.most_bytes = MOST_BYTES
         link.send(wire.Welcome(self.id, leader, address))
         if hello.sender:
             self._said[hello.sender] = hello.address
