@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import os
 import socket
 from pathlib import Path
@@ -13,9 +15,10 @@ from one_member import THREE
 
 from comity.core import raft_events as r
 from comity.core.raft import Raft
-from comity.errors import BadSettings, Corrupt, Disconnected, DiskFull
+from comity.errors import BadSettings, Corrupt, Disconnected, DiskFull, Unreachable
 from comity.model.raft import EMPTY, Append, Appended, Ballot, CampaignNow, Config, LogEntry, Message, Snapshot, Vote
 from comity.raft import kept, wire
+from comity.raft.__main__ import _serve
 from comity.raft.contact import greet
 from comity.raft.link import SILENT_S, Link
 from comity.raft.member import Member
@@ -185,3 +188,33 @@ async def test_the_machine_ends_a_connection_on_which_nothing_is_acknowledged() 
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     transport.abort()
     server.close()
+
+
+async def test_a_connection_that_was_given_up_before_it_stood_does_not_stay() -> None:
+    link = Link(wire.decode_hellos, lambda link, values: None, lambda link, error: None)
+    link.abort(Disconnected("too late"))
+    ours, theirs = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: link, sock=ours)
+    assert transport.is_closing()
+    theirs.close()
+
+
+async def test_what_is_no_folder_for_a_log_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Unreachable, match="cannot open"):
+            Wal.open(folder, "net", "m1")
+
+    def refuses(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuses)
+    with pytest.raises(Unreachable, match="Permission denied"):
+        Wal.open(tmp_path / "m1", "net", "m1")
+
+
+@pytest.mark.parametrize("members", ["foo", "m1=h", "m1=h:1,m1=h:2"])
+async def test_members_that_are_none_are_refused(tmp_path: Path, members: str, capsys: pytest.CaptureFixture[str]) -> None:
+    about = {"cluster": "net", "id": "m1", "listen": "127.0.0.1:1", "election": 0.5, "heartbeat": 0.1}
+    assert await _serve(argparse.Namespace(folder=tmp_path, members=members, **about)) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "bad-settings"

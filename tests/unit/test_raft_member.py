@@ -17,11 +17,12 @@ from comity.cli.elsewhere import findings as elsewhere_findings
 from comity.cli.elsewhere import look_at_raft
 from comity.cli.place import chosen
 from comity.cli.raft_looks import FULL, findings, group, leader_of, rows
-from comity.cli.raft_member import ALONE, OwnMember, begin, own_member, parse_members, start_member
+from comity.cli.raft_member import ALONE, OwnMember, begin, own_member, start_member
 from comity.cluster.status import survival
 from comity.config import RaftSettings, Settings
 from comity.errors import BadSettings, Corrupt
 from comity.ports import free_port
+from comity.raft.contact import parse_members
 from comity.raft.survey import Seen
 
 HERE = "m1=127.0.0.1:7400"

@@ -46,8 +46,9 @@ async def serve(
     import logging
 
     from comity.cli.logs import configure
-    from comity.cli.raft_member import OwnMember, address_of, parse_members, start_member, told
+    from comity.cli.raft_member import OwnMember, address_of, start_member, told
     from comity.errors import BadSettings
+    from comity.raft.contact import parse_members
 
     configure(logging.DEBUG if cli.output.debug else logging.WARNING, as_json=cli.output.as_json)
     times = {"election_s": election, "heartbeat_s": heartbeat}
@@ -93,7 +94,7 @@ async def keys(
     Those that are there stay. Whoever has FOLDER/tls can let in others: keep it where it is.
     """
     from comity.cli.raft_keys import make_keys
-    from comity.cli.raft_member import parse_members
+    from comity.raft.contact import parse_members
 
     made = make_keys(folder, cluster or cli.settings().network, parse_members(members))
     if cli.output.as_json:
@@ -163,8 +164,8 @@ async def add(
     instead: Annotated[str | None, typer.Option("--instead-of", metavar="ID", help="Who goes, as it comes.")] = None,
 ) -> None:
     """Let another member learn the log, and then vote. Never one with an empty folder under an id that has voted."""
-    from comity.cli.raft_member import parse_members
     from comity.errors import BadInput, Conflict
+    from comity.raft.contact import parse_members
 
     (id, at), *more = parse_members(member).items() or [("", "")]
     if more or not id:

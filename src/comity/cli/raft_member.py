@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from comity.errors import BadInput, BadSettings, Corrupt
+from comity.errors import BadSettings, Corrupt
 
 if TYPE_CHECKING:
     from comity.config import RaftSettings, Settings
@@ -59,25 +59,6 @@ class OwnMember(msgspec.Struct, frozen=True, kw_only=True):
         write_private(data / FILE, msgspec.json.encode(self).decode() + "\n")
 
 
-def parse_members(text: str) -> dict[str, str]:
-    """``ID=HOST:PORT,...``: addresses by id. Raises BadSettings."""
-    from comity.model.ids import check_token
-    from comity.raft.contact import parse_address
-
-    found: dict[str, str] = {}
-    for pair in filter(None, (part.strip() for part in text.split(","))):
-        id, _, address = pair.partition("=")
-        try:
-            check_token(id, "member")
-        except BadInput as error:
-            raise BadSettings(f"{pair!r} names no member: ID=HOST:PORT ({error.message})", setting="raft", value=pair) from None
-        parse_address(address)
-        if id in found or address in found.values():
-            raise BadSettings(f"{pair!r}: each member has an id and an address of its own", setting="raft", value=text)
-        found[id] = address
-    return found
-
-
 def told(members: str | None, id: str | None, keys: Path | None) -> dict[str, str] | None:
     """The setting that these options make."""
     said = {"members": members, "id": id, "keys": str(keys) if keys is not None else None}
@@ -87,6 +68,8 @@ def told(members: str | None, id: str | None, keys: Path | None) -> dict[str, st
 def own_member(settings: Settings, *, is_asked: bool, is_alone: bool) -> OwnMember | None:
     """The member that ``comity up`` starts: as the settings say, as it was, or the only one (``is_alone``). None if the log is
     somewhere else. Raises BadSettings (``is_asked``: or if it is), Corrupt."""
+    from comity.raft.contact import parse_members
+
     raft, saved = settings.raft, OwnMember.load(settings.data_dir)
     if "log" in settings.doors:
         if is_asked:

@@ -18,17 +18,17 @@ import uvloop
 
 from comity.core.raft_events import Timing
 from comity.errors import BadSettings, ComityError
-from comity.raft.contact import parse_address
+from comity.raft.contact import parse_address, parse_members
 from comity.raft.server import RaftServer
 
 
 async def _serve(given: argparse.Namespace) -> int:
-    members = dict(pair.split("=", 1) for pair in given.members.split(",")) if given.members else None
     timing = Timing(election_s=given.election, heartbeat_s=given.heartbeat)
     about = {"cluster": given.cluster, "id": given.id, "listen": given.listen}
     try:
         if not is_near(given.listen):
             raise BadSettings("beyond this machine a member needs TLS: comity raft serve --keys", setting="listen")
+        members = parse_members(given.members) or None
         server = await RaftServer.start(given.folder, members=members, timing=timing, **about)
     except ComityError as error:
         _say({"error": {"code": error.code, "message": error.message, "details": error.details}})

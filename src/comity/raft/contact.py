@@ -6,7 +6,8 @@ import asyncio
 import ssl
 from typing import Any
 
-from comity.errors import AccessDenied, BadSettings, ComityError, Disconnected, Unreachable, from_wire
+from comity.errors import AccessDenied, BadInput, BadSettings, ComityError, Disconnected, Unreachable, from_wire
+from comity.model.ids import check_token
 from comity.raft import wire
 from comity.raft.link import Link
 
@@ -19,6 +20,22 @@ def parse_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise BadSettings(f"{address!r} is no address: HOST:PORT", value=address)
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def parse_members(text: str) -> dict[str, str]:
+    """``ID=HOST:PORT,...``: addresses by id. Raises BadSettings."""
+    found: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        id, _, address = pair.partition("=")
+        try:
+            check_token(id, "member")
+        except BadInput as error:
+            raise BadSettings(f"{pair!r} names no member: ID=HOST:PORT ({error.message})", setting="raft", value=pair) from None
+        parse_address(address)
+        if id in found or address in found.values():
+            raise BadSettings(f"{pair!r}: each member has an id and an address of its own", setting="raft", value=text)
+        found[id] = address
+    return found
 
 
 async def greet(

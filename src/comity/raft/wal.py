@@ -47,11 +47,11 @@ class Wal:
         cls, folder: Path, cluster: str, member: str, founding: Snapshot | None = None, *, segment_size: int = SEGMENT_SIZE
     ) -> Wal:
         """Open the log, or make it, beginning with the snapshot ``founding``. Raises AlreadyRunning, ForeignData (it is another
-        cluster's, or another member's), Corrupt (with ``path`` and ``offset``), DiskFull."""
-        _make_folder(folder)
+        cluster's, or another member's), Corrupt (with ``path`` and ``offset``), DiskFull, Unreachable (no folder for us)."""
         wal = cls(folder, cluster, member, segment_size)
-        wal._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            _make_folder(folder)
+            wal._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(wal._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             names = sorted(path.name for path in folder.glob("*.wal"))
             if names:
@@ -62,10 +62,18 @@ class Wal:
         except BlockingIOError as error:
             wal.close()
             raise AlreadyRunning(f"another process has {folder} open", path=str(folder)) from error
+        except OSError as error:
+            wal.close()
+            raise wal._trouble("open", error) from error
         except BaseException:
             wal.close()
             raise
         return wal
+
+    def _trouble(self, doing: str, error: OSError) -> DiskFull | Unreachable:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(f"no room is left in {self.folder}", path=str(self.folder))
+        return Unreachable(f"cannot {doing} {self.folder}: {error.strerror}", path=str(self.folder))
 
     def _take(self, found: Recovered, names: list[str]) -> None:
         if (found.cluster, found.member) != (self.cluster, self.member):
@@ -111,11 +119,11 @@ class Wal:
             while left:
                 left = left[os.write(self._file, left) :]
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise Unreachable(f"cannot write {self.folder}: {error.strerror}", path=str(self.folder)) from error
-            os.ftruncate(self._file, self._size)
-            os.lseek(self._file, self._size, os.SEEK_SET)
-            raise DiskFull(f"no room is left in {self.folder}", path=str(self.folder)) from error
+            trouble = self._trouble("write", error)
+            if isinstance(trouble, DiskFull):
+                os.ftruncate(self._file, self._size)
+                os.lseek(self._file, self._size, os.SEEK_SET)
+            raise trouble from error
         try:
             os.fdatasync(self._file)
         except OSError as error:  # what the disk has now nobody knows: to ask it again may say that all is well
@@ -124,7 +132,10 @@ class Wal:
     def _begin_segment(self) -> None:
         data = frame(self._number + 1, Head(self.cluster, self.member, self.ballot, self.snapshot))
         coming, name = self.folder / "next", f"{self._number + 1:016x}.wal"
-        file = os.open(coming, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            file = os.open(coming, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._trouble("write", error) from error
         try:
             with durable("raft.segment"):
                 if os.write(file, data) != len(data):
@@ -134,9 +145,7 @@ class Wal:
                 _sync(self.folder)
         except OSError as error:
             os.close(file)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull(f"no room is left in {self.folder}", path=str(self.folder)) from error
-            raise Unreachable(f"cannot write {self.folder}: {error.strerror}", path=str(self.folder)) from error
+            raise self._trouble("write", error) from error
         except BaseException:
             os.close(file)
             raise
