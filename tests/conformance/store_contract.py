@@ -191,6 +191,22 @@ class StoreContract:
         await door.put("network/brief", b"new", ttl_s=60)
         assert await door.read("network/brief") == b"new"
 
+    @pytest.mark.parametrize("size", [100, 2 * CHUNK])
+    async def test_a_second_put_can_lengthen_a_lifetime_and_not_shorten_it(self, store: Place, size: int) -> None:
+        door = await store.door("")
+        data = content(size)
+        lifetimes: dict[str, tuple[float | None, ...]] = {"longer": (1, 60), "endless": (1, None), "shorter": (60, 1)}
+        for name, ttls in {**lifetimes, "ends": (1,)}.items():
+            for ttl_s in ttls:
+                assert await door.put(f"network/{name}", data, ttl_s=ttl_s) == Stored(f"network/{name}", size, digest(data))
+
+        async def has_ended() -> bool:
+            return "network/ends" not in [stored.key for stored in await door.list("network/")]
+
+        await eventually(has_ended)
+        for name in lifetimes:
+            assert await door.read(f"network/{name}") == data
+
     # Names
 
     async def test_list_is_sorted_and_by_prefix(self, store: Place) -> None:

@@ -5,7 +5,7 @@ Promises, each held by a test of the conformance suite:
 - ``put`` is durable when it returns and visible as a whole or not at all; a key is written once (a second put of other bytes
   under it is Conflict, of the same bytes is fine)
 - ``get`` streams chunks and checks size and digest; a mismatch is Corrupt, before the last chunk is given out
-- a key put with ``ttl_s`` is gone some time after, never before
+- a key put with ``ttl_s`` is gone some time after, never before; put more than once, after the longest
 - keys are paths of letters, digits, ``-``, ``_``, ``.`` and ``/``; the first part names the owner, who alone may write there
   (AccessDenied); there are at least two parts
 """

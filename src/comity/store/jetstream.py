@@ -38,6 +38,8 @@ LOOKUPS = 64
 64 MB wait (``max_pending``), which a reader who is busy with something else would let happen."""
 TRIES = 3
 """Servers asked, each time any, where several have a copy: that of one may be damaged."""
+PUTS = 8
+"""Of one value, while others put the same."""
 CHUNK_GRACE_S = 3600.0
 """Chunks outlive their manifest by this, and an upload may take no longer."""
 
@@ -83,12 +85,13 @@ class _Upload(NamedTuple):
 
 
 class _Manifest(NamedTuple):
-    """``stored`` None: a gravestone."""
+    """``stored`` None: a gravestone. ``ttl_s`` 0: it has no end."""
 
     seq: int
     stored: Stored | None
     upload: _Upload | None
     data: bytes
+    ttl_s: int = 0
 
 
 class JetStreamStore:
@@ -133,6 +136,9 @@ class JetStreamStore:
             return stored
         loop = asyncio.get_running_loop()
         start = loop.time()
+        there = await self._find(key, leader=True)
+        if there is not None and there.ttl_s and ttl_s is not None:
+            ttl_s = max(ttl_s, there.ttl_s)  # should it be the same content, our chunks stand for those that are there
         stored, upload = await self._upload(key, _chain(first, second, chunks), ttl_s)
         if loop.time() - start > CHUNK_GRACE_S:
             raise TimedOut(f"writing {key} took longer than {CHUNK_GRACE_S} s")
@@ -196,22 +202,32 @@ class JetStreamStore:
     # Writing
 
     async def _publish(self, stored: Stored, data: bytes, upload: _Upload | None, ttl_s: float | None) -> bool:
-        """Write the manifest; False if the same content is there already. Raises Conflict if another is."""
-        headers = {_SIZE: str(stored.size), _DIGEST: stored.digest.hex(), **_lifetime(ttl_s)}
+        """Write the manifest; False if the same content is there already, and for long enough. Raises Conflict if another is.
+
+        The same content is written again if it might end before ``ttl_s`` from now: when it was put no clock of ours can tell, so
+        it then lasts as long as the longer of both, from now on. Chunks that it had end by themselves: some may read them yet.
+        """
+        headers = {_SIZE: str(stored.size), _DIGEST: stored.digest.hex()}
         if upload is not None:
             headers[_CHUNKS] = f"{upload.name} {upload.chunks} {upload.first}"
-        expect = 0
-        for _ in range(3):
+        expect, lasts_s = 0, ttl_s
+        for _ in range(PUTS):
             try:
+                headers = {**headers, **_lifetime(lasts_s), _EXPECT: str(expect)}
                 with durable("jetstream.value"):
-                    await self._js.publish(self._subject(stored.key), data, {**headers, _EXPECT: str(expect)})
+                    await self._js.publish(self._subject(stored.key), data, headers)
                 return True
             except Conflict:
                 there = await self._find(stored.key, leader=True)
             if there is not None and there.stored is not None:
-                if there.stored == stored:
+                if there.stored != stored:
+                    break
+                if not there.ttl_s:
                     return False
-                break
+                if lasts_s is not None:  # what came after we did is enough; so is what would outlive our chunks
+                    if (expect and there.ttl_s >= lasts_s) or (upload and there.ttl_s > lasts_s):
+                        return False
+                    lasts_s = max(lasts_s, there.ttl_s)
             expect = there.seq if there is not None else 0
         raise Conflict(f"{stored.key} holds something else already", key=stored.key)
 
@@ -358,13 +374,14 @@ def _parse(key: str, seq: int, headers: dict[str, str], data: bytes) -> _Manifes
         return _Manifest(seq, None, None, b"")
     try:
         stored = Stored(key, int(headers[_SIZE]), bytes.fromhex(headers[_DIGEST]))
+        ttl_s = int(headers.get(_TTL, "0s").removesuffix("s"))
         upload = None
         if _CHUNKS in headers:
             name, chunks, first = headers[_CHUNKS].split()
             upload = _Upload(name, int(chunks), int(first))
     except (KeyError, ValueError) as error:
         raise Corrupt(f"the manifest of {key} is damaged", key=key) from error
-    return _Manifest(seq, stored, upload, data)
+    return _Manifest(seq, stored, upload, data, ttl_s)
 
 
 async def _chain(first: bytes, second: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

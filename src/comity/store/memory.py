@@ -51,9 +51,11 @@ class MemoryStore:
         there = self.state.find(key)
         if there is not None and there.digest != mark:
             raise Conflict(f"{key} holds something else already", key=key)
+        expires = asyncio.get_running_loop().time() + ttl_s if ttl_s is not None else 0.0
         if there is None:
-            expires = asyncio.get_running_loop().time() + ttl_s if ttl_s is not None else 0.0
             self.state.values[key] = Value(whole, mark, expires)
+        elif there.expires and (not expires or expires > there.expires):
+            there.expires = expires
         return Stored(key, len(whole), mark)
 
     async def get(self, key: str) -> AsyncIterator[bytes]:
