@@ -90,3 +90,18 @@ async def test_a_network_called_like_what_consul_says_of_sessions() -> None:
         with pytest.raises(Conflict):
             await asyncio.wait_for(registry.put("nodes/n", b"x", expect=0), 3)
         await consul.close()
+
+
+async def test_a_node_that_cannot_be_shown_as_a_service_is_registered(caplog: pytest.LogCaptureFixture) -> None:
+    async with Place() as place:
+        done = b'{"Results": [{"KV": {"Key": "comity/net/reg/nodes/n1", "ModifyIndex": 7}}]}'
+        place.answers = {"/v1/agent/self": SELF, "/v1/txn": (200, {}, done), "/": (500, {}, b"no")}
+        consul = await Consul.open(place.where)
+        registry = await ConsulRegistry.open(consul, "net", create=True)
+        assert await registry.put("nodes/n1", b"here") == 7
+        assert "does not show n1 as a service" in caplog.text
+        place.answers["/v1/txn"] = (500, {}, b"no")
+        with pytest.raises(Unreachable):
+            await registry.put("nodes/n1", b"here")
+        await registry.close()
+        await consul.close()

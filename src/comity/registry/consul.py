@@ -13,10 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator
 
 from comity.consul import CheckFailed, Consul, Entry, is_at, put
-from comity.errors import AccessDenied, Conflict, Disconnected, ForeignData, Indefinite, NotFound, TooLarge, Unreachable
+from comity.errors import (
+    AccessDenied,
+    ComityError,
+    Conflict,
+    Disconnected,
+    ForeignData,
+    Indefinite,
+    NotFound,
+    TooLarge,
+    Unreachable,
+)
 from comity.failpoints import durable
 from comity.model.ids import check_token
 from comity.registry.base import Change, Changes, Listing, Record, check_prefix, split
@@ -30,6 +41,8 @@ WAIT_S = 5.0
 """A watch that hears nothing for so long asks again: so it notices an agent that hangs."""
 MULTIPLIER = 2
 """Consul ends a session so many times its time to live after it was renewed."""
+
+log = logging.getLogger(__name__)
 
 
 class ConsulRegistry:
@@ -102,7 +115,7 @@ class ConsulRegistry:
         return lease
 
     async def _tell(self, key: str, ttl_s: float | None) -> None:
-        """Let others see a node as a service. Without the right to (``agent:write``) nobody does."""
+        """Let others see a node as a service. Without the right to (``agent:write``) nobody does. The record itself is there."""
         kind, node, *rest = split(key)
         if kind != "nodes" or rest or not self._tells:
             return
@@ -114,6 +127,8 @@ class ConsulRegistry:
             await self._consul.write("agent/service/register", shown)
         except AccessDenied:
             self._tells = False
+        except ComityError as error:
+            log.warning("Consul does not show %s as a service: %s", node, error)
 
     async def delete(self, key: str, *, expect: int | None = None) -> None:
         name = self._name(key)
