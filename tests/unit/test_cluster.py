@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from comity.cli.cluster import _since
 from comity.cli.place import Place, take_place
 from comity.cluster import join
 from comity.cluster.config import Cluster, check_listening
@@ -19,7 +20,7 @@ from comity.cluster.forget import Seen, check, find, peer_id, peers
 from comity.cluster.invites import KEPT_S, TTL_S, Token, invite, redeem
 from comity.cluster.join import Identity, JoinEndpoint, ask_to_join
 from comity.cluster.membership import Member, must_be_new
-from comity.cluster.status import Group, Replica, meta_group, servers, survival
+from comity.cluster.status import Group, Replica, Server, meta_group, servers, survival
 from comity.cluster.tls import CertificateAuthority, server_context, server_files
 from comity.config import Settings
 from comity.credentials import Authority
@@ -79,7 +80,9 @@ def test_servers_that_do_not_answer_are_down() -> None:
     }  # fmt: skip
     up, down = servers([ping], ["s-1", "s-2"])
     assert (up.name, up.address, up.up, up.uptime_s) == ("s-1", "127.0.0.1:4222", True, 60.5)
-    assert (down.name, down.up) == ("s-2", False)
+    assert (down.name, down.up, down.uptime_s) == ("s-2", False, None)
+    rows = (up, down, Server("etcd m1", up=True), up._replace(uptime_s=0.0))
+    assert [_since(row._asdict()) for row in rows] == ["1m", "", "", "0s"]
     assert meta_group([ping]) == Group("servers", "s-1", (Replica("s-1", True), Replica("s-2", False, 7, False)))
     assert meta_group([{**ping, "server_name": "s-9"}]) is None
 

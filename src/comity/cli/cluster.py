@@ -226,8 +226,7 @@ def _show(cli: Cli, found: dict[str, Any]) -> None:
     led = f"{found['leader']} {dim('term')} {found['term']}" if found["leader"] else paint("red", "none answers")
     output.facts([("leader", led), ("log at", f"{found['log_head']:,}")])
     print()
-    rows = [(_up(row["up"]), row["name"], row["address"], row["version"], span(row["uptime_s"]) if row["up"] else "")
-            for row in found["servers"]]  # fmt: skip
+    rows = [(_up(row["up"]), row["name"], row["address"], row["version"], _since(row)) for row in found["servers"]]
     output.table(("", "SERVER", "ADDRESS", "VERSION", "UP FOR"), rows, "no server can be seen with these credentials")
     print()
     groups = [(row["name"], row["leader"] or paint("red", "none"), _replicas(row)) for row in found["groups"]]
@@ -244,6 +243,10 @@ def _show(cli: Cli, found: dict[str, Any]) -> None:
         output.say(f"\n{paint('red', '✗')} the copy of {damage.stream} on {known['server']} is damaged at {where}")
     for note in found["notes"]:
         output.note(note)
+
+
+def _since(row: dict[str, Any]) -> str:
+    return span(row["uptime_s"]) if row["up"] and row["uptime_s"] is not None else ""
 
 
 def _up(up: bool | None) -> str:

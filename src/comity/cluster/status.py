@@ -29,11 +29,13 @@ REMOVE_S = 5.0
 
 
 class Server(NamedTuple):
+    """``uptime_s``: None if it does not say."""
+
     name: str
     address: str = ""
     version: str = ""
     up: bool = False
-    uptime_s: float = 0.0
+    uptime_s: float | None = None
 
 
 class Replica(NamedTuple):
