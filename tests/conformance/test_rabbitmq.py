@@ -185,7 +185,7 @@ class TestRabbitBus(BusContract):
         await until(bus, Link.UP)
         await settled(bus, bus)
         await bus.close()
-        with pytest.raises(Unreachable, match="nobody known here vouches"):
+        with pytest.raises(AccessDenied, match="nobody known here vouches"):
             await RabbitBus.connect(address.replace("amqp", "amqps"), process="a", timeout_s=0)
         with pytest.raises(Unreachable):
             await RabbitBus.connect(address, process="a", timeout_s=0)  # in the clear, to where TLS is spoken

@@ -13,7 +13,7 @@ from comity.bus.nats import NatsBus
 from comity.cluster.tls import CertificateAuthority, server_files
 from comity.connect import secured
 from comity.embedded import EmbeddedServer
-from comity.errors import BadSettings, Unreachable
+from comity.errors import AccessDenied, BadSettings, Unreachable
 from conftest import need_server
 
 pytestmark = pytest.mark.server
@@ -51,7 +51,7 @@ async def test_who_knows_the_ca_talks_over_tls(secure: EmbeddedServer) -> None:
 async def test_nobody_is_talked_to_whom_the_ca_does_not_vouch_for(secure: EmbeddedServer, tmp_path: Path) -> None:
     CertificateAuthority.create("main").save(tmp_path / "other")
     for ca in (None, tmp_path / "other" / "tls" / "ca.pem"):
-        with pytest.raises(Unreachable, match="nobody known here vouches for"):
+        with pytest.raises(AccessDenied, match="nobody known here vouches for"):
             await connect(secure, ca, "a")
     (tmp_path / "nonsense").write_text("nonsense")
     for path in (tmp_path / "nonsense", tmp_path / "missing"):

@@ -25,6 +25,10 @@ _DENIED, _LACKING = (403, 530), (404, 405, 406)
 log = logging.getLogger(__name__)
 
 
+class Untrusted(AccessDenied):
+    """Of one server; another one may be."""
+
+
 class Line:
     """``prepare`` makes a connection ready each time, before ``changed(True)``; ``changed(False)`` when it is not of use. What is
     on the line now is ``connection``."""
@@ -51,8 +55,10 @@ class Line:
             try:
                 async with asyncio.timeout_at(until + DIAL_S):
                     await self._dial()
-            except (TimeoutError, Unreachable, Disconnected) as error:
+            except (TimeoutError, Unreachable, Disconnected, Untrusted) as error:
                 if loop.time() + FIRST_WAIT_S > until:
+                    if isinstance(error, Untrusted):
+                        raise
                     why = error.message if isinstance(error, ComityError) else "it does not answer"
                     raise Unreachable(f"no server answers at {self.where.shown}: {why}", servers=self.where.shown) from error
                 await asyncio.sleep(FIRST_WAIT_S)  # a refused connection cannot be awaited
@@ -89,7 +95,7 @@ class Line:
             kind = AccessDenied if error.code in _DENIED else BadSettings if error.code in _LACKING else Unreachable
             return kind(f"{server} refuses {self._title}: {error.text}", servers=self.where.shown)
         if isinstance(error, ssl.SSLCertVerificationError):
-            return Unreachable(f"{server} shows a certificate that nobody known here vouches for: {error.verify_message}")
+            return Untrusted(f"{server} shows a certificate that nobody known here vouches for: {error.verify_message}")
         if isinstance(error, TimeoutError):
             return Unreachable(f"{server} does not answer")
         if isinstance(error, OSError):

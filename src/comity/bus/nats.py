@@ -344,7 +344,7 @@ async def _dial(
                 raise AccessDenied(f"{shown} refuses {process}: {cause}", servers=shown) from error
             if isinstance(cause, ssl.SSLCertVerificationError):
                 message = f"{shown} shows a certificate that nobody known here vouches for (--ca): {cause.verify_message}"
-                raise Unreachable(message, servers=shown) from error
+                raise AccessDenied(message, servers=shown) from error
             if loop.time() + RECONNECT_WAIT_S > until:
                 why = "" if isinstance(cause, errors.NoServersError) else f": {cause}"
                 raise Unreachable(f"no server answers at {shown}{why}", servers=shown) from error
