@@ -210,6 +210,17 @@ class TestReplication:
         assert member.hear("b", append(1, 0, 0, 1)) == [Appended(1, 3)]
         assert member.terms() == [1, 1, 1]
 
+    def test_5_3_what_follows_what_is_committed_is_taken(self) -> None:
+        """Whatever the message begins with: what is committed the leader has, too, and need not be compared."""
+        member = Member()
+        member.hear("b", append(1, 0, 0, 1, 1, commit=2))
+        assert member.hear("b", append(1, 0, 0, 1, 1, 1)) == [Appended(1, 3)]
+        member.step(r.Compact(2, b""))
+        assert member.hear("b", append(1, 0, 0, 1, 1, 1, 1)) == [Appended(1, 4)]
+        assert member.hear("c", append(2, 1, 1, 1, 1, 2)) == [Appended(2, 4)]
+        assert member.terms() == [1, 2]
+        assert member.hear("c", append(2, 0, 0, 1)) == [Appended(2, 4)]
+
     def test_5_3_a_follower_tells_only_what_it_compared(self) -> None:
         """Its log is longer, but the rest may not be the leader's."""
         member = Member(terms=(1, 1, 1))

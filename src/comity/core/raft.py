@@ -273,7 +273,9 @@ class Raft:
         state, log = self.state, self.log
         self._round = max(self._round, message.round)
         if message.after < log.commit:  # what is committed is the leader's, too (leader completeness, 5.4.3)
-            self._verified = max(self._verified, log.commit)
+            known = log.commit - message.after
+            state.merge(message.entries[known:])
+            self._verified = max(self._verified, message.after + max(known, len(message.entries)))
         elif log.term_at(message.after) == message.after_term:
             state.merge(message.entries)
             self._verified = max(self._verified, message.after + len(message.entries))
