@@ -23,6 +23,7 @@ from comity.ports import free_port, greet
 from consuls import Consuls
 from etcds import HOST, Etcds
 from rabbits import Rabbit
+from raft_processes import Rafts
 
 if TYPE_CHECKING:
     from nemesis import Harm, Nemesis
@@ -68,11 +69,11 @@ class Stack(NamedTuple):
     registry: str
 
 
-MAKES: dict[str, Callable[..., Keepers]] = {"etcd": Etcds, "consul": Consuls}
+MAKES: dict[str, Callable[..., Keepers]] = {"etcd": Etcds, "consul": Consuls, "raft": Rafts}
 STACKS = {
     "classic": Stack("rabbitmq", "etcd", "etcd"),
     "etcd": Stack("nats", "etcd", "etcd"),
-    "consul": Stack("nats", "etcd", "consul"),
+    "consul": Stack("rabbitmq", "raft", "consul"),
 }
 
 

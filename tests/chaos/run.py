@@ -179,7 +179,7 @@ def keep(place: Path, report: Path, run: Run) -> None:
             file.write(json.dumps({name: getattr(job, name) for name in job.__struct_fields__}) + "\n")
     if run.problems:
         shutil.copy(place / "runs.txt", report)
-        for path in [*place.glob("etcd/*.log"), *place.glob("consul/*.log"), *place.glob("nats.log")]:
+        for path in [*place.glob("etcd/*.log"), *place.glob("consul/*.log"), *place.glob("raft/*.log"), *place.glob("nats.log")]:
             shutil.copy(path, report)
         for path in place.glob("disk-*/data/server.log"):
             shutil.copy(path, report / f"{path.parent.parent.name}-server.log")
