@@ -425,11 +425,10 @@ def leases_go_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
 
 @plant(controllers=2, torture_s=18.0, faults={"split": 1}, settings={"lease_s": 2.0, "orphan_s": 20.0, "attempt_timeout_s": 20.0})
 def a_guard_believes_a_beacon(patch: pytest.MonkeyPatch) -> None:
-    async def believes(self: Guard, now: float) -> bool:
-        self._lease.confirm(now)
+    async def believes(self: Guard) -> bool:
         return True
 
-    patch.setattr(Guard, "_confirm", believes)
+    patch.setattr(Guard, "_is_held", believes)
 
 
 # Keeping

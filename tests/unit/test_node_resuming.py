@@ -385,17 +385,6 @@ async def test_a_guarded_effect_waits_while_the_node_is_out_of_contact_or_its_le
 
 
 @staged
-async def test_a_guarded_effect_asks_the_log_once_a_lease(stage: Stage) -> None:
-    agent, _paid = payer()
-    _, leader = await stage.started(agent)
-    for number in range(20):
-        leader.assign("pay", task=f"t{number}")
-        assert await leader.done() == "paid"
-    asked = [item for item in leader.all(wire.Ask) if item.what == "lease"]
-    assert len(asked) == 1
-
-
-@staged
 async def test_a_guarded_effect_does_not_happen_once_the_task_may_be_elsewhere(stage: Stage) -> None:
     agent, paid = payer()
     node, leader = await stage.started(agent)

@@ -1,7 +1,8 @@
 """Holds effects back while another node may have been given the task: as long as this one does not hold its lease for sure.
 
 An acknowledged beacon is not enough: a leader that was cut off together with this node acknowledges beacons until it notices. So
-the leader is asked, and answers once the log has confirmed that it leads. What the log said holds nearly as long as a lease.
+the leader is asked each time, and answers once the log has confirmed that it leads. What the log said before counts for nothing: a
+node whose connection ends is given up within a moment, and may be the last to notice.
 """
 
 from __future__ import annotations
@@ -27,24 +28,20 @@ class Guard:
         lease.renewed = self._ring
 
     async def held(self) -> None:
-        """Return while the lease is held."""
-        loop = asyncio.get_running_loop()
-        while not ((in_contact := self._in_contact(now := loop.time())) and now < self._lease.sure_until):
-            if not (in_contact and await self._confirm(now)):
-                await self._renewal()
+        """Return once the log has said, after now, that the lease is held."""
+        while not (self._in_contact() and await self._is_held()):
+            await self._renewal()
 
-    def _in_contact(self, now: float) -> bool:
+    def _in_contact(self) -> bool:
+        now = asyncio.get_running_loop().time()
         return self._known.is_set() and self._bus.link is Link.UP and self._lease.may_begin(now)
 
-    async def _confirm(self, now: float) -> bool:
-        """Have the log say it. False: it does not, or cannot now."""
+    async def _is_held(self) -> bool:
+        """Whether the log says so. False: it does not, or cannot now."""
         try:
-            is_held = await self._holds()
+            return await self._holds()
         except Indefinite:
             return False
-        if is_held:
-            self._lease.confirm(now)
-        return is_held
 
     async def _renewal(self) -> None:
         renewed = asyncio.get_running_loop().create_future()

@@ -31,14 +31,11 @@ class Lease:
         self.leader = ProcessId("")
         self.contact_at = -inf
         self.aside = ""
-        self.sure_until = -inf
-        """Until when no other node is given what this one has: the log itself said so (see ``guarding``)."""
         self.renewed: Callable[[], None] = lambda: None
         """Called whenever a beacon was acknowledged."""
         self._orphan_s = orphan_s
         self._secret = secret
         self._begins_until = -inf
-        self._lease_s = 0.0
         self._sent: dict[int, float] = {}
 
     def beacon(self, now: float) -> int:
@@ -58,7 +55,6 @@ class Lease:
         self.leader = sender
         self.aside = ack.aside
         self.contact_at = max(self.contact_at, sent_at)
-        self._lease_s = ack.lease_s
         self._begins_until = max(self._begins_until, sent_at + ack.lease_s * (1 - MARGIN))
         self.renewed()
         return True
@@ -66,12 +62,7 @@ class Lease:
     def end(self) -> None:
         """Evicted: no acknowledgement of an earlier beacon counts any more."""
         self._sent.clear()
-        self._begins_until = self.sure_until = -inf
-
-    def confirm(self, asked_at: float) -> None:
-        """The log has it so that the lease was held at some time after ``asked_at``: whoever leads then or later waits as long as
-        a lease lasts before it gives away what this node has."""
-        self.sure_until = max(self.sure_until, asked_at + self._lease_s * (1 - MARGIN))
+        self._begins_until = -inf
 
     def may_begin(self, now: float) -> bool:
         return now < self._begins_until

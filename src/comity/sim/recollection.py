@@ -123,9 +123,9 @@ class Recollection:
         if (before[-1].mark if before else None) != (digest(to_json(state)) if state is not None else None):
             raise Misremembered(f"attempt {task}/{epoch} does not resume from the last of {len(before)} checkpoints")
 
-    def guarded(self, task: TaskId, epoch: int) -> None:
-        """An attempt is told that its node holds the lease."""
-        if (task, epoch) in self.lost:
+    def guarded(self, task: TaskId, epoch: int, was_lost: bool) -> None:
+        """An attempt is told that its node holds the lease; ``was_lost``: before it asked."""
+        if was_lost:
             raise Misremembered(f"attempt {task}/{epoch} was told that its node holds the lease, which it had lost")
 
     def answered(self, task: TaskId, name: str, value: Any) -> None:
@@ -167,8 +167,9 @@ class Witness(Attempt):
         return value
 
     async def guard(self) -> None:
+        was_lost = (self.id, self.epoch) in self._judge.lost
         await super().guard()
-        self._tell(self._judge.guarded, self.id, self.epoch)
+        self._tell(self._judge.guarded, self.id, self.epoch, was_lost)
 
     async def checkpoint(self, state: Any) -> None:
         await super().checkpoint(state)
