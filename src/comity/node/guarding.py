@@ -1,7 +1,7 @@
 """Holds effects back while another node may have been given the task: as long as this one does not hold its lease for sure.
 
 An acknowledged beacon is not enough: a leader that was cut off together with this node acknowledges beacons until it notices. So
-the leader is asked each time, and answers once the log has confirmed that it leads. What the log said before counts for nothing: a
+the leader is asked each time, and answers once the log has confirmed that it leads. What it said before counts for nothing: a
 node whose connection ends is given up within a moment, and may be the last to notice.
 """
 
