@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from urllib.parse import urlsplit
 
 
@@ -52,10 +51,12 @@ class Cable:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with contextlib.suppress(OSError):
+        try:
             far_reader, far_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
             self._ends.append(far_writer)
             await asyncio.gather(self._pour(reader, far_writer), self._pour(far_reader, writer))
+        except OSError:
+            writer.transport.abort()  # nobody there: a client that was left to wait would run into its time-out
 
     async def _pour(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         try:
