@@ -27,7 +27,7 @@ from comity.credentials import Authority, Credentials, Role
 from comity.embedded import EmbeddedServer, find_binary
 from comity.errors import ServerFailed
 from etcds import Etcds
-from rabbits import Rabbit
+from rabbits import Rabbits
 
 hypothesis.settings.register_profile("comity", derandomize=True, deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("comity")
@@ -133,9 +133,11 @@ async def etcds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Etcds
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def rabbit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rabbit]:
+async def rabbit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rabbits]:
     """One RabbitMQ for the whole run, which takes seconds to start. Tests that kill or stop one start their own."""
-    started = Rabbit(tmp_path_factory.mktemp("rabbit") / "data", ("a", "b", "c", "m1", "m2", "m3", "k1", "n1", "c1"))
+    started = Rabbits(
+        tmp_path_factory.mktemp("rabbit") / "data", 1, ("a", "b", "c", "m1", "m2", "m3", "k1", "n1", "c1")
+    )
     try:
         await started.start()
         yield started

@@ -1,4 +1,4 @@
-"""A real RabbitMQ for tests: a plain process on free ports of this machine, its data in a folder, to be killed and paused."""
+"""Real servers of RabbitMQ for tests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,18 @@ import psutil
 import pytest
 
 from comity.cluster.tls import CertificateAuthority, server_files
+from comity.credentials import write_private
 from comity.ports import free_port
-from etcds import IN_CI
+from members import HOST, IN_CI, Members
 
-HOST = "127.0.0.1"
 VARIABLE = "COMITY_RABBITMQ_SERVER"
 INSTALL = "sudo apt-get install --no-install-recommends rabbitmq-server"
 EVENTS = "rabbitmq_event_exchange"
+CLUSTER = (
+    "cluster_formation.peer_discovery_backend = classic_config", "cluster_partition_handling = autoheal",
+    "net_ticktime = 5",
+)  # fmt: skip
+"""What docs/backends.md says of clusters."""
 EVERYBODY = {"name": "comity", "password": "shared", "tags": ""}
 """A user that may do everything, for processes that share one."""
 
@@ -64,69 +69,96 @@ def user(process: str, network: str = "main") -> dict[str, list[dict[str, str]]]
     }  # fmt: skip
 
 
-class Rabbit:
-    """A server in ``folder``, with a user of its own for each of ``processes`` and one for all. It can be killed, paused and
-    started again on its data."""
+class Rabbits(Members):
+    """See Members. With a user of its own for each of ``processes``, and one for all."""
 
-    def __init__(self, folder: Path, processes: Sequence[str] = (), plugins: Sequence[str] = (EVENTS,)) -> None:
+    READY_S = 60.0
+
+    def __init__(
+        self, folder: Path, size: int = 1, processes: Sequence[str] = (), plugins: Sequence[str] = (EVENTS,), *,
+        hosts: Sequence[str] = (), within: Sequence[Sequence[str]] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(folder, size, hosts=hosts, within=within)
         self.binary, self._epmd = need_rabbit()
-        self.port, self.tls_port, self._names, self._dist = (free_port(HOST) for _ in range(4))
-        self.tls = server_files(folder / "tls", _authority(folder / "tls"), HOST)
-        self._folder = folder
-        self._server: subprocess.Popen[bytes] | None = None
-        self._name_server: subprocess.Popen[bytes] | None = None
+        self.ports = [free_port(HOST) for _ in range(size)]
+        self.tls_ports = [free_port(HOST) for _ in range(size)]
+        self._dist = [free_port(HOST) for _ in range(size)]
+        self._names = free_port(HOST)
+        self._name_servers: dict[str, subprocess.Popen[bytes]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tls = server_files(folder / "tls", _authority(folder / "tls"), *dict.fromkeys(self.hosts))
+        write_private(folder / ".erlang.cookie", secrets.token_hex(16))
         (folder / "plugins").write_text(f"[{','.join(plugins)}].\n")
         (folder / "definitions.json").write_text(json.dumps(_definitions(processes)))
-        lines = [
-            f"load_definitions = {folder}/definitions.json", f"listeners.tcp.1 = {HOST}:{self.port}",
-            f"listeners.ssl.1 = {HOST}:{self.tls_port}", f"ssl_options.cacertfile = {self.tls.ca}",
+        for n in self._all:
+            (folder / f"m{n}").mkdir()
+            (folder / f"m{n}" / "rabbitmq.conf").write_text("\n".join(self._settings(n)) + "\n")
+
+    def _settings(self, n: int) -> list[str]:
+        alone = [
+            f"load_definitions = {self._folder}/definitions.json", f"listeners.tcp.1 = {self.hosts[n]}:{self.ports[n]}",
+            f"listeners.ssl.1 = {self.hosts[n]}:{self.tls_ports[n]}", f"ssl_options.cacertfile = {self.tls.ca}",
             f"ssl_options.certfile = {self.tls.certificate}", f"ssl_options.keyfile = {self.tls.key}",
         ]  # fmt: skip
-        (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        if len(self._all) == 1:
+            return alone
+        return [
+            *alone, *CLUSTER,
+            *(f"cluster_formation.classic_config.nodes.{k + 1} = {self._name(k)}" for k in self._all),
+        ]  # fmt: skip
 
-    def url(self, process: str = "", port: int = 0) -> str:
-        """Where ``process`` connects as its own user, or whoever as the one for all; at the server's port unless told."""
+    def _name(self, n: int) -> str:
+        return f"r{self.ports[n]}@{self.hosts[n]}"
+
+    @property
+    def port(self) -> int:
+        """Of the only one."""
+        (port,) = self.ports
+        return port
+
+    def url(self, process: str = "", *ports: int) -> str:
+        """Where ``process`` connects as its own user, or whoever as the one for all: to any of them, unless ports of this machine
+        are told."""
         who = f"{process}:{process}-secret" if process else f"{EVERYBODY['name']}:{EVERYBODY['password']}"
-        return f"amqp://{who}@{HOST}:{port or self.port}"
+        there = [(HOST, port) for port in ports] or zip(self.hosts, self.ports, strict=True)
+        return f"amqp://{who}@{','.join(f'{host}:{port}' for host, port in there)}"
 
-    async def start(self) -> None:
-        """Returns once it takes connections."""
-        with (self._folder / "log").open("ab") as log:
-            if self._name_server is None:  # Erlang would start one of its own, and leave it behind
-                words = [self._epmd, "-port", str(self._names), "-address", HOST]
-                self._name_server = subprocess.Popen(words, stdout=log, stderr=log)
-            # A script that starts others: they are signalled together.
-            self._server = subprocess.Popen(
-                [str(self.binary)], stdout=log, stderr=log, env=self._surroundings(), start_new_session=True
-            )
-        async with asyncio.timeout(60):
-            while not await self._answers():
-                if self._server.poll() is not None:
-                    pytest.fail(f"RabbitMQ ended: {(self._folder / 'log').read_text()[-2000:]}")
-                await asyncio.sleep(0.05)
+    def _begin(self, n: int) -> None:
+        host = self.hosts[n]
+        if host not in self._name_servers:  # Erlang would start one of its own, and leave it behind
+            words = [*self._within[n], self._epmd, "-port", str(self._names), "-address", host]
+            with self._log(n).open("ab") as log:
+                self._name_servers[host] = subprocess.Popen(words, stdout=log, stderr=log)
+        super()._begin(n)
 
-    def _surroundings(self) -> dict[str, str]:
-        folder = str(self._folder)
+    def _words(self, n: int) -> list[str]:
+        return [str(self.binary)]
+
+    def _surroundings(self, n: int) -> dict[str, str]:
+        folder, host = str(self._folder / f"m{n}"), self.hosts[n]
         kept: Mapping[str, str] = {name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")}
+        dist = f"-kernel inet_dist_use_interface {{{host.replace('.', ',')}}} +sbwt none"
         return {
             **kept,
-            "HOME": folder,  # for Erlang's cookie
+            "HOME": str(self._folder),  # for Erlang's cookie
             "ERL_EPMD_PORT": str(self._names),
-            "ERL_EPMD_ADDRESS": HOST,
-            "RABBITMQ_NODENAME": f"r{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": str(self._dist),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none",
+            "ERL_EPMD_ADDRESS": host,
+            "RABBITMQ_USE_LONGNAME": "true",
+            "RABBITMQ_NODENAME": self._name(n),
+            "RABBITMQ_DIST_PORT": str(self._dist[n]),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": dist,
             "RABBITMQ_CONF_ENV_FILE": f"{folder}/none",
             "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
-            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
             "RABBITMQ_MNESIA_BASE": folder,
             "RABBITMQ_LOG_BASE": folder,
             "RABBITMQ_PID_FILE": f"{folder}/pid",
         }
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self, n: int) -> bool:
+        """Whether it takes connections."""
         try:
-            reader, writer = await asyncio.open_connection(HOST, self.port)
+            reader, writer = await asyncio.open_connection(self.hosts[n], self.ports[n])
         except OSError:
             return False
         writer.write(b"AMQP\x00\x00\x09\x01")
@@ -137,42 +169,29 @@ class Rabbit:
         finally:
             writer.close()
 
-    def signal(self, signum: signal.Signals) -> None:
-        assert self._server is not None
-        os.killpg(self._server.pid, signum)
-
-    async def control(self, *words: str) -> None:
-        """What an operator does: ``rabbitmqctl WORDS``."""
-        program, node = self.binary.with_name("rabbitmqctl"), f"r{self.port}@localhost"
-        with (self._folder / "log").open("ab") as log:
+    async def control(self, *words: str, n: int = 0) -> str:
+        """What an operator does, ``rabbitmqctl WORDS``, and what it says."""
+        program = self.binary.with_name("rabbitmqctl")
+        arguments = [*self._within[n], str(program), "--longnames", "-n", self._name(n), *words]
+        with self._log(n).open("ab") as log:
             done = await asyncio.create_subprocess_exec(
-                program, "-n", node, *words, stdout=log, stderr=log, env=self._surroundings()
+                *arguments, stdout=subprocess.PIPE, stderr=log, env=self._surroundings(n)
             )
-            assert await done.wait() == 0, words
+            said, _ = await done.communicate()
+        assert done.returncode == 0, words
+        return said.decode()
 
-    async def kill(self) -> None:
-        """As when its machine loses power."""
-        if self._server is not None:
-            # Some are in groups of their own, and end a moment later.
-            own = psutil.Process(self._server.pid).children(recursive=True)
-            self.signal(signal.SIGKILL)
-            await asyncio.to_thread(self._server.wait)
-            await asyncio.to_thread(psutil.wait_procs, own, 20)
-            self._server = None
-
-    async def stop(self) -> None:
-        """As an operator stops it: it tells those who are connected."""
-        assert self._server is not None
-        self.signal(signal.SIGTERM)
-        await asyncio.to_thread(self._server.wait, 60)
-        self._server = None
+    async def _kill(self, n: int) -> None:
+        own = psutil.Process(self.pid(n)).children(recursive=True)
+        await super()._kill(n)
+        await asyncio.to_thread(psutil.wait_procs, own, 20)  # some are in groups of their own, and end a moment later
 
     async def close(self) -> None:
         await self.kill()
-        if self._name_server is not None:
-            self._name_server.kill()
-            await asyncio.to_thread(self._name_server.wait)
-            self._name_server = None
+        for process in self._name_servers.values():
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        self._name_servers.clear()
 
 
 def _authority(folder: Path) -> CertificateAuthority:

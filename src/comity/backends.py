@@ -183,7 +183,19 @@ def public(address: str) -> str:
 
 
 async def told(bus: Bus) -> dict[str, str]:
-    """The doors that lie elsewhere, as a controller tells. Nothing if none answers in time."""
+    """The doors that lie elsewhere, as a controller tells. Nothing if none answers in time, by way of no server: one that is cut
+    off from the others has none."""
+    from comity.bus.straying import moved
+
+    for others in reversed(range(bus.servers)):
+        if (found := await _told(bus)) is not None:
+            return found
+        if others:
+            await moved(bus, TOLD_S)
+    return {}
+
+
+async def _told(bus: Bus) -> dict[str, str] | None:
     from comity.bus.base import to, topic
     from comity.model.codec import from_json
     from comity.model.wire import Answer, Ask, decode, encode
@@ -207,6 +219,6 @@ async def told(bus: Bus) -> dict[str, str]:
         async with asyncio.timeout(TOLD_S):
             return await heard
     except TimeoutError:
-        return {}
+        return None
     finally:
         await cancel()

@@ -11,7 +11,9 @@ from source import ROOT, SRC, imports, module_name, python_files, tree
 
 WORDS = ("comity.errors", "comity.model")
 WRITES = ("comity.failpoints",)
-DOORS = ("comity.bus.base", "comity.bus.outbox", "comity.registry.base", "comity.log.base", "comity.store.base")
+DOORS = (
+    "comity.bus.base", "comity.bus.outbox", "comity.bus.straying", "comity.registry.base", "comity.log.base", "comity.store.base",
+)  # fmt: skip
 FACES = (
     "comity.client", "comity.agent", "comity.handles", "comity.message", "comity.speaking", "comity.talking", "comity.directory",
     "comity.finding",

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import subprocess
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,47 +17,45 @@ from links import EDGE, HUB, Links
 from players import NO_LINKS, Crew, Player
 
 from comity.contexts import Context
-from comity.embedded import find_binary
-from comity.ports import free_port, greet
 from consuls import Consuls
-from etcds import HOST, Etcds
-from rabbits import Rabbit
+from etcds import Etcds
+from members import HOST
+from natses import Natses
+from rabbits import Rabbits
 from raft_processes import Rafts
 
 if TYPE_CHECKING:
     from nemesis import Harm, Nemesis
 
 CONTROLLERS = ("k1", "k2")
-START_S = 30.0
 
 
-class Carrier(Protocol):
-    """The server that carries messages."""
-
-    port: int
-
-    def url(self, process: str = "", port: int = 0) -> str: ...
-    async def start(self) -> None: ...
-    async def kill(self) -> None: ...
-    async def stop(self) -> None: ...
-    async def close(self) -> None: ...
-    def signal(self, signum: signal.Signals) -> None: ...
-
-
-class Keepers(Protocol):
-    """A cluster of servers that keeps the log, the registry, or both."""
+class Servers(Protocol):
+    """A cluster of them."""
 
     hosts: list[str]
     ports: list[int]
 
-    @property
-    def address(self) -> str: ...
     async def start(self, *which: int) -> None: ...
     async def kill(self, *which: int) -> None: ...
     async def stop(self, *which: int) -> None: ...
+    def signal(self, signum: signal.Signals, *which: int) -> None: ...
+
+
+class Carrier(Servers, Protocol):
+    """It carries messages. No server leads the others."""
+
+    def url(self, process: str = "", *ports: int) -> str: ...
+    async def close(self) -> None: ...
+
+
+class Keepers(Servers, Protocol):
+    """It keeps the log, the registry, or both."""
+
+    @property
+    def address(self) -> str: ...
     async def leader(self) -> int: ...
     async def end_leases(self) -> int: ...
-    def signal(self, signum: signal.Signals, *which: int) -> None: ...
 
 
 class Stack(NamedTuple):
@@ -75,44 +72,6 @@ STACKS = {
     "etcd": Stack("nats", "etcd", "etcd"),
     "consul": Stack("rabbitmq", "raft", "consul"),
 }
-
-
-class Nats:
-    """A nats-server that carries messages, and keeps nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port(HOST)
-        self._log = folder / "nats.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def url(self, process: str = "", port: int = 0) -> str:
-        return f"nats://{HOST}:{port or self.port}"
-
-    async def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen([find_binary(), "-a", HOST, "-p", str(self.port)], stdout=log, stderr=log)
-        async with asyncio.timeout(START_S):
-            while not await greet(HOST, self.port):  # noqa: ASYNC110 (it tells nobody)
-                await asyncio.sleep(0.05)
-
-    def signal(self, signum: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(signum)
-
-    async def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-            self._process = None
-
-    async def stop(self) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        await asyncio.to_thread(self._process.wait, START_S)
-        self._process = None
-
-    async def close(self) -> None:
-        await self.kill()
 
 
 class Controller(Player):
@@ -145,9 +104,13 @@ class Foreign:
     def __init__(self, folder: Path, chance: random.Random, links: Links | None, stack: Stack) -> None:
         self.crew = Crew(folder, chance, links)
         self.stack = stack
-        self.bus: Carrier = Rabbit(_made(folder / "rabbit")) if stack.bus == "rabbitmq" else Nats(folder)
         hosts = [links.address[name] for name in MEMBERS] if links is not None else []
         within = [links.within(name) for name in MEMBERS] if links is not None else []
+        place, size = folder / stack.bus, len(MEMBERS)
+        self.bus: Carrier = (
+            Rabbits(place, size, hosts=hosts, within=within) if stack.bus == "rabbitmq"
+            else Natses(place, size, hosts=hosts, within=within, tells=links is not None)
+        )  # fmt: skip
         self.keepers: dict[str, Keepers] = {
             name: MAKES[name](folder / name, len(MEMBERS), hosts=hosts, within=within)
             for name in dict.fromkeys((stack.log, stack.registry))
@@ -168,13 +131,19 @@ class Foreign:
     async def _leave_contexts(self) -> None:
         """How clients and nodes find the network: those at the edge by way of proxies."""
         Context(urls=(self.bus.url(),)).write_local(self.crew.folder / HUB)
-        bus = self.bus.url(port=await self.crew.reach(HOST, self.bus.port))
+        bus = await self._reached(self.bus)
         doors = {}
         for name, keepers in self.keepers.items():
-            ports = [await self.crew.reach(host, port) for host, port in zip(keepers.hosts, keepers.ports, strict=True)]
+            ports = await self._reached(keepers)
             if name == self.stack.registry and self.crew.links is None:
                 doors["registry"] = f"{name}://{','.join(f'{HOST}:{port}' for port in ports)}"
-        Context(urls=(bus,), doors=doors).write_local(self.crew.folder / EDGE)
+        # What runs in a namespace has the servers' own addresses: only there it is the proxies that have them.
+        urls = self.bus.url() if self.crew.links is not None else self.bus.url("", *bus)
+        Context(urls=(urls,), doors=doors).write_local(self.crew.folder / EDGE)
+
+    async def _reached(self, servers: Servers) -> list[int]:
+        """The ports by which proxies pass on to them."""
+        return [await self.crew.reach(host, port) for host, port in zip(servers.hosts, servers.ports, strict=True)]
 
     def harm(self, nemesis: Nemesis) -> Mapping[str, Harm]:
         return ForeignHarm(nemesis, self).kinds()
@@ -189,8 +158,3 @@ class Foreign:
             await keepers.kill()
         await self.bus.close()
         return problems
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder

@@ -13,7 +13,7 @@ from harm_nodes import NodeHarm
 from etcds import Etcds
 
 if TYPE_CHECKING:
-    from foreign import Controller, Foreign, Keepers
+    from foreign import Controller, Foreign, Keepers, Servers
     from nemesis import Harm, Nemesis
 
 LOOK_S = 0.2
@@ -36,21 +36,21 @@ class ForeignHarm:
             "leader killed": self.kill_leader,
             "controller paused": self.pause_leader,
             "controller restarted": self.restart_controller,
-            "bus killed": self.kill_bus,
-            "bus paused": self.pause_bus,
-            "bus restarted": self.restart_bus,
             **nodes.kinds(),
             "node restarted": nodes.restart,
             "lease outlasted": partial(self.outlast_lease, nodes),
             "leases revoked": self.revoke_leases,
         }
+        kinds |= ServerHarm(self._nemesis, self._foreign.stack.bus, self._foreign.bus).kinds()
         for name, keepers in self._foreign.keepers.items():
             kinds |= KeeperHarm(self._nemesis, name, keepers).kinds()
         return {**kinds, **LinkHarm(self._nemesis, self._foreign.crew.links, self._one_that_leads).kinds()}
 
     async def _one_that_leads(self) -> str:
-        """The place of a member that leads its cluster. Members of other clusters may be there too."""
-        name = self._nemesis.chance.choice(sorted(self._foreign.keepers))
+        """The place of a member that leads its cluster, or carries messages. Members of other clusters are there too."""
+        name = self._nemesis.chance.choice([self._foreign.stack.bus, *sorted(self._foreign.keepers)])
+        if name == self._foreign.stack.bus:
+            return self._nemesis.chance.choice(MEMBERS)
         return MEMBERS[await KeeperHarm(self._nemesis, name, self._foreign.keepers[name]).leader()]
 
     # Controllers
@@ -85,26 +85,6 @@ class ForeignHarm:
         await controller.start()
         return controller.name
 
-    # Messages
-
-    async def kill_bus(self) -> str:
-        await self._foreign.bus.kill()
-        await self._nemesis.wait_a_moment()
-        await self._foreign.bus.start()
-        return self._foreign.stack.bus
-
-    async def pause_bus(self) -> str:
-        seconds = self._nemesis.for_a_while()
-        self._foreign.bus.signal(signal.SIGSTOP)
-        await self._nemesis.hold(seconds)
-        self._foreign.bus.signal(signal.SIGCONT)
-        return f"{self._foreign.stack.bus} for {seconds:.1f} s"
-
-    async def restart_bus(self) -> str:
-        await self._foreign.bus.stop()
-        await self._foreign.bus.start()
-        return self._foreign.stack.bus
-
     async def outlast_lease(self, nodes: NodeHarm) -> str:
         """A node stands still until it was given up, and its records were taken out of the registry."""
         return await self._nemesis.paused(nodes.any(), 2 * LEASE_S)
@@ -115,24 +95,73 @@ class ForeignHarm:
         return f"{await _patiently(self._nemesis, keepers.end_leases)} of them"
 
 
-class KeeperHarm:
-    """What befalls one cluster of ``name``."""
+class ServerHarm:
+    """What befalls a cluster of ``name`` whose servers are all alike."""
 
-    def __init__(self, nemesis: Nemesis, name: str, keepers: Keepers) -> None:
+    def __init__(self, nemesis: Nemesis, name: str, servers: Servers) -> None:
         self._nemesis = nemesis
         self._name = name
-        self._keepers = keepers
+        self._servers = servers
 
     def kinds(self) -> Mapping[str, Harm]:
-        kinds: dict[str, Harm] = {}
-        for role, choose in (("leader", self.leader), ("follower", self.follower)):
+        kinds: dict[str, Harm] = {f"all of {self._name} killed": self.kill_all}
+        for role, choose in self.roles().items():
             kinds[f"{self._name} {role} killed"] = partial(self.kill, choose)
             kinds[f"{self._name} {role} paused"] = partial(self.pause, choose)
             kinds[f"{self._name} {role} restarted"] = partial(self.restart, choose)
-        kinds[f"all of {self._name} killed"] = self.kill_all
+        return kinds
+
+    def roles(self) -> Mapping[str, Chooses]:
+        return {"server": self.any}
+
+    async def any(self) -> int:
+        return self._nemesis.chance.randrange(len(MEMBERS))
+
+    async def kill(self, choose: Chooses) -> str:
+        one = await choose()
+        self._nemesis.begins()
+        await self._servers.kill(one)
+        await self._nemesis.wait_a_moment()
+        await self._servers.start(one)
+        return MEMBERS[one]
+
+    async def pause(self, choose: Chooses) -> str:
+        one, seconds = await choose(), self._nemesis.for_a_while()
+        self._nemesis.begins()
+        self._servers.signal(signal.SIGSTOP, one)
+        await self._nemesis.hold(seconds)
+        self._servers.signal(signal.SIGCONT, one)
+        return f"{MEMBERS[one]} for {seconds:.1f} s"
+
+    async def restart(self, choose: Chooses) -> str:
+        one = await choose()
+        self._nemesis.begins()
+        await self._servers.stop(one)
+        await self._servers.start(one)
+        return MEMBERS[one]
+
+    async def kill_all(self) -> str:
+        await self._servers.kill()
+        await self._nemesis.wait_a_moment()
+        await self._servers.start()
+        return " ".join(MEMBERS)
+
+
+class KeeperHarm(ServerHarm):
+    """And a cluster of which one leads."""
+
+    def __init__(self, nemesis: Nemesis, name: str, keepers: Keepers) -> None:
+        super().__init__(nemesis, name, keepers)
+        self._keepers = keepers
+
+    def kinds(self) -> Mapping[str, Harm]:
+        kinds = dict(super().kinds())
         if isinstance(self._keepers, Etcds):
             kinds["past compacted"] = partial(self.compact, self._keepers)
         return kinds
+
+    def roles(self) -> Mapping[str, Chooses]:
+        return {"leader": self.leader, "follower": self.follower}
 
     async def leader(self) -> int:
         """The number of the member that leads; any if nobody does for long."""
@@ -146,35 +175,6 @@ class KeeperHarm:
 
     async def follower(self) -> int:
         return (await self.leader() + self._nemesis.chance.choice([1, 2])) % len(MEMBERS)
-
-    async def kill(self, choose: Chooses) -> str:
-        one = await choose()
-        self._nemesis.begins()
-        await self._keepers.kill(one)
-        await self._nemesis.wait_a_moment()
-        await self._keepers.start(one)
-        return MEMBERS[one]
-
-    async def pause(self, choose: Chooses) -> str:
-        one, seconds = await choose(), self._nemesis.for_a_while()
-        self._nemesis.begins()
-        self._keepers.signal(signal.SIGSTOP, one)
-        await self._nemesis.hold(seconds)
-        self._keepers.signal(signal.SIGCONT, one)
-        return f"{MEMBERS[one]} for {seconds:.1f} s"
-
-    async def restart(self, choose: Chooses) -> str:
-        one = await choose()
-        self._nemesis.begins()
-        await self._keepers.stop(one)
-        await self._keepers.start(one)
-        return MEMBERS[one]
-
-    async def kill_all(self) -> str:
-        await self._keepers.kill()
-        await self._nemesis.wait_a_moment()
-        await self._keepers.start()
-        return " ".join(MEMBERS)
 
     async def compact(self, etcds: Etcds) -> str:
         """Whoever watches is cut off just as what it has not seen yet is forgotten: at one member after the other."""

@@ -76,7 +76,8 @@ def page(run: Run) -> list[str]:
     ]
     for fault, window in zip(run.faults, run.figures.windows, strict=True):
         figures = f"{window.lost_s:.1f} s | {window.late_s:.1f} s | {window.stop_s:.1f} s"
-        lines.append(f"| {fault.began:.1f} s | {fault.kind}: {fault.what} | {fault.ended - fault.began:.1f} s | {figures} |")
+        what = f"{fault.kind}: {fault.what}".replace("|", "\\|")  # a cell's end otherwise
+        lines.append(f"| {fault.began:.1f} s | {what} | {fault.ended - fault.began:.1f} s | {figures} |")
     lines += ["", "| kind | times | submits late, mean | tasks late, mean | longest stop |", "|---|---|---|---|---|"]
     for kind in sorted({window.kind for window in run.figures.windows}):
         mine = [window for window in run.figures.windows if window.kind == kind]

@@ -13,18 +13,18 @@ import psutil
 import pytest
 
 from conftest import need_server
-from etcds import need_server as need_etcd
+from members import need_server as need_etcd
 from rabbits import need_rabbit
 
 RUN = Path(__file__).with_name("run.py")
 LIMIT_S = 240.0
 FOREIGN = {
     "classic": [
-        "bus killed", "etcd leader killed", "leader killed", "partition", "leases revoked", "node killed", "etcd follower paused",
-        "past compacted", "all of etcd killed", "bus paused",
+        "rabbitmq server killed", "etcd leader killed", "leader killed", "partition", "leases revoked", "node killed",
+        "etcd follower paused", "past compacted", "all of etcd killed", "rabbitmq server paused",
     ],
     "etcd": [
-        "etcd leader paused", "controller paused", "one-way partition", "lease outlasted", "bus killed",
+        "etcd leader paused", "controller paused", "one-way partition", "lease outlasted", "all of nats killed",
         "etcd follower restarted", "connections dropped", "past compacted", "all of etcd killed", "controller restarted",
     ],
 }  # fmt: skip

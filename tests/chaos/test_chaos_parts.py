@@ -28,7 +28,7 @@ from comity.model.task import TaskState
 from comity.sim.checkers import End
 from comity.sim.history import History
 from conftest import need_server
-from etcds import need_server as need_etcd
+from members import need_server as need_etcd
 
 TOTALS = {"submitted": 1, "completed": 1, "failed": 0, "canceled": 0}
 
@@ -157,7 +157,8 @@ def test_servers_of_others_have_faults_of_their_own(tmp_path: Path) -> None:
     nemesis = Nemesis(foreign, random.Random(1), lambda: 0.0, 1.0)
     assert nemesis.skipped.keys() == {"partition", "one-way partition"}
     kinds = {"etcd leader paused", "etcd follower killed", "all of etcd killed", "past compacted", "leases revoked"}
-    assert kinds | {"bus killed", "leader killed", "node killed", "nodes cut off"} <= set(nemesis.kinds)
+    kinds |= {"nats server killed", "all of nats killed", "leader killed", "node killed", "nodes cut off"}
+    assert kinds <= set(nemesis.kinds)
 
 
 def test_a_ledger_leaves_out_what_was_not_written_to_its_end(tmp_path: Path) -> None:

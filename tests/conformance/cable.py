@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 
@@ -68,3 +70,14 @@ class Cable:
             pass  # the other direction ends too
         finally:
             target.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def two_ways(url: str) -> AsyncIterator[list[str]]:
+    """Addresses of one server that look like two."""
+    cables = [Cable(url), Cable(url)]
+    for cable in cables:
+        await cable.mend()
+    yield [cable.url for cable in cables]
+    for cable in cables:
+        await cable.cut()

@@ -14,7 +14,7 @@ from pathlib import Path
 import nats
 import pytest
 from bus_contract import SOON_S, BusContract, Inbox, answering, settled
-from cable import Cable
+from cable import Cable, two_ways
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -98,7 +98,7 @@ async def watching(bus: NatsBus) -> None:
     """Return once it sees departures: they have a connection of their own, which comes back by itself."""
     assert bus._departures is not None
     async with asyncio.timeout(SOON_S):
-        while not bus._departures.connection.is_connected:
+        while not bus._departures.connection.is_connected:  # noqa: ASYNC110 (it tells nobody)
             await asyncio.sleep(0.01)
         await bus._departures.connection.flush()
 
@@ -172,6 +172,23 @@ class TestNatsBus(BusContract):
         c = await world.bus("c")
         await c.close()
         assert await gone.until(1) == ["c"]
+
+    async def test_it_goes_to_another_server_when_asked(self, world: NatsWorld) -> None:
+        a, inbox = await world.bus("a"), Inbox()
+        async with two_ways(world.server.url) as ways:
+            options = world.server.authority.mint("node", "b").connect_options()
+            b = await NatsBus.connect(ways, process="b", options=options)
+            await b.subscribe(to("b"), inbox)
+            assert b.servers == 2
+            for turn in range(1, 4):
+                before = b.connection.connected_url
+                b.change_server()
+                await until(b, Link.DOWN)
+                await until(b, Link.UP)
+                assert b.connection.connected_url != before
+                await a.send(to("b"), b"%d" % turn)
+                await inbox.until(turn)
+            await b.close()
 
     async def test_a_socket_that_was_closed_unseen_is_a_lost_connection(
         self, world: NatsWorld, monkeypatch: pytest.MonkeyPatch

@@ -168,7 +168,7 @@ class TestRefusals:
     async def test_a_token_decides_what_one_may(self, tmp_path: Path) -> None:
         acl = {"enabled": True, "default_policy": "deny", "tokens": {"master": "root-token"}}
         servers = Consuls(tmp_path / "guarded", acl=acl, primary_datacenter="dc1")
-        servers._begin(0)
+        await servers.start(wait=False)
         rules = 'key_prefix "comity/" { policy = "write" } session_prefix "" { policy = "write" }'
         policy = {"Name": "registry", "Rules": rules}
 

@@ -15,7 +15,8 @@ from comity.consul import Consul
 from comity.errors import AccessDenied, BadSettings, Unreachable
 from comity.ports import free_port
 from comity.remote.address import Where
-from consuls import HOST, Consuls
+from consuls import Consuls
+from members import HOST
 
 pytestmark = pytest.mark.server
 

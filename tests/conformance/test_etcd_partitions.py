@@ -18,7 +18,8 @@ from comity.errors import Conflict, Indefinite
 from comity.log.etcd import EtcdLog
 from comity.remote import endpoints
 from crossing import Crossing
-from etcds import HOST, Etcds
+from etcds import Etcds
+from members import HOST
 
 __all__ = ["worlds"]
 

@@ -24,7 +24,8 @@ from comity.etcd.wire import put
 from comity.log.etcd import EtcdLog
 from comity.registry.etcd import EtcdRegistry
 from comity.remote.address import Where
-from etcds import HOST, Etcds
+from etcds import Etcds
+from members import HOST
 
 __all__ = ["guarded", "one"]
 pytestmark = pytest.mark.server

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from bus_contract import SOON_S, BusContract, Inbox, answering, settled
-from cable import Cable
+from cable import Cable, two_ways
 from pamqp import commands
 from pamqp import frame as frames
 
@@ -19,13 +19,13 @@ from comity.amqp.connection import ASKING, Connection, Properties, Refusal, pack
 from comity.bus.base import EVERYONE, LEADER, Bus, Link, any_of, to, topic
 from comity.bus.rabbitmq import RabbitBus
 from comity.errors import AccessDenied, BadSettings, Disconnected, Unreachable
-from rabbits import Rabbit
+from rabbits import Rabbits
 
 
 class RabbitWorld:
     """Buses of processes with a user each, each behind a cable of its own."""
 
-    def __init__(self, rabbit: Rabbit) -> None:
+    def __init__(self, rabbit: Rabbits) -> None:
         self.rabbit = rabbit
         self._cables: dict[Bus, Cable] = {}
 
@@ -60,7 +60,13 @@ async def until(bus: Bus, link: Link) -> None:
     await states.when(lambda: bus.link is link)
 
 
-async def bare(rabbit: Rabbit, process: str = "") -> Connection:
+def far_port(bus: RabbitBus) -> int:
+    transport = bus._line.connection._transport
+    assert transport is not None
+    return int(transport.get_extra_info("peername")[1])
+
+
+async def bare(rabbit: Rabbits, process: str = "") -> Connection:
     """A client that follows no rule of ours, as the user of a process, or the one that many share."""
     where = Where.parse(rabbit.url(process))
     made = Connection()
@@ -69,7 +75,7 @@ async def bare(rabbit: Rabbit, process: str = "") -> Connection:
 
 
 @pytest.fixture
-async def world(rabbit: Rabbit) -> AsyncIterator[RabbitWorld]:
+async def world(rabbit: Rabbits) -> AsyncIterator[RabbitWorld]:
     world = RabbitWorld(rabbit)
     yield world
     await world.close()
@@ -98,7 +104,7 @@ class TestRabbitBus(BusContract):
 
     # Rights
 
-    async def test_who_has_no_rights_is_told(self, rabbit: Rabbit) -> None:
+    async def test_who_has_no_rights_is_told(self, rabbit: Rabbits) -> None:
         host = f"127.0.0.1:{rabbit.port}"
         for address in (f"amqp://a:wrong@{host}", f"amqp://nobody:x@{host}", f"{rabbit.url('a')}/elsewhere"):
             with pytest.raises(AccessDenied, match=host) as denied:
@@ -159,7 +165,7 @@ class TestRabbitBus(BusContract):
         await rogue.close()
         await shared.close()
 
-    async def test_what_the_server_refuses_of_a_channel_leaves_the_others(self, rabbit: Rabbit) -> None:
+    async def test_what_the_server_refuses_of_a_channel_leaves_the_others(self, rabbit: Rabbits) -> None:
         connection = await bare(rabbit)
         for _ in range(3):
             with pytest.raises(Refusal) as refusal:
@@ -170,8 +176,8 @@ class TestRabbitBus(BusContract):
 
     # TLS
 
-    async def test_who_knows_the_ca_talks_over_tls_and_others_do_not(self, rabbit: Rabbit) -> None:
-        address = rabbit.url("a", rabbit.tls_port)
+    async def test_who_knows_the_ca_talks_over_tls_and_others_do_not(self, rabbit: Rabbits) -> None:
+        address = rabbit.url("a", rabbit.tls_ports[0])
         bus = await RabbitBus.connect(f"{address}?ca={rabbit.tls.ca}", process="a", timeout_s=SOON_S)
         inbox = Inbox()
         await bus.subscribe(to("a"), inbox)
@@ -238,20 +244,47 @@ class TestRabbitBus(BusContract):
 
     async def test_a_queue_that_somebody_deletes_is_made_again(self, world: RabbitWorld) -> None:
         x = await world.bus("x", shared=True)
-        inbox = Inbox()
+        inbox, states, nobody = Inbox(), Inbox(), Inbox()
         await x.subscribe(any_of("crew2"), inbox)
+        x.on_state(states)
+        x.on_unreachable(nobody)
         other = await bare(world.rabbit)
         await other.ask(ASKING, commands.Queue.Delete(0, "cy.main.any.crew2"))
+        async with asyncio.timeout(SOON_S):
+            while not inbox.items:  # the rest of the bus goes on meanwhile
+                sent = len(nobody.items)
+                await x.send(any_of("crew2"), b"1")
+                await asyncio.wait([asyncio.ensure_future(inbox.until(1)), asyncio.ensure_future(nobody.until(sent + 1))],
+                                   return_when=asyncio.FIRST_COMPLETED)
+        assert states.items == []
+        await other.ask(ASKING, commands.Queue.Delete(0, x._queue))
         await until(x, Link.DOWN)
         await until(x, Link.UP)
-        await x.send(any_of("crew2"), b"1")
-        await inbox.until(1)
+        await x.send(any_of("crew2"), b"2")
+        await inbox.until(2)
         await other.close()
 
-    async def test_who_cannot_hear_events_sees_no_departures(self, rabbit: Rabbit) -> None:
+    async def test_who_cannot_hear_events_sees_no_departures(self, rabbit: Rabbits) -> None:
         bus = await RabbitBus.connect(f"{rabbit.url()}?events=nowhere", process="a", departures=True)
         assert not bus.on_departure(Inbox())
         await bus.close()
+
+    async def test_it_goes_to_another_server_when_asked(self, world: RabbitWorld, rabbit: Rabbits) -> None:
+        a, inbox = await world.bus("a"), Inbox()
+        async with two_ways(rabbit.url()) as ways:
+            address = rabbit.url("b", *(urlsplit(way).port or 0 for way in ways))
+            b = await RabbitBus.connect(address, process="b", timeout_s=SOON_S)
+            await b.subscribe(to("b"), inbox)
+            assert b.servers == 2
+            for turn in range(1, 4):
+                before = far_port(b)
+                b.change_server()
+                await until(b, Link.DOWN)
+                await until(b, Link.UP)
+                assert far_port(b) != before
+                await a.send(to("b"), b"%d" % turn)
+                await inbox.until(turn)
+            await b.close()
 
     # Who is no server
 
@@ -263,7 +296,7 @@ class TestRabbitBus(BusContract):
         assert "secret" not in str(error.value)
         assert time.monotonic() - begin < 2
 
-    async def test_one_of_several_servers_is_enough(self, rabbit: Rabbit, free_port: Callable[[], int]) -> None:
+    async def test_one_of_several_servers_is_enough(self, rabbit: Rabbits, free_port: Callable[[], int]) -> None:
         address = f"{rabbit.url('a')},127.0.0.1:{free_port()}"
         bus = await RabbitBus.connect(address, process="a", timeout_s=SOON_S)
         for _ in range(4):

@@ -15,7 +15,7 @@ from comity.amqp.connection import SILENT_S
 from comity.bus.base import Bus, Link, any_of, to
 from comity.bus.rabbitmq import RabbitBus
 from comity.errors import Disconnected
-from rabbits import Rabbit
+from rabbits import Rabbits
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 LONG_S = 60.0
@@ -31,14 +31,14 @@ async def until(link: Link, *buses: Bus) -> None:
                 await changed.wait()
 
 
-async def pair(rabbit: Rabbit) -> tuple[RabbitBus, RabbitBus]:
+async def pair(rabbit: Rabbits) -> tuple[RabbitBus, RabbitBus]:
     a, b = [await RabbitBus.connect(rabbit.url(name), process=name, departures=True, timeout_s=LONG_S) for name in "ab"]
     return a, b
 
 
 @pytest.fixture
-async def mortal(tmp_path: Path) -> AsyncIterator[Rabbit]:
-    rabbit = Rabbit(tmp_path / "rabbit", ("a", "b", "c"))
+async def mortal(tmp_path: Path) -> AsyncIterator[Rabbits]:
+    rabbit = Rabbits(tmp_path / "rabbit", 1, ("a", "b", "c"))
     try:
         await rabbit.start()
         yield rabbit
@@ -47,7 +47,7 @@ async def mortal(tmp_path: Path) -> AsyncIterator[Rabbit]:
 
 
 @pytest.mark.timeout(180)
-async def test_the_server_is_killed_and_comes_back(mortal: Rabbit) -> None:
+async def test_the_server_is_killed_and_comes_back(mortal: Rabbits) -> None:
     a, b = await pair(mortal)
     inbox, group, gone = Inbox(), Inbox(), Inbox()
     tasks: list[asyncio.Task[None]] = []
@@ -82,7 +82,7 @@ async def test_the_server_is_killed_and_comes_back(mortal: Rabbit) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_a_server_that_is_paused_is_left_in_time(rabbit: Rabbit) -> None:
+async def test_a_server_that_is_paused_is_left_in_time(rabbit: Rabbits) -> None:
     a, b = await pair(rabbit)
     inbox = Inbox()
     await b.subscribe(to("b"), inbox)
@@ -106,7 +106,7 @@ async def test_a_server_that_is_paused_is_left_in_time(rabbit: Rabbit) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_a_server_short_of_memory_takes_nothing_and_nobody_hangs(rabbit: Rabbit) -> None:
+async def test_a_server_short_of_memory_takes_nothing_and_nobody_hangs(rabbit: Rabbits) -> None:
     a, b = await pair(rabbit)
     inbox = Inbox()
     await b.subscribe(to("b"), inbox)

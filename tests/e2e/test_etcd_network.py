@@ -74,7 +74,7 @@ async def test_a_network_on_etcd_outlives_its_servers_and_its_own_end(trio: Etcd
     done = user.comity("doctor")
     verdicts = sorted(check["verdict"] for check in done.json["checks"] if check["check"] == "etcd")
     assert (done.code, verdicts.count("wrong")) == (1, 1)
-    await trio.start(*(n for n in range(3) if trio._processes[n] is None))
+    await trio.start(*(n for n in range(3) if not trio.runs(n)))
 
     assert up.stop() == 0
     again, facts = user.up()  # it remembers where its log is

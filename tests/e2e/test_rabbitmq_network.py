@@ -11,7 +11,7 @@ import pytest
 from terminal import Terminal, terminal
 
 from etcds import Etcds
-from rabbits import Rabbit
+from rabbits import Rabbits
 
 pytestmark = pytest.mark.server
 
@@ -40,8 +40,8 @@ async def linger(folder: str) -> str:
 
 
 @pytest.fixture
-async def mortal(tmp_path: Path) -> AsyncIterator[Rabbit]:
-    own = Rabbit(tmp_path / "rabbit")
+async def mortal(tmp_path: Path) -> AsyncIterator[Rabbits]:
+    own = Rabbits(tmp_path / "rabbit")
     try:
         await own.start()
         yield own
@@ -63,7 +63,7 @@ def add(user: Terminal, a: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_network_on_rabbitmq_and_etcd_outlives_nodes_and_the_server(
-    etcds: Etcds, mortal: Rabbit, user: Terminal
+    etcds: Etcds, mortal: Rabbits, user: Terminal
 ) -> None:
     places = ["--log", etcds.address, "--registry", etcds.address, "--store", f"file://{user.folder}/store"]
     up, facts = user.up("--bus", mortal.url(), "--network", "town", *places)
@@ -105,7 +105,7 @@ async def test_a_network_on_rabbitmq_and_etcd_outlives_nodes_and_the_server(
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-async def test_each_process_has_a_user_of_its_own(etcds: Etcds, rabbit: Rabbit, user: Terminal) -> None:
+async def test_each_process_has_a_user_of_its_own(etcds: Etcds, rabbit: Rabbits, user: Terminal) -> None:
     def own(process: str) -> str:
         return f"{rabbit.url(process)}?own=1"
 

@@ -16,7 +16,7 @@ import comity
 from comity.ports import free_port
 from conftest import need_server
 from consuls import Consuls
-from rabbits import Rabbit
+from rabbits import Rabbits
 
 pytestmark = pytest.mark.server
 
@@ -252,7 +252,7 @@ async def test_a_network_with_a_member_of_its_own_carries_on_after_a_kill(user: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, tmp_path: Path, rabbit: Rabbit) -> None:
+async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, tmp_path: Path, rabbit: Rabbits) -> None:
     consuls = Consuls(tmp_path / "consul")
     await consuls.start()
     try:

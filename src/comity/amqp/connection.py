@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
     """One connection. Set what is to be called, then ``open`` it.
 
     ``took``: a message came; ``returned``: nobody could get it; ``refused``: the server does not let this process publish there;
+    ``canceled``: the server ended the subscription to a queue, which was deleted, moved or is away with a server of a cluster;
     ``blocked``: the server is short of memory or disk and takes nothing (True), or does again; ``lost``: it is over.
     """
 
@@ -67,6 +68,7 @@ class Connection(asyncio.Protocol):
         self.took: Take = _nothing
         self.returned: Take = _nothing
         self.refused: Callable[[Refusal], None] = _nothing
+        self.canceled: Callable[[str], None] = self._abandon
         self.blocked: Callable[[bool], None] = _nothing
         self.is_blocked = False
         self.lost: Callable[[Exception | None], None] = _nothing
@@ -292,7 +294,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(frame, commands.Channel.Close):
             self._on_channel_closed(channel, _refusal(frame))
         elif isinstance(frame, commands.Basic.Cancel):
-            self.abort(Disconnected("the server ended a subscription: its queue was deleted, or moved"))
+            self.canceled(str(frame.consumer_tag))
         elif isinstance(frame, commands.Connection.Blocked | commands.Connection.Unblocked):
             self.is_blocked = isinstance(frame, commands.Connection.Blocked)
             self.blocked(self.is_blocked)
@@ -302,6 +304,9 @@ class Connection(asyncio.Protocol):
                 answer.set_result(frame)
         else:
             raise ValueError(f"{frame.name} was not asked for")
+
+    def _abandon(self, queue: str) -> None:
+        self.abort(Disconnected(f"the server ended the subscription to {queue}: it was deleted, or moved"))
 
     def _on_channel_closed(self, channel: int, refusal: Refusal) -> None:
         self._content.pop(channel, None)

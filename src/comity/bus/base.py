@@ -113,6 +113,15 @@ class Bus(Protocol):
         False if this bus (or its credentials) cannot see that."""
         ...
 
+    @property
+    def servers(self) -> int:
+        """How many servers this process knows of, by any of which it may be connected."""
+        ...
+
+    def change_server(self) -> None:
+        """Connect by way of another of them, as after a lost connection."""
+        ...
+
     async def close(self) -> None:
         """Flush what was sent, then leave. Idempotent."""
         ...

@@ -37,6 +37,8 @@ class _Tcp(TcpTransport):
 class Connection(Client):
     """See the module. A subscription's callback must not wait for anything that comes by this connection."""
 
+    _moving: asyncio.Task[None]
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         # The original hands it to a queue and a task for each subscription: one more turn of the loop for each message.
         subscription = self._subs.get(sid)
@@ -78,6 +80,15 @@ class Connection(Client):
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
+    @property
+    def servers_known(self) -> int:
+        """Those named and those that the servers told of."""
+        return len(self._server_pool)
+
+    def change_server(self) -> None:
+        """As if the connection had broken."""
+        self._moving = asyncio.get_running_loop().create_task(self.force_reconnect())
+
     async def _attempt_reconnect(self) -> None:
         # What was not written yet must not be sent late, and who waits for an answer of the lost server waits in vain.
         self._pending.clear()
@@ -90,7 +101,8 @@ class Connection(Client):
         if type(self._transport) is _Tcp:
             self._transport.abort()
         if self._current_server is not None:
-            self._current_server.reconnects += 1  # whoever has just failed is tried after the others
+            # Whoever has just failed is tried after all others.
+            self._current_server.reconnects = 1 + max(server.reconnects for server in self._server_pool)
         await super()._attempt_reconnect()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:

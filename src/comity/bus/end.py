@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
@@ -37,9 +38,9 @@ class Request:
             self.answer.set_exception(error)
 
 
-class BusEnd:
+class BusEnd(ABC):
     """``faults`` counts what went wrong beside the calls: ``denied`` (the server refused something), ``forged`` (nobody vouches
-    for the sender). A subclass ends a subscription in ``_leave``."""
+    for the sender)."""
 
     def __init__(self, process: ProcessId, network: str) -> None:
         self.process = ProcessId(check_token(process, "process id"))
@@ -93,8 +94,9 @@ class BusEnd:
             del self._receivers[address]
             await self._leave(address)
 
+    @abstractmethod
     async def _leave(self, address: Address) -> None:
-        raise NotImplementedError
+        """End the subscription to ``address``, which nobody receives any more."""
 
     def _take(self, address: Address, delivery: Delivery) -> None:
         for receive in self._receivers.get(address, ()):

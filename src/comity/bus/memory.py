@@ -88,6 +88,13 @@ class MemoryBus:
     def link(self) -> Link:
         return self._link
 
+    @property
+    def servers(self) -> int:
+        return 1
+
+    def change_server(self) -> None:
+        """There is no other."""
+
     async def subscribe(self, address: Address, receive: Receive) -> Cancel:
         split(address)
         self._need_link()

@@ -194,6 +194,13 @@ class NatsBus(BusEnd):
         if self._link is not Link.UP or not self.connection.is_connected:
             raise Disconnected(f"{self.process} is not connected to the bus{self._why}")
 
+    @property
+    def servers(self) -> int:
+        return self.connection.servers_known
+
+    def change_server(self) -> None:
+        self.connection.change_server()
+
     async def close(self) -> None:
         if self._closing:
             return

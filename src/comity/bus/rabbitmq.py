@@ -15,6 +15,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from pamqp import commands
@@ -23,7 +24,7 @@ from pamqp.base import Frame
 from comity.amqp.address import Where
 from comity.amqp.connection import ASKING, CONSUMING, Connection, Properties, Refusal, packed
 from comity.amqp.line import Line
-from comity.bus.base import Address, Cancel, Delivery, Link, Receive, split
+from comity.bus.base import Address, Cancel, Delivery, Link, Receive, any_of, split
 from comity.bus.end import BusEnd
 from comity.errors import AccessDenied, BadInput, ComityError, Disconnected, TooLarge, Unreachable
 from comity.model.ids import ProcessId
@@ -34,6 +35,7 @@ STALE_MS = 1000
 UNUSED_MS = 60_000
 EVENTS = "amq.rabbitmq.event"
 """The exchange of the plugin rabbitmq_event_exchange."""
+JOIN_AGAIN_S = 0.2
 _DENIED, _GONE = 403, 404
 _TRIES = 5
 
@@ -55,6 +57,7 @@ class RabbitBus(BusEnd):
         self._line = Line(where, self.process, self._prepare, self._turned)
         self._plain = packed(Properties(user_id=self.user))
         self._departures: _Departures | None = None
+        self._joining: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def connect(
@@ -94,6 +97,7 @@ class RabbitBus(BusEnd):
         connection.took = self._on_message
         connection.returned = self._on_returned
         connection.refused = self._on_refused
+        connection.canceled = partial(self._on_canceled, connection)
         exchange = commands.Exchange.Declare(0, self._exchange, "topic", durable=True)
         try:  # to see that it is there needs no right to make it
             await connection.ask(ASKING, commands.Exchange.Declare(0, self._exchange, "topic", passive=True))
@@ -111,7 +115,12 @@ class RabbitBus(BusEnd):
                 connection.tell(ASKING, commands.Queue.Bind(0, self._queue, self._exchange, key, nowait=True))
         for address in wanted:
             if address.startswith("any/"):
-                await self._join(connection, address)
+                try:
+                    await self._join(connection, address)
+                except Refusal as error:
+                    if error.code != _GONE:
+                        raise
+                    self._join_later(connection, address)
         await connection.ask(ASKING, commands.Queue.Bind(0, self._queue, self._exchange, keys[0]))
         for address in wanted:
             if address not in self._receivers:
@@ -129,6 +138,38 @@ class RabbitBus(BusEnd):
                     raise
         await connection.ask(CONSUMING, commands.Basic.Consume(0, queue, queue, no_ack=True))
         await connection.ask(ASKING, commands.Queue.Bind(0, queue, self._exchange, _binding(address)))
+
+    def _join_later(self, connection: Connection, address: Address) -> None:
+        """A group's queue lies on one server of a cluster, and is away with it: all else goes on."""
+        task = asyncio.get_running_loop().create_task(self._keep_joining(connection, address))
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
+    async def _keep_joining(self, connection: Connection, address: Address) -> None:
+        while True:
+            async with self._changing:  # nobody ends it meanwhile
+                if address not in self._receivers or not connection.is_open:
+                    return
+                try:
+                    await self._join(connection, address)
+                except Refusal as error:
+                    if error.code != _GONE:
+                        connection.abort(error)
+                        return
+                except Disconnected:
+                    return
+                else:
+                    return
+            await asyncio.sleep(JOIN_AGAIN_S)  # nobody tells when it is back
+
+    def _on_canceled(self, connection: Connection, queue: str) -> None:
+        group = queue.removeprefix(f"{self._exchange}.any.")
+        if group == queue:
+            connection.abort(
+                Disconnected("the server ended the subscription to this process's own queue: it was deleted")
+            )
+        else:
+            self._join_later(connection, any_of(group))
 
     def _group(self, address: Address) -> str:
         return f"{self._exchange}.any.{split(address)[1]}"
@@ -201,6 +242,13 @@ class RabbitBus(BusEnd):
         if self._link is not Link.UP or not self._line.connection.is_open:
             raise Disconnected(f"{self.process} is not connected to the bus{self._line.why}")
 
+    @property
+    def servers(self) -> int:
+        return len(self._line.where.hosts)
+
+    def change_server(self) -> None:
+        self._line.connection.abort(Disconnected("it goes to another server"))
+
     # What comes
 
     async def close(self) -> None:
@@ -210,6 +258,8 @@ class RabbitBus(BusEnd):
         if self._departures is not None:
             await self._departures.line.close()
         await self._line.close()
+        if self._joining:
+            await asyncio.wait(self._joining)
         self._change(Link.CLOSED)
 
     def _on_message(self, key: str, properties: Properties, data: bytes) -> None:

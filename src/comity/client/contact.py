@@ -19,6 +19,7 @@ import msgspec
 
 from comity.bus.base import LEADER, Bus, Link
 from comity.bus.outbox import Outbox
+from comity.bus.straying import Straying
 from comity.client.timers import Alarm, Timers
 from comity.errors import ComityError, ForeignData
 from comity.model.ids import ProcessId
@@ -60,6 +61,8 @@ class Contact:
         self._rng = rng
         self._fail = fail
         self._loop = asyncio.get_running_loop()
+        self._straying = Straying(bus)
+        self._lost_at = self._loop.time()
         self.is_up = False
         self.leader = ProcessId("")
         self.term = -1
@@ -111,11 +114,13 @@ class Contact:
         """Make sure of the leader. ``lost``: what was sent before may have reached nobody."""
         self._all_lost = self._all_lost or lost
         if self._retry is None and self._ended is None:
+            self._lost_at = self._loop.time() if self.is_up else self._lost_at
             self.is_up = False
             self._pause_s = FIRST_RETRY_S
             self._ask()
 
     def _ask(self) -> None:
+        self._straying.look(self._lost_at)
         number = self._rng.getrandbits(53)
         while len(self._asked) >= HELLOS_KEPT:
             del self._asked[next(iter(self._asked))]

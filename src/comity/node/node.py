@@ -22,6 +22,7 @@ import structlog
 from comity.agent import Agent
 from comity.bus.base import EVERYONE, LEADER, Bus, Cancel, Delivery, Link, to
 from comity.bus.outbox import Outbox
+from comity.bus.straying import Straying
 from comity.client.client import Client
 from comity.client.sightings import TOPICS
 from comity.config import Settings
@@ -85,7 +86,7 @@ class Node:
         self.failure: Exception | None = None
         """A fault of ours that keeps the node from its work: whoever runs it stops it."""
         self.failed, self._ready = asyncio.Event(), asyncio.Event()
-        self.outbox = Outbox(bus)
+        self.outbox, self._straying = Outbox(bus), Straying(bus)
         self.lease = Lease(settings.orphan_s, lambda: rng.getrandbits(53))
         self.client = Client(bus, registry, store, settings, wall=wall, rng=rng, outbox=self.outbox)
         self.pools = Pools()
@@ -103,8 +104,7 @@ class Node:
         )  # fmt: skip
         self.announcer = Announcer(self.node, registry, self.record, self._fail)
         self._loop, self._measure = asyncio.get_running_loop(), measure
-        self._about = about or NodeRecord(id=self.node, incarnation=0)
-        self._started_at = int(wall() * 1000)
+        self._about, self._started_at = about or NodeRecord(id=self.node, incarnation=0), int(wall() * 1000)
         self._controls = Control(self)
         self._cancels: list[Cancel] = []
         self._held: list[tuple[float, wire.Item, ProcessId]] = []
@@ -125,8 +125,7 @@ class Node:
             self.node, self._agents.get, self.messages, calls, store, lambda item: self.outbox.post(LEADER, item),
             lambda: self.incarnation, timeout_s=self.settings.attempt_timeout_s,
         )  # fmt: skip
-        self._probing = Probing(self.outbox.post, self.client.handle)
-        self._soon_s = SOON_S
+        self._probing, self._soon_s = Probing(self.outbox.post, self.client.handle), SOON_S
         self._on: dict[type, Callable[[Any, ProcessId], None]] = {
             wire.Run: self._run,
             wire.Stop: lambda item, sender: self.attempts.stop(item),
@@ -480,6 +479,7 @@ class Node:
             if self.attempts.running and self.lease.is_orphan(now):
                 self.attempts.hand_back(f"node {self.node} was out of contact for too long", 0.0)
             self._beacon()  # whatever becomes of what follows, it is known that we live
+            self._straying.look(self.lease.contact_at)
             self.attempts.repeat(all_of_it=False)
             self.mail.repeat(all_of_it=False)
 

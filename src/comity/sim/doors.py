@@ -43,6 +43,13 @@ class SimBus:
     def link(self) -> Link:
         return self.inner.link
 
+    @property
+    def servers(self) -> int:
+        return self.inner.servers
+
+    def change_server(self) -> None:
+        self.inner.change_server()
+
     async def subscribe(self, address: Address, receive: Receive) -> Cancel:
         return await self.inner.subscribe(address, receive)
 

@@ -1,0 +1,78 @@
+"""Whoever is connected to a server that is well, but cut off from the others, finds its way to those."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from terminal import Terminal, terminal
+
+import comity
+from comity.bus.straying import STRAY_S
+from conftest import need_server
+from crossing import Crossing
+from etcds import Etcds
+from natses import Natses
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+AGENT = """
+from comity import Agent
+
+agent = Agent("adder")
+
+
+@agent.capability
+async def add(a: int, b: int) -> int:
+    return a + b
+"""
+
+
+@pytest.fixture
+async def user(tmp_path: Path) -> AsyncIterator[Terminal]:
+    with terminal(tmp_path) as user:
+        (tmp_path / "adder.py").write_text(AGENT)
+        yield user
+
+
+@pytest.fixture
+async def crossing() -> AsyncIterator[Crossing]:
+    made = Crossing(2)
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, crossing: Crossing) -> AsyncIterator[Natses]:
+    need_server()
+    servers = Natses(tmp_path / "pair", 2, dialed=crossing.ports)
+    await crossing.start(servers.peers, servers.pid)
+    await servers.start()
+    yield servers
+    await servers.close()
+
+
+@pytest.mark.timeout(120)
+async def test_nodes_and_clients_leave_a_server_that_is_cut_off(
+    pair: Natses, crossing: Crossing, etcds: Etcds, user: Terminal
+) -> None:
+    near, far = pair.url("", pair.ports[0]), pair.url("", pair.ports[1])
+    here, at = ["--network", "split"], f"{etcds.address}/split"
+    places = ["--log", at, "--registry", at, "--store", f"file://{user.folder}/store"]
+    up = user.start("up", "--connect", near, "--http-port", "0", *here, *places)
+    assert up.json()["durability"] == "verified"
+    node = user.node("adder.py", "--name", "n1", "--connect", far, *here)
+    async with comity.connect(far, network="split") as net:
+        assert await (await net.submit("add", {"a": 1, "b": 1})).result(30) == 2
+        crossing.cut_off(1)
+        began = time.monotonic()
+        assert await (await net.submit("add", {"a": 2, "b": 1})).result(30) == 3
+        assert time.monotonic() - began < 3 * STRAY_S
+        each = user.each(*(["submit", "add", f'{{"a": {n}, "b": 1}}', "--connect", f"{near},{far}", *here] for n in range(4)))
+        assert [(done.code, done.json) for done in each] == [(0, n + 1) for n in range(4)]
+        crossing.heal()
+        assert await (await net.submit("add", {"a": 3, "b": 1})).result(30) == 4
+    assert node.stop() == 0
+    assert up.stop() == 0

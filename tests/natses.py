@@ -1,0 +1,48 @@
+"""Servers of NATS that carry messages and keep nothing, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from comity.embedded import find_binary
+from comity.ports import free_port, greet
+from members import HOST, Members
+
+
+class Natses(Members):
+    """See Members. ``dialed``: the ports at which each is dialed by the others, if not those at which it listens. ``tells``:
+    clients hear of the other servers."""
+
+    def __init__(
+        self, folder: Path, size: int = 1, *,
+        hosts: Sequence[str] = (), within: Sequence[Sequence[str]] = (), dialed: Sequence[int] = (),
+        tells: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(folder, size, hosts=hosts, within=within)
+        self.ports = [free_port(HOST) for _ in range(size)]
+        self.peers = [free_port(HOST) for _ in range(size)]
+        self._dialed = list(dialed) or self.peers
+        self._tells = tells
+
+    def url(self, process: str = "", *ports: int) -> str:
+        """Of all, unless ports of this machine are told. Nobody needs a name."""
+        there = [(HOST, port) for port in ports] or zip(self.hosts, self.ports, strict=True)
+        return ",".join(f"nats://{host}:{port}" for host, port in there)
+
+    def _words(self, n: int) -> list[str]:
+        alone = [find_binary(), "-a", self.hosts[n], "-p", str(self.ports[n])]
+        if len(self._all) == 1:
+            return alone
+        dialed = [f"{host}:{port}" for host, port in zip(self.hosts, self._dialed, strict=True)]
+        return [
+            *alone, *([] if self._tells else ["--no_advertise"]), "--cluster_name", "main", "--cluster", f"nats://{self.hosts[n]}:{self.peers[n]}",
+            "--cluster_advertise", dialed[n],
+            "--routes", ",".join(f"nats://{other}" for k, other in enumerate(dialed) if k != n),
+        ]  # fmt: skip
+
+    async def _is_ready(self, n: int) -> bool:
+        return bool(await greet(self.hosts[n], self.ports[n]))
+
+    async def close(self) -> None:
+        await self.kill()
