@@ -6,30 +6,21 @@ import asyncio
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from terminal import Terminal, terminal
+from adding import add, user
+from terminal import Terminal
 
 import comity
 from comity.embedded import find_binary
-from conftest import need_server
 from consuls import Consuls
 from etcds import Etcds
 
+__all__ = ["user"]
+
 pytestmark = pytest.mark.server
-
-AGENT = """
-from comity import Agent
-
-agent = Agent("adder")
-
-
-@agent.capability
-async def add(a: int, b: int) -> int:
-    return a + b
-"""
 
 
 @pytest.fixture
@@ -38,18 +29,6 @@ async def trio(tmp_path: Path) -> AsyncIterator[Etcds]:
     await servers.start()
     yield servers
     await servers.kill()
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[Terminal]:
-    need_server()
-    with terminal(tmp_path) as user:
-        (tmp_path / "adder.py").write_text(AGENT)
-        yield user
-
-
-def add(user: Terminal, a: int, *where: str) -> None:
-    assert user.ok("submit", "add", f'{{"a": {a}, "b": 1}}', *where).json == a + 1
 
 
 @pytest.mark.slow

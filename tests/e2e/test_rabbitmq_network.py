@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from terminal import Terminal, terminal
+from adding import add, user
+from terminal import Terminal
 
 from etcds import Etcds
 from rabbits import Rabbits
 
+__all__ = ["user"]
+
 pytestmark = pytest.mark.server
-
-AGENT = """
-import asyncio
-from pathlib import Path
-
-from comity import Agent
-
-agent = Agent("adder")
-
-
-@agent.capability
-async def add(a: int, b: int) -> int:
-    return a + b
-
-
-@agent.capability
-async def linger(folder: str) -> str:
-    with open(f"{folder}/attempts", "a") as file:
-        file.write("x")
-    while not Path(folder, "go").exists():
-        await asyncio.sleep(0.02)
-    return "done"
-"""
 
 
 @pytest.fixture
@@ -47,17 +27,6 @@ async def mortal(tmp_path: Path) -> AsyncIterator[Rabbits]:
         yield own
     finally:
         await own.close()
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[Terminal]:
-    with terminal(tmp_path) as user:
-        (tmp_path / "adder.py").write_text(AGENT)
-        yield user
-
-
-def add(user: Terminal, a: int) -> None:
-    assert user.ok("submit", "add", f'{{"a": {a}, "b": 1}}').json == a + 1
 
 
 @pytest.mark.slow

@@ -5,43 +5,21 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from adding import add, user
 from raft_members import RaftMembers
-from terminal import Terminal, terminal
+from terminal import Terminal
 
 import comity
 from comity.ports import free_port
-from conftest import need_server
 from consuls import Consuls
 from rabbits import Rabbits
 
+__all__ = ["user"]
+
 pytestmark = pytest.mark.server
-
-AGENT = """
-from comity import Agent
-
-agent = Agent("adder")
-
-
-@agent.capability
-async def add(a: int, b: int) -> int:
-    return a + b
-"""
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[Terminal]:
-    need_server()
-    with terminal(tmp_path) as user:
-        (tmp_path / "adder.py").write_text(AGENT)
-        yield user
-
-
-def add(user: Terminal, a: int, *where: str) -> None:
-    assert user.ok("submit", "add", f'{{"a": {a}, "b": 1}}', *where).json == a + 1
 
 
 def refusal(user: Terminal, *words: str) -> tuple[str, str, dict[str, object]]:

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from terminal import Terminal, terminal
+from adding import user
+from terminal import Terminal
 
 import comity
 from comity.bus.straying import STRAY_S
@@ -16,25 +17,9 @@ from crossing import Crossing
 from etcds import Etcds
 from natses import Natses
 
+__all__ = ["user"]
+
 pytestmark = [pytest.mark.server, pytest.mark.slow]
-
-AGENT = """
-from comity import Agent
-
-agent = Agent("adder")
-
-
-@agent.capability
-async def add(a: int, b: int) -> int:
-    return a + b
-"""
-
-
-@pytest.fixture
-async def user(tmp_path: Path) -> AsyncIterator[Terminal]:
-    with terminal(tmp_path) as user:
-        (tmp_path / "adder.py").write_text(AGENT)
-        yield user
 
 
 @pytest.fixture
