@@ -16,6 +16,7 @@ from pamqp import frame as frames
 
 from comity.amqp.address import Where
 from comity.amqp.connection import ASKING, Connection, Properties, Refusal, packed
+from comity.bus import rabbitmq
 from comity.bus.base import EVERYONE, LEADER, Bus, Link, any_of, to, topic
 from comity.bus.rabbitmq import RabbitBus
 from comity.errors import AccessDenied, BadSettings, Disconnected, Unreachable
@@ -257,12 +258,67 @@ class TestRabbitBus(BusContract):
                 await asyncio.wait([asyncio.ensure_future(inbox.until(1)), asyncio.ensure_future(nobody.until(sent + 1))],
                                    return_when=asyncio.FIRST_COMPLETED)
         assert states.items == []
-        await other.ask(ASKING, commands.Queue.Delete(0, x._queue))
+        x._line.connection.forget(ASKING, commands.Queue.Delete(0, x._queue))  # nobody else may
         await until(x, Link.DOWN)
         await until(x, Link.UP)
         await x.send(any_of("crew2"), b"2")
         await inbox.until(2)
         await other.close()
+
+    async def test_a_group_that_is_joined_again_as_its_queue_goes_is_joined_once(self, world: RabbitWorld) -> None:
+        """A second consumer of one name would end the connection."""
+        x = await world.bus("x", shared=True)
+        inbox, states = Inbox(), Inbox()
+        cancel = await x.subscribe(any_of("crew3"), Inbox())
+        x.on_state(states)
+        other = await bare(world.rabbit)
+        async with x._changing:
+            ending = asyncio.create_task(cancel())
+            beginning = asyncio.create_task(x.subscribe(any_of("crew3"), inbox))
+            await asyncio.sleep(0)
+            await other.ask(ASKING, commands.Queue.Delete(0, "cy.main.any.crew3"))
+            async with asyncio.timeout(SOON_S):
+                while not x._joining:  # noqa: ASYNC110 (it tells nobody)
+                    await asyncio.sleep(0)
+        await asyncio.gather(ending, beginning)
+        await asyncio.wait(x._joining)
+        await x.send(any_of("crew3"), b"1")
+        await inbox.until(1)
+        assert states.items == []
+        await other.close()
+
+    async def test_a_group_that_is_away_disturbs_no_other(self, world: RabbitWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = await world.bus("x", shared=True)
+        groups = [any_of(name) for name in ("away", "b", "c", "d", "e")]
+        inboxes = {group: Inbox() for group in groups}
+        for group, inbox in inboxes.items():
+            await x.subscribe(group, inbox)
+
+        def missing(name: str, *, exclusive: bool = False, durable: bool = False) -> commands.Queue.Declare:
+            if name.endswith(".away"):
+                asked.append(x.link)
+                return commands.Queue.Declare(0, name, passive=True)
+            return declared(name, exclusive=exclusive, durable=durable)
+
+        declared, states, asked = rabbitmq._queue, Inbox(), list[Link]()
+        with monkeypatch.context() as away:
+            away.setattr(rabbitmq, "_queue", missing)
+            dialed = x._line._turn
+            x.change_server()
+            await until(x, Link.DOWN)
+            await until(x, Link.UP)
+            x.on_state(states)
+            assert x._line._turn == dialed + 1
+            assert asked.count(Link.DOWN) == rabbitmq._TRIES  # else it would end what is asked for the others
+            for group in groups[1:]:
+                await x.send(group, b"1")
+                await inboxes[group].until(1)
+            with pytest.raises(Unreachable):
+                await x.request(groups[0], b"1", SOON_S)
+        await asyncio.wait(x._joining)
+        await x.send(groups[0], b"2")
+        await inboxes[groups[0]].until(1)
+        assert states.items == []
 
     async def test_who_cannot_hear_events_sees_no_departures(self, rabbit: Rabbits) -> None:
         bus = await RabbitBus.connect(f"{rabbit.url()}?events=nowhere", process="a", departures=True)

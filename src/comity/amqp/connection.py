@@ -71,6 +71,7 @@ class Connection(asyncio.Protocol):
         self.canceled: Callable[[str], None] = self._abandon
         self.blocked: Callable[[bool], None] = _nothing
         self.is_blocked = False
+        self.consumed: set[str] = set()
         self.lost: Callable[[Exception | None], None] = _nothing
         self.server: dict[str, Any] = {}
         self.error: Exception | None = None
@@ -152,6 +153,12 @@ class Connection(asyncio.Protocol):
     async def ask(self, channel: int, frame: Frame) -> None:
         """Returns once it is done. Raises Refusal (then the channel is open anew), Disconnected."""
         await self._ask(channel, frames.marshal(frame, channel), Frame)
+
+    async def consume(self, queue: str) -> None:
+        """``took`` is told what comes to ``queue``. A second time would end the connection: that is not asked."""
+        if queue not in self.consumed:
+            self.consumed.add(queue)  # before the answer: the subscription may end in the same moment
+            await self.ask(CONSUMING, commands.Basic.Consume(0, queue, queue, no_ack=True))
 
     def tell(self, channel: int, frame: Frame) -> None:
         """What has no answer."""
@@ -294,6 +301,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(frame, commands.Channel.Close):
             self._on_channel_closed(channel, _refusal(frame))
         elif isinstance(frame, commands.Basic.Cancel):
+            self.consumed.discard(str(frame.consumer_tag))
             self.canceled(str(frame.consumer_tag))
         elif isinstance(frame, commands.Connection.Blocked | commands.Connection.Unblocked):
             self.is_blocked = isinstance(frame, commands.Connection.Blocked)

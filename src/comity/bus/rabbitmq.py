@@ -107,7 +107,7 @@ class RabbitBus(BusEnd):
             await connection.ask(ASKING, exchange)
         self._queue = f"{self._exchange}.q.{self.process}.{secrets.token_hex(6)}"
         await connection.ask(ASKING, _queue(self._queue, exclusive=True))
-        await connection.ask(CONSUMING, commands.Basic.Consume(0, self._queue, self._queue, no_ack=True))
+        await connection.consume(self._queue)
         wanted = list(self._receivers)  # some may end meanwhile
         keys = [f"re.{self.process}.*", *map(_binding, wanted)]
         for key in keys:
@@ -124,7 +124,7 @@ class RabbitBus(BusEnd):
         await connection.ask(ASKING, commands.Queue.Bind(0, self._queue, self._exchange, keys[0]))
         for address in wanted:
             if address not in self._receivers:
-                connection.forget(*self._end(address))
+                connection.forget(*self._end(connection, address))
 
     async def _join(self, connection: Connection, address: Address) -> None:
         """Take part in a group's queue, which goes with its last member. Raises Refusal, Disconnected."""
@@ -136,7 +136,7 @@ class RabbitBus(BusEnd):
             except Refusal as error:  # it went in between
                 if error.code != _GONE or turn == _TRIES - 1:
                     raise
-        await connection.ask(CONSUMING, commands.Basic.Consume(0, queue, queue, no_ack=True))
+        await connection.consume(queue)
         await connection.ask(ASKING, commands.Queue.Bind(0, queue, self._exchange, _binding(address)))
 
     def _join_later(self, connection: Connection, address: Address) -> None:
@@ -150,17 +150,22 @@ class RabbitBus(BusEnd):
             async with self._changing:  # nobody ends it meanwhile
                 if address not in self._receivers or not connection.is_open:
                     return
-                try:
-                    await self._join(connection, address)
-                except Refusal as error:
-                    if error.code != _GONE:
-                        connection.abort(error)
-                        return
-                except Disconnected:
-                    return
-                else:
+                # While it is being prepared nothing else is asked: a refusal would end what is asked at the same time.
+                if connection is self._line.connection and await self._has_joined(connection, address):
                     return
             await asyncio.sleep(JOIN_AGAIN_S)  # nobody tells when it is back
+
+    async def _has_joined(self, connection: Connection, address: Address) -> bool:
+        """Or need not any more."""
+        try:
+            await self._join(connection, address)
+        except Disconnected:
+            return True
+        except Refusal as error:
+            if error.code == _GONE:
+                return False
+            connection.abort(error)
+        return True
 
     def _on_canceled(self, connection: Connection, queue: str) -> None:
         group = queue.removeprefix(f"{self._exchange}.any.")
@@ -189,7 +194,7 @@ class RabbitBus(BusEnd):
                         await connection.ask(ASKING, bind)
                 except BaseException as error:
                     del self._receivers[address]
-                    connection.forget(*self._end(address))
+                    connection.forget(*self._end(connection, address))
                     if isinstance(error, Refusal):
                         kind_of = AccessDenied if error.code == _DENIED else Disconnected
                         raise kind_of(f"{self.process} cannot listen at {address}: {error}", address=address) from error
@@ -198,14 +203,16 @@ class RabbitBus(BusEnd):
 
     async def _leave(self, address: Address) -> None:
         if self._link is Link.UP:
+            connection = self._line.connection
             try:
-                await self._line.connection.ask(*self._end(address))
+                await connection.ask(*self._end(connection, address))
             except (Disconnected, Refusal) as error:
                 log.debug("%s: a subscription ended with its connection: %s", self.process, error)
 
-    def _end(self, address: Address) -> tuple[int, Frame]:
+    def _end(self, connection: Connection, address: Address) -> tuple[int, Frame]:
         """What ends a subscription, and on which channel."""
         if address.startswith("any/"):
+            connection.consumed.discard(self._group(address))
             return CONSUMING, commands.Basic.Cancel(self._group(address))
         return ASKING, commands.Queue.Unbind(0, self._queue, self._exchange, _binding(address))
 
@@ -344,7 +351,7 @@ class _Departures:
         await connection.ask(ASKING, _queue(queue, exclusive=True))
         for event in ("queue.created", "queue.deleted"):
             await connection.ask(ASKING, commands.Queue.Bind(0, queue, EVENTS, event))
-        await connection.ask(CONSUMING, commands.Basic.Consume(0, queue, queue, no_ack=True))
+        await connection.consume(queue)
 
     def _on_event(self, key: str, properties: Properties, data: bytes) -> None:
         headers = cast("dict[str, Any]", properties.headers or {})
