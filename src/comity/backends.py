@@ -36,6 +36,8 @@ SCHEMES = {
 WITHOUT_HTTP = ("file", "s3", "raft", "rafts")
 TOLD_S = 1.0
 """A controller that is there answers sooner."""
+MOVED_S = 15.0
+"""Servers that do not answer cost two seconds each, until the one that was left is taken again."""
 
 
 class Elsewhere:
@@ -191,7 +193,7 @@ async def told(bus: Bus) -> dict[str, str]:
         if (found := await _told(bus)) is not None:
             return found
         if others:
-            await moved(bus, TOLD_S)
+            await moved(bus, MOVED_S)
     return {}
 
 

@@ -1,15 +1,15 @@
-"""A process that hears no leader goes to each other server once, and no more."""
+"""A process that hears no leader goes to each other server, and again ever more seldom; one that is well stays."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
 import pytest
 
-from comity.bus import straying
 from comity.bus.base import Link
 from comity.bus.memory import MemoryBus, MemoryNetwork
-from comity.bus.straying import Straying, moved
+from comity.bus.straying import ASKED, ROUNDS, STRAY_S, Straying, moved
 from comity.errors import Disconnected
 from comity.model.ids import ProcessId
 
@@ -27,32 +27,72 @@ class OneOfThree(MemoryBus):
         self.asked += 1
 
 
-async def test_each_other_server_is_tried_once_until_a_leader_was_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(straying, "STRAY_S", 0.0)
-    network = MemoryNetwork()
-    bus = OneOfThree(network, ProcessId("p"))
-    one = Straying(bus)
-    for _ in range(5):
-        one.look(-inf)
-    assert bus.asked == 2
-    one.look(one._loop.time())
-    one.look(-inf)
-    assert bus.asked == 4
-    network.disconnect(bus.process)
-    assert bus.link is Link.DOWN
-    one.look(one._loop.time())
-    assert bus.asked == 4
+class Clock:
+    """A loop's time, as told."""
+
+    now = 100.0
+
+    def time(self) -> float:
+        return self.now
 
 
-async def test_a_leader_that_was_heard_lately_is_waited_for() -> None:
-    bus = OneOfThree(MemoryNetwork(), ProcessId("p"))
-    one = Straying(bus)
-    one.look(-inf)  # it has just connected
-    one._up_at = -inf
-    one.look(one._loop.time() - straying.STRAY_S + 1)
-    assert bus.asked == 0
-    one.look(one._loop.time() - straying.STRAY_S - 1)
-    assert bus.asked == 1
+class Walk:
+    """A process that asks every ``every_s``, and hears what ``heard`` says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.network = MemoryNetwork()
+        self.bus = OneOfThree(self.network, ProcessId("p"))
+        self.clock = Clock()
+        self.straying = Straying(self.bus)
+        monkeypatch.setattr(self.straying, "_loop", self.clock)
+        self.straying._moved_at = self.straying._since = self.clock.now
+
+    def go(self, seconds: float, every_s: float, heard: Callable[[float], float] = lambda _now: -inf) -> int:
+        """How often it moved."""
+        before, until = self.bus.asked, self.clock.now + seconds
+        while self.clock.now < until:
+            self.clock.now += every_s
+            self.straying.look(heard(self.clock.now))
+        return self.bus.asked - before
+
+
+@pytest.fixture
+async def walk(monkeypatch: pytest.MonkeyPatch) -> Walk:
+    return Walk(monkeypatch)
+
+
+async def test_each_other_server_is_tried_once_then_again_ever_more_seldom(walk: Walk) -> None:
+    assert walk.go(STRAY_S - 0.5, 0.5) == 0
+    assert walk.go(STRAY_S + 0.5, 0.5) == 2
+    assert walk.go(2 * STRAY_S - 0.5, 0.5) == 0
+    assert walk.go(2 * STRAY_S + 0.5, 0.5) == 2
+    walk.go(10_000, 0.5)
+    longest = STRAY_S * 2**ROUNDS
+    assert walk.go(10 * longest, 0.5) == 10  # and never less
+    heard_at = walk.clock.now
+    assert walk.go(0.5, 0.5, lambda _now: heard_at) == 0
+    assert walk.go(2 * STRAY_S, 0.5, lambda _now: heard_at) == 2
+
+
+async def test_whoever_is_heard_stays_however_seldom_that_is(walk: Walk) -> None:
+    every_s = 2 * STRAY_S
+    assert walk.go(20 * every_s, every_s, lambda now: now - every_s) == 0
+    assert walk.go(ASKED * every_s, every_s) == 1
+
+
+async def test_a_process_that_stood_still_listens_first(walk: Walk) -> None:
+    assert walk.go(STRAY_S, 0.5, lambda now: now - 0.5) == 0
+    heard_at = walk.clock.now - 0.5
+    walk.clock.now += 10 * STRAY_S
+    walk.straying.look(heard_at)
+    assert walk.bus.asked == 0
+    assert walk.go(STRAY_S, 0.5, lambda now: now - 0.5) == 0
+
+
+async def test_one_that_is_not_connected_has_nothing_to_leave(walk: Walk) -> None:
+    walk.network.disconnect(walk.bus.process)
+    assert walk.bus.link is Link.DOWN
+    assert walk.go(10 * STRAY_S, 0.5) == 0
 
 
 async def test_who_is_taken_by_no_other_server_is_told() -> None:

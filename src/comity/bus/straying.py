@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 
 from comity.bus.base import Bus, Link
 from comity.errors import Disconnected
 
 STRAY_S = 5.0
-"""Longer than a lease. To move costs a moment, and nothing if nobody leads anywhere."""
+"""Longer than the usual lease. To move costs a moment, and nothing if nobody leads anywhere."""
+ASKED = 3
+"""And so often the leader was asked in vain: beacons may be seldom, and a process that stood still has not listened."""
+ROUNDS = 4
+"""Each round among the servers has twice the patience of the one before, so often."""
 
 
 class Straying:
-    """``look`` at it now and then. Each of the other servers is tried once: where all are well and nobody leads, none helps."""
+    """``look`` at it after each question to the leader. Each of the other servers is tried once, then again, ever more seldom:
+    where all are well and nobody leads, none helps; and the one that would have may have been tried too early."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._loop = asyncio.get_running_loop()
-        self._moves = 0
-        self._moved_at = self._up_at = self._loop.time()
+        self._heard_at = -inf
+        self._moves = self._asked = 0
+        self._moved_at = self._since = self._loop.time()
         bus.on_state(self._on_state)
 
     def _on_state(self, link: Link) -> None:
         if link is Link.UP:
-            self._up_at = self._loop.time()
+            self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._asked = self._loop.time(), 0
 
     def look(self, heard_at: float) -> None:
         """Whoever leads was heard ``heard_at``, in the loop's time, and not since."""
-        now = self._loop.time()
-        if heard_at > self._moved_at:
-            self._moves = 0
-        if now - max(heard_at, self._up_at) < STRAY_S or self._bus.link is not Link.UP:
+        if heard_at > self._heard_at:
+            self._heard_at = heard_at
+            self._moves = 0 if heard_at > self._moved_at else self._moves
+            self._begin()
+        self._asked += 1
+        others, now = self._bus.servers - 1, self._loop.time()
+        if not others or self._bus.link is not Link.UP or self._asked <= ASKED:
             return
-        if self._moves < self._bus.servers - 1:
+        if now - self._since >= STRAY_S * 2 ** min(self._moves // others, ROUNDS):
             self._moves += 1
             self._moved_at = now
+            self._begin()
             self._bus.change_server()
 
 

@@ -50,10 +50,10 @@ class Hello(msgspec.Struct):
 
 class Contact:
     """See the module. ``is_up``: in touch. ``fail`` is told if another network answers where ours was.
-    Invariant: ``term`` never falls."""
+    ``strays``: it goes to another server where nobody leads. Invariant: ``term`` never falls."""
 
     def __init__(
-        self, bus: Bus, outbox: Outbox, timers: Timers, rng: Random, fail: Callable[[ComityError], None]
+        self, bus: Bus, outbox: Outbox, timers: Timers, rng: Random, fail: Callable[[ComityError], None], *, strays: bool = True
     ) -> None:
         self._bus = bus
         self._outbox = outbox
@@ -61,7 +61,7 @@ class Contact:
         self._rng = rng
         self._fail = fail
         self._loop = asyncio.get_running_loop()
-        self._straying = Straying(bus)
+        self._straying = Straying(bus) if strays else None
         self._lost_at = self._loop.time()
         self.is_up = False
         self.leader = ProcessId("")
@@ -120,7 +120,8 @@ class Contact:
             self._ask()
 
     def _ask(self) -> None:
-        self._straying.look(self._lost_at)
+        if self._straying is not None:
+            self._straying.look(self._lost_at)
         number = self._rng.getrandbits(53)
         while len(self._asked) >= HELLOS_KEPT:
             del self._asked[next(iter(self._asked))]

@@ -44,7 +44,8 @@ FIRST_LOOK_S = 1.0
 
 
 class Exchange:
-    """Hosted (``outbox`` given): the process's node passes on what arrives. Else it subscribes for itself."""
+    """Hosted (``outbox`` given): the process's node passes on what arrives, and goes to another server if need be. Else it
+    subscribes, and goes, for itself."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Exchange:
         self.turns = Turns(self.loop)
         self.directory = Directory(registry, self.loop.time)
         self.finding = Finding(self.directory, self.ask, self.loop.time)
-        self.contact = Contact(bus, self.outbox, self.timers, rng, self.fail)
+        self.contact = Contact(bus, self.outbox, self.timers, rng, self.fail, strays=not self.is_hosted)
         self.calls = Calls(self.contact, self.outbox, self.timers, rng)
         self.outcomes = Outcomes(self.contact, self.timers, self.turns)
         self.submissions = Submissions(self.contact, self.outcomes, self.timers, self.turns, rng.random)
