@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from math import inf
+from random import Random
 
 import pytest
 
+from comity import backends
+from comity.bus import straying
 from comity.bus.base import Link
 from comity.bus.memory import MemoryBus, MemoryNetwork
+from comity.bus.outbox import Outbox
 from comity.bus.straying import ASKED, ROUNDS, STRAY_S, Straying, moved
+from comity.client import Client
+from comity.config import Settings
 from comity.errors import Disconnected
 from comity.model.ids import ProcessId
+from comity.registry.memory import MemoryRegistry, MemoryRegistryState
+from comity.store.memory import MemoryStore, MemoryStoreState
 
 
 class OneOfThree(MemoryBus):
@@ -93,6 +102,39 @@ async def test_one_that_is_not_connected_has_nothing_to_leave(walk: Walk) -> Non
     walk.network.disconnect(walk.bus.process)
     assert walk.bus.link is Link.DOWN
     assert walk.go(10 * STRAY_S, 0.5) == 0
+
+
+async def test_whoever_asks_where_the_doors_are_asks_by_way_of_each_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "TOLD_S", 0.05)
+    network = MemoryNetwork()
+
+    class Moving(OneOfThree):
+        def change_server(self) -> None:
+            """It takes longer than a controller's answer may."""
+            super().change_server()
+            network.disconnect(self.process)
+            asyncio.get_running_loop().call_later(0.1, network.reconnect, self.process)
+
+    bus = Moving(network, ProcessId("p"))
+    assert await backends.told(bus) == {}
+    assert (bus.asked, bus.link) == (2, Link.UP)
+    await bus.close()
+
+
+async def test_a_client_within_a_node_leaves_it_to_the_node_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(straying, "STRAY_S", 0.0)
+    monkeypatch.setattr(straying, "ASKED", 0)
+    asked = []
+    for is_hosted in (True, False):
+        bus = OneOfThree(MemoryNetwork(), ProcessId("p"))
+        client = Client(
+            bus, MemoryRegistry(MemoryRegistryState()), MemoryStore(MemoryStoreState()), Settings(),
+            wall=lambda: 0.0, rng=Random(1), outbox=Outbox(bus) if is_hosted else None,
+        )  # fmt: skip
+        await client.open()
+        asked.append(bus.asked)
+        await client.close()
+    assert asked == [0, 1]
 
 
 async def test_who_is_taken_by_no_other_server_is_told() -> None:
