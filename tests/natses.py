@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 from comity.embedded import find_binary
 from comity.ports import free_port, greet
-from members import HOST, Members
+from members import HOST, LOOK_S, Members
 
 
 class Natses(Members):
@@ -43,6 +44,13 @@ class Natses(Members):
 
     async def _is_ready(self, n: int) -> bool:
         return bool(await greet(self.hosts[n], self.ports[n]))
+
+    async def until_met(self) -> None:
+        """All know of one another, and tell clients."""
+        async with asyncio.timeout(self.READY_S):
+            for host, port in zip(self.hosts, self.ports, strict=True):
+                while len((await greet(host, port) or {}).get("connect_urls", ())) < len(self._all):  # noqa: ASYNC110 (it tells nobody)
+                    await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
         await self.kill()

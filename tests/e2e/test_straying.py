@@ -34,9 +34,12 @@ async def pair(tmp_path: Path, crossing: Crossing) -> AsyncIterator[Natses]:
     need_server()
     servers = Natses(tmp_path / "pair", 2, dialed=crossing.ports)
     await crossing.start(servers.peers, servers.pid)
-    await servers.start()
-    yield servers
-    await servers.close()
+    try:
+        await servers.start()
+        await servers.until_met()
+        yield servers
+    finally:
+        await servers.close()
 
 
 @pytest.mark.timeout(120)
