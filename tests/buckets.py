@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib.util
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
 from http.client import HTTPConnection
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 BUCKET = "backups"
 
 
-@contextmanager
+@contextlib.contextmanager
 def bucket_server() -> Iterator[str]:
     """Its address; "" if there is none here. In CI there must be."""
     if any(importlib.util.find_spec(name) is None for name in ("moto", "obstore", "flask_cors")):
@@ -58,3 +59,21 @@ def surround(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     known = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "REGION": "us-east-1"}
     for name, value in known.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+
+
+@contextlib.asynccontextmanager
+async def refusing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Server]:
+    """A server that lets nobody do anything, as the place where buckets are."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    surround(monkeypatch, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    yield server
+    server.close()
+    await server.wait_closed()

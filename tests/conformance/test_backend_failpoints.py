@@ -23,8 +23,10 @@ from comity import failpoints
 from comity.errors import BadSettings, Conflict, Indefinite, Unreachable
 from comity.etcd.client import Etcd
 from comity.failpoints import POINTS, SIMULATED, WRITES
+from comity.log.base import Log
 from comity.log.etcd import EtcdLog
 from comity.log.jetstream import JetStreamLog
+from comity.registry.base import Registry
 from comity.registry.etcd import EtcdRegistry
 from comity.registry.jetstream import JetStreamRegistry
 from comity.remote.address import Where
@@ -111,7 +113,11 @@ async def doors(real_network: RealNetwork) -> AsyncIterator[Doors]:
 async def log(doors: Doors, twice: Twice) -> None:
     await twice(lambda: _opened(JetStreamLog, doors))
     log = await JetStreamLog.open(doors.nc, doors.network, create=True)
+    await _append_and_trim(log, twice)
+    await log.close()
 
+
+async def _append_and_trim(log: Log, twice: Twice) -> None:
     async def append() -> None:
         try:
             await log.append(b"one", 0)
@@ -122,7 +128,6 @@ async def log(doors: Doors, twice: Twice) -> None:
     await log.append(b"two", 1)
     await twice(lambda: log.trim(1))
     assert await log.bounds() == (2, 2)
-    await log.close()
 
 
 async def _opened(kind: type[JetStreamLog], doors: Doors) -> None:
@@ -131,12 +136,16 @@ async def _opened(kind: type[JetStreamLog], doors: Doors) -> None:
 
 async def registry(doors: Doors, twice: Twice) -> None:
     registry = await JetStreamRegistry.open(doors.nc, doors.network, create=True)
+    await _put_and_delete(registry, twice)
+    await registry.close()
+
+
+async def _put_and_delete(registry: Registry, twice: Twice) -> None:
     await twice(lambda: registry.put("nodes/c1", b"record"))
     found = await registry.get("nodes/c1")
     assert found is not None and found.value == b"record"
     await twice(lambda: registry.delete("nodes/c1"))
     assert await registry.get("nodes/c1") is None
-    await registry.close()
 
 
 async def store(doors: Doors, twice: Twice) -> None:
@@ -157,24 +166,8 @@ async def in_etcd(connection: Etcd, twice: Twice) -> None:
     await twice(lambda: EtcdLog.open(connection, token, create=True, network_id="id"))
     log = await EtcdLog.open(connection, token, create=True, network_id="id")
     registry = await EtcdRegistry.open(connection, token, create=True, network_id="id")
-
-    async def append() -> None:
-        try:
-            await log.append(b"one", 0)
-        except Conflict:
-            assert [item.data for item in await log.read(0)] == [b"one"]
-
-    await twice(append)
-    await log.append(b"two", 1)
-    await twice(lambda: log.trim(1))
-    assert await log.bounds() == (2, 2)
-    await twice(lambda: registry.put("nodes/c1", b"record"))
-    found = await registry.get("nodes/c1")
-    assert found is not None and found.value == b"record"
-    await twice(lambda: registry.delete("nodes/c1"))
-    assert await registry.get("nodes/c1") is None
-    await log.close()
-    await registry.close()
+    await _append_and_trim(log, twice)
+    await _put_and_delete(registry, twice)
 
 
 @pytest.mark.server

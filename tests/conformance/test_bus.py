@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import nats
 import pytest
 from bus_contract import SOON_S, BusContract, Inbox, answering, settled
 from cable import Cable, two_ways
+from cabled import CabledWorld, sees_deaths, until
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
@@ -51,12 +51,12 @@ class TestMemoryBus(BusContract):
         return MemoryWorld()
 
 
-class NatsWorld:
+class NatsWorld(CabledWorld):
     """Buses with a node's permissions, each behind a cable of its own."""
 
     def __init__(self, server: EmbeddedServer) -> None:
+        super().__init__()
         self.server = server
-        self._cables: dict[Bus, Cable] = {}
 
     async def bus(self, process: str, role: Role = "node") -> NatsBus:
         mint = self.server.authority.mint
@@ -70,28 +70,6 @@ class NatsWorld:
         )
         self._cables[made] = cable
         return made
-
-    def cable(self, bus: Bus) -> Cable:
-        return self._cables[bus]
-
-    async def cut(self, bus: Bus) -> None:
-        await self._cables[bus].cut()
-        await until(bus, Link.DOWN)
-
-    async def mend(self, bus: Bus) -> None:
-        await self._cables[bus].mend()
-        await until(bus, Link.UP)
-
-    async def close(self) -> None:
-        for bus, cable in self._cables.items():
-            await bus.close()
-            await cable.cut()
-
-
-async def until(bus: Bus, link: Link) -> None:
-    states = Inbox()
-    bus.on_state(states)
-    await states.when(lambda: bus.link is link)
 
 
 async def watching(bus: NatsBus) -> None:
@@ -129,27 +107,9 @@ class TestNatsBus(BusContract):
     # Deaths
 
     async def test_a_killed_process_is_seen_within_milliseconds(self, world: NatsWorld, tmp_path: Path) -> None:
-        a = await world.bus("a", "controller")
-        gone, nobody, heard = Inbox(), Inbox(), Inbox()
-        a.on_departure(gone)
-        a.on_unreachable(nobody)
-        await a.subscribe(to("a"), heard)
         credentials = world.server.authority.mint("node", "b")
         credentials.save(tmp_path / "b.creds")
-        for turn in range(3):
-            arguments = [sys.executable, "-c", PEER, world.server.url, str(tmp_path / "b.creds")]
-            peer = await asyncio.create_subprocess_exec(*arguments)
-            await heard.until(turn + 1)
-            await a.send(to("b"), b"are you there")
-            begin = time.monotonic()
-            peer.kill()
-            assert (await gone.until(turn + 1))[turn] == "b"
-            seen = time.monotonic()
-            await a.send(to("b"), b"and now")
-            assert (await nobody.until(turn + 1))[turn] == to("b")
-            assert seen - begin < 0.25
-            assert time.monotonic() - seen < 0.25
-            await peer.wait()
+        await sees_deaths(await world.bus("a", "controller"), PEER, world.server.url, str(tmp_path / "b.creds"))
 
     async def test_the_server_is_killed_and_comes_back(self, world: NatsWorld) -> None:
         a, b = await world.bus("a", "controller"), await world.bus("b")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from bus_contract import SOON_S, BusContract, Inbox, answering, settled
 from cable import Cable, two_ways
+from cabled import CabledWorld, sees_deaths, until
 from pamqp import commands
 from pamqp import frame as frames
 
@@ -23,12 +23,12 @@ from comity.errors import AccessDenied, BadSettings, Disconnected, Unreachable
 from rabbits import Rabbits
 
 
-class RabbitWorld:
+class RabbitWorld(CabledWorld):
     """Buses of processes with a user each, each behind a cable of its own."""
 
     def __init__(self, rabbit: Rabbits) -> None:
+        super().__init__()
         self.rabbit = rabbit
-        self._cables: dict[Bus, Cable] = {}
 
     async def bus(self, process: str, *, shared: bool = False) -> RabbitBus:
         cable = Cable(self.rabbit.url())
@@ -37,28 +37,6 @@ class RabbitWorld:
         made = await RabbitBus.connect(address, process=process, departures=True, timeout_s=SOON_S)
         self._cables[made] = cable
         return made
-
-    async def cut(self, bus: Bus) -> None:
-        await self._cables[bus].cut()
-        await until(bus, Link.DOWN)
-
-    async def mend(self, bus: Bus) -> None:
-        await self._cables[bus].mend()
-        await until(bus, Link.UP)
-
-    def cable(self, bus: Bus) -> Cable:
-        return self._cables[bus]
-
-    async def close(self) -> None:
-        for bus, cable in self._cables.items():
-            await bus.close()
-            await cable.cut()
-
-
-async def until(bus: Bus, link: Link) -> None:
-    states = Inbox()
-    bus.on_state(states)
-    await states.when(lambda: bus.link is link)
 
 
 def far_port(bus: RabbitBus) -> int:
@@ -200,24 +178,7 @@ class TestRabbitBus(BusContract):
     # What breaks
 
     async def test_a_killed_process_is_seen_within_milliseconds(self, world: RabbitWorld) -> None:
-        a = await world.bus("a")
-        gone, nobody, heard = Inbox(), Inbox(), Inbox()
-        a.on_departure(gone)
-        a.on_unreachable(nobody)
-        await a.subscribe(to("a"), heard)
-        for turn in range(3):
-            peer = await asyncio.create_subprocess_exec(sys.executable, "-c", PEER, world.rabbit.url("b"))
-            await heard.until(turn + 1)
-            await a.send(to("b"), b"are you there")
-            begin = time.monotonic()
-            peer.kill()
-            assert (await gone.until(turn + 1))[turn] == "b"
-            seen = time.monotonic()
-            await a.send(to("b"), b"and now")
-            assert (await nobody.until(turn + 1))[turn] == to("b")
-            assert seen - begin < 0.25
-            assert time.monotonic() - seen < 0.25
-            await peer.wait()
+        await sees_deaths(await world.bus("a"), PEER, world.rabbit.url("b"))
 
     async def test_what_waits_to_be_written_is_dropped_when_the_connection_breaks(self, world: RabbitWorld) -> None:
         a, b = await world.bus("a"), await world.bus("b")

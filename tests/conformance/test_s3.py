@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 from store_contract import Place, StoreContract, content, pieces
 
-from buckets import BUCKET, surround
+from buckets import BUCKET, refusing, surround
 from comity.backends import Elsewhere, check_places
 from comity.errors import AccessDenied, BadSettings, Conflict, Corrupt, ForeignData, NotFound, Unreachable
 from comity.s3 import PART, Bucket, Row
@@ -230,22 +230,11 @@ class TestWhose:
 
 
 async def test_refusals_and_silence_of_a_server_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    surround(monkeypatch, f"http://127.0.0.1:{port}")
-    with pytest.raises(AccessDenied):
-        await S3Store.join("s3://bucket/x", network_id="one")
-    with pytest.raises(AccessDenied):
-        await S3Store(Bucket("s3://bucket/x")).put("n/large", content(2 * CHUNK))
-    server.close()
-    await server.wait_closed()
+    async with refusing(monkeypatch):
+        with pytest.raises(AccessDenied):
+            await S3Store.join("s3://bucket/x", network_id="one")
+        with pytest.raises(AccessDenied):
+            await S3Store(Bucket("s3://bucket/x")).put("n/large", content(2 * CHUNK))
     with pytest.raises(Unreachable):
         await S3Store.join("s3://bucket/x", network_id="one")
     for size in (10, 2 * CHUNK, LARGE):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from buckets import BUCKET, surround
+from buckets import BUCKET, refusing, surround
 from comity.backup import manifest
 from comity.backup.pieces import Piece, Writer, read
 from comity.backup.targets import FolderTarget, Target, open_target
@@ -116,17 +116,8 @@ async def test_a_bucket_that_cannot_be_used_is_said(s3: str, monkeypatch: pytest
 
 
 async def test_refusals_and_silence_of_a_server_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    surround(monkeypatch, f"http://127.0.0.1:{port}")
-    with pytest.raises(AccessDenied, match="s3://backups/x"):
+    async with refusing(monkeypatch):
+        with pytest.raises(AccessDenied, match="s3://backups/x"):
+            await open_target("s3://backups/x").get("manifests/a.json")
+    with pytest.raises(Unreachable, match="s3://backups/x"):
         await open_target("s3://backups/x").get("manifests/a.json")
-    server.close()
-    await server.wait_closed()
