@@ -24,6 +24,7 @@ from comity.errors import (
     BadSettings,
     Conflict,
     Corrupt,
+    Disconnected,
     DiskFull,
     ForeignData,
     Indefinite,
@@ -32,7 +33,8 @@ from comity.errors import (
 )
 from comity.log.base import Log
 from comity.log.raft import RaftLog
-from comity.raft import server
+from comity.raft import server, wire
+from comity.raft.contact import Contact
 from comity.raft.records import Record
 from comity.raft.server import RaftServer, ThreadDisk
 
@@ -312,6 +314,24 @@ class TestWhoIsLetIn:
         writer.close()
         assert await log.append(b"who was greeted stays", 0) == 1
         assert not any(member._strangers for member in rafts.servers.values())
+
+    async def test_a_member_does_not_wait_for_a_user_that_reads_nothing(self, rafts: Rafts) -> None:
+        log = await rafts.door()
+        assert await log.append(bytes(500_000), 0) == 1
+        leader = await rafts.leader()
+        idle = await Contact.make(rafts.addresses[leader], "net", None)
+        transport = idle._link._transport
+        assert transport is not None
+        transport.pause_reading()
+        for key in range(64):
+            idle.ask(wire.Read(key, 0, 1, False))
+        async with asyncio.timeout(10):
+            while not any(link._is_clogged for link in rafts.servers[leader]._users):  # noqa: ASYNC110 (it tells nobody)
+                await asyncio.sleep(0.01)
+        async with asyncio.timeout(server.CLOSE_S + 2):
+            await rafts.servers.pop(leader).close()
+        idle.abort(Disconnected("enough"))
+        await log.close()
 
     async def test_a_stranger_may_not_say_much(self, rafts: Rafts) -> None:
         log = await rafts.door()

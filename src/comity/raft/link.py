@@ -82,7 +82,8 @@ class Link(asyncio.Protocol):
         if self._waiting and self._transport is not None and not self._transport.is_closing():
             payload = _encode(self._waiting)
             self._waiting = []
-            self._transport.writelines([_HEADER.pack(len(payload), crc32(payload)), payload])
+            # Not writelines: of some Pythons (CVE-2024-12254) it never asks to wait.
+            self._transport.write(_HEADER.pack(len(payload), crc32(payload)) + payload)
 
     def _end(self, error: ComityError) -> None:
         if self.ended is None:

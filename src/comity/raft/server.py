@@ -33,6 +33,8 @@ HELLO_BYTES = 64 * 1024
 """Of a frame, before we know who sends it."""
 MOST_STRANGERS = 256
 """Connections that have not said hello yet; for one more the oldest goes. None is kept for longer than ``GREETING_S``."""
+CLOSE_S = 1.0
+"""Who has not read by then what was still to be sent does not get it."""
 
 
 class ThreadDisk:
@@ -177,19 +179,25 @@ class RaftServer:
 
     async def close(self) -> None:
         """Leave without a word, as a crash would; the log is closed properly."""
+        links = list(self._links)
         self.member.close()
         if self._listening is not None:
             self._listening.close()
         for peer in self._peers.values():
             await peer.close()
-        for link in list(self._links):
+        for link in links:
             link.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._disk.close)
         if self._listening is not None:
-            await self._listening.wait_closed()
+            try:
+                await asyncio.wait_for(self._listening.wait_closed(), CLOSE_S)
+            except TimeoutError:  # since Python 3.12 it waits for all connections, and somebody may read nothing
+                for link in links:
+                    link.abort(Disconnected("it did not read what was still to be sent"))
+                await self._listening.wait_closed()
 
     # Others
 
