@@ -26,10 +26,10 @@ class Natses(Members):
         self._dialed = list(dialed) or self.peers
         self._tells = tells
 
-    def url(self, process: str = "", *ports: int) -> str:
-        """Of all, unless ports of this machine are told. Nobody needs a name."""
+    def urls(self, *ports: int) -> tuple[str, ...]:
+        """Of all, unless ports of this machine are told."""
         there = [(HOST, port) for port in ports] or zip(self.hosts, self.ports, strict=True)
-        return ",".join(f"nats://{host}:{port}" for host, port in there)
+        return tuple(f"nats://{host}:{port}" for host, port in there)
 
     def _words(self, n: int) -> list[str]:
         alone = [find_binary(), "-a", self.hosts[n], "-p", str(self.ports[n])]

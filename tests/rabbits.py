@@ -123,6 +123,10 @@ class Rabbits(Members):
         there = [(HOST, port) for port in ports] or zip(self.hosts, self.ports, strict=True)
         return f"amqp://{who}@{','.join(f'{host}:{port}' for host, port in there)}"
 
+    def urls(self, *ports: int) -> tuple[str, ...]:
+        """One names them all."""
+        return (self.url("", *ports),)
+
     def _begin(self, n: int) -> None:
         host = self.hosts[n]
         if host not in self._name_servers:  # Erlang would start one of its own, and leave it behind

@@ -45,7 +45,7 @@ class Servers(Protocol):
 class Carrier(Servers, Protocol):
     """It carries messages. No server leads the others."""
 
-    def url(self, process: str = "", *ports: int) -> str: ...
+    def urls(self, *ports: int) -> tuple[str, ...]: ...
     async def close(self) -> None: ...
 
 
@@ -116,7 +116,7 @@ class Foreign:
             for name in dict.fromkeys((stack.log, stack.registry))
         }
         words = [
-            "--bus" if stack.bus == "rabbitmq" else "--connect", self.bus.url(), "--store", f"file://{folder}/store",
+            "--bus" if stack.bus == "rabbitmq" else "--connect", ",".join(self.bus.urls()), "--store", f"file://{folder}/store",
             "--log", self.keepers[stack.log].address, "--registry", self.keepers[stack.registry].address,
         ]  # fmt: skip
         self.controllers = {name: Controller(name, folder, self.crew.env, words) for name in CONTROLLERS}
@@ -130,7 +130,7 @@ class Foreign:
 
     async def _leave_contexts(self) -> None:
         """How clients and nodes find the network: those at the edge by way of proxies."""
-        Context(urls=(self.bus.url(),)).write_local(self.crew.folder / HUB)
+        Context(urls=self.bus.urls()).write_local(self.crew.folder / HUB)
         bus = await self._reached(self.bus)
         doors = {}
         for name, keepers in self.keepers.items():
@@ -138,8 +138,8 @@ class Foreign:
             if name == self.stack.registry and self.crew.links is None:
                 doors["registry"] = f"{name}://{','.join(f'{HOST}:{port}' for port in ports)}"
         # What runs in a namespace has the servers' own addresses: only there it is the proxies that have them.
-        urls = self.bus.url() if self.crew.links is not None else self.bus.url("", *bus)
-        Context(urls=(urls,), doors=doors).write_local(self.crew.folder / EDGE)
+        urls = self.bus.urls() if self.crew.links is not None else self.bus.urls(*bus)
+        Context(urls=urls, doors=doors).write_local(self.crew.folder / EDGE)
 
     async def _reached(self, servers: Servers) -> list[int]:
         """The ports by which proxies pass on to them."""

@@ -16,8 +16,10 @@ from comity.bus.rabbitmq import RabbitBus
 from comity.errors import Disconnected, TimedOut, Unreachable
 from rabbits import Rabbits
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(360)]
 LONG_S = 60.0
+MADE_UP_S = 180.0
+"""Mostly it takes RabbitMQ a second; a minute or two if its own attempts meet one another."""
 NAMES = "abc"
 CREW = any_of("crew")
 
@@ -46,17 +48,17 @@ class Town:
         assert transport is not None
         return self.rabbits.ports.index(transport.get_extra_info("peername")[1])
 
-    async def reaches(self, *names: str) -> float:
+    async def reaches(self, *names: str, within_s: float = LONG_S) -> float:
         """How long it took until each of ``names`` had reached each of them."""
         began = time.monotonic()
-        await self._reached({(bus, to(name)) for bus in self.buses for name in names if bus.process in names})
+        await self._reached({(bus, to(name)) for bus in self.buses for name in names if bus.process in names}, within_s)
         return time.monotonic() - began
 
     async def group_works(self) -> None:
-        await self._reached({(bus, CREW) for bus in self.buses})
+        await self._reached({(bus, CREW) for bus in self.buses}, MADE_UP_S)
 
-    async def _reached(self, pairs: set[tuple[RabbitBus, Address]]) -> None:
-        async with asyncio.timeout(LONG_S):
+    async def _reached(self, pairs: set[tuple[RabbitBus, Address]], within_s: float) -> None:
+        async with asyncio.timeout(within_s):
             for bus, address in sorted(pairs, key=str):
                 while not await _answered(bus, address):  # noqa: ASYNC110 (it tells nobody)
                     await asyncio.sleep(0.02)
@@ -113,7 +115,7 @@ async def test_one_server_may_die_or_hang(town: Town) -> None:
     await town.group_works()
     assert calm.items == []
 
-    # Paused for longer than the others wait. They make up by themselves, which may take them a minute: it has no clients then.
+    # Paused for longer than the others wait. They make up by themselves.
     victim = town.server_of(c)
     rabbits.signal(signal.SIGSTOP, victim)
     try:
@@ -123,5 +125,5 @@ async def test_one_server_may_die_or_hang(town: Town) -> None:
         await town.reaches(*NAMES)
     finally:
         rabbits.signal(signal.SIGCONT, victim)
-    await town.reaches(*NAMES)
+    await town.reaches(*NAMES, within_s=MADE_UP_S)
     await town.group_works()

@@ -46,7 +46,7 @@ async def pair(tmp_path: Path, crossing: Crossing) -> AsyncIterator[Natses]:
 async def test_nodes_and_clients_leave_a_server_that_is_cut_off(
     pair: Natses, crossing: Crossing, etcds: Etcds, user: Terminal
 ) -> None:
-    near, far = pair.url("", pair.ports[0]), pair.url("", pair.ports[1])
+    near, far = pair.urls()
     here, at = ["--network", "split"], f"{etcds.address}/split"
     places = ["--log", at, "--registry", at, "--store", f"file://{user.folder}/store"]
     up = user.start("up", "--connect", near, "--http-port", "0", *here, *places)

@@ -17,10 +17,11 @@ from comity.bus.rabbitmq import RabbitBus
 from comity.model.ids import ProcessId
 
 
-class Server:
+class Server(Connection):
     """Does all that it is asked; ``before`` comes first."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.before: Callable[[Frame], Awaitable[None]] | None = None
         self.frames: list[Frame] = []
 
@@ -52,7 +53,7 @@ async def test_a_subscription_that_ends_while_the_connection_is_made_again(ends:
 
     server.before = end
     async with asyncio.timeout(5):
-        await bus._prepare(cast(Connection, server))
+        await bus._prepare(server)
     groups = {frame.queue for frame in server.asked(commands.Basic.Consume)} - {bus._queue}
     left = {frame.consumer_tag for frame in server.asked(commands.Basic.Cancel)}
     assert groups - left == {"cy.main.any.first", "cy.main.any.last"} - {f"cy.main.{ended.replace('/', '.')}"}
