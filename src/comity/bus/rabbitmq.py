@@ -35,7 +35,8 @@ STALE_MS = 1000
 UNUSED_MS = 60_000
 EVENTS = "amq.rabbitmq.event"
 """The exchange of the plugin rabbitmq_event_exchange."""
-JOIN_AGAIN_S = 0.2
+JOIN_AGAIN_S = 1.0
+"""The server notes each attempt in vain in its own log."""
 _DENIED, _GONE = 403, 404
 _TRIES = 5
 
@@ -126,15 +127,15 @@ class RabbitBus(BusEnd):
             if address not in self._receivers:
                 connection.forget(*self._end(connection, address))
 
-    async def _join(self, connection: Connection, address: Address) -> None:
+    async def _join(self, connection: Connection, address: Address, tries: int = _TRIES) -> None:
         """Take part in a group's queue, which goes with its last member. Raises Refusal, Disconnected."""
         queue = self._group(address)
-        for turn in range(_TRIES):
+        for turn in range(tries):
             try:
                 await connection.ask(ASKING, _queue(queue, durable=True))
                 break
             except Refusal as error:  # it went in between
-                if error.code != _GONE or turn == _TRIES - 1:
+                if error.code != _GONE or turn == tries - 1:
                     raise
         await connection.consume(queue)
         await connection.ask(ASKING, commands.Queue.Bind(0, queue, self._exchange, _binding(address)))
@@ -158,7 +159,7 @@ class RabbitBus(BusEnd):
     async def _has_joined(self, connection: Connection, address: Address) -> bool:
         """Or need not any more."""
         try:
-            await self._join(connection, address)
+            await self._join(connection, address, 1)
         except Disconnected:
             return True
         except Refusal as error:
