@@ -281,6 +281,22 @@ class TestRabbitBus(BusContract):
         await inboxes[groups[0]].until(1)
         assert states.items == []
 
+    async def test_who_does_not_hear_itself_connects_again(self, world: RabbitWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As when servers that make up forget a queue whose connection stands."""
+        monkeypatch.setattr(rabbitmq, "ECHO_S", 0.05)
+        monkeypatch.setattr(rabbitmq, "ECHOED_S", 0.2)
+        x, y = await world.bus("x", shared=True), await world.bus("y", shared=True)
+        inbox, calm = Inbox(), Inbox()
+        await x.subscribe(to("x"), inbox)
+        y.on_state(calm)
+        for key in ("re.x.*", "to.x.*"):
+            await x._line.connection.ask(ASKING, commands.Queue.Unbind(0, x._queue, "cy.main", key))
+        await until(x, Link.DOWN)
+        await until(x, Link.UP)
+        await y.send(to("x"), b"1")
+        assert (await inbox.until(1))[0].data == b"1"
+        assert calm.items == []
+
     async def test_who_cannot_hear_events_sees_no_departures(self, rabbit: Rabbits) -> None:
         bus = await RabbitBus.connect(f"{rabbit.url()}?events=nowhere", process="a", departures=True)
         assert not bus.on_departure(Inbox())

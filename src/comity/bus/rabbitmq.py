@@ -37,8 +37,11 @@ EVENTS = "amq.rabbitmq.event"
 """The exchange of the plugin rabbitmq_event_exchange."""
 JOIN_AGAIN_S = 1.0
 """The server notes each attempt in vain in its own log."""
+ECHO_S, ECHOED_S = 2.0, 3.0
+"""How often a process sends to itself, and how soon that must have come; two that do not come are one too many."""
 _DENIED, _GONE = 403, 404
 _TRIES = 5
+_ECHO = "echo"
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class RabbitBus(BusEnd):
         self._plain = packed(Properties(user_id=self.user))
         self._departures: _Departures | None = None
         self._joining: set[asyncio.Task[None]] = set()
+        self._echoing: asyncio.Task[None] | None = None
+        self._echoed = asyncio.Event()
 
     @classmethod
     async def connect(
@@ -74,6 +79,7 @@ class RabbitBus(BusEnd):
         try:
             await bus._line.open(timeout_s)
             bus._link = Link.UP
+            bus._echoing = asyncio.get_running_loop().create_task(bus._hear_itself())
             if departures:
                 bus._sees = bus._departures = await _Departures.connect(bus._line.where, bus.process, bus._exchange, timeout_s)
         except BaseException:
@@ -263,12 +269,37 @@ class RabbitBus(BusEnd):
         if self._closing:
             return
         self._closing = True
+        if self._echoing is not None:
+            self._echoing.cancel()
+            await asyncio.wait([self._echoing])
         if self._departures is not None:
             await self._departures.line.close()
         await self._line.close()
         if self._joining:
             await asyncio.wait(self._joining)
         self._change(Link.CLOSED)
+
+    async def _hear_itself(self) -> None:
+        """Servers of a cluster that make up may forget a queue whose connection stands: nothing comes by it any more, and nobody
+        tells. What is sent to oneself tells."""
+        key, missed = f"re.{self.process}.{self.process}", 0
+        properties = packed(Properties(user_id=self.user, correlation_id=_ECHO))
+        while True:
+            await asyncio.sleep(ECHO_S)
+            self._echoed.clear()
+            connection = self._line.connection
+            try:
+                await self._publish(key, b"", properties, mandatory=False)
+                async with asyncio.timeout(ECHOED_S):
+                    await self._echoed.wait()
+                missed = 0
+            except Disconnected:
+                missed = 0
+            except TimeoutError:  # once it may be this process that stood still
+                missed += 1
+                if missed > 1:
+                    connection.abort(Disconnected(f"{self.process} does not hear itself: its queue is lost"))
+                    missed = 0
 
     def _on_message(self, key: str, properties: Properties, data: bytes) -> None:
         kind, _, rest = key.partition(".")
@@ -289,6 +320,8 @@ class RabbitBus(BusEnd):
         return properties.user_id == sender or (properties.user_id == self.user and not self.is_own)
 
     def _on_answer(self, sender: str, number: str, data: bytes) -> None:
+        if number == _ECHO and sender == self.process:
+            self._echoed.set()
         if number not in self._waiting:
             return  # it came too late
         address, answer = self._waiting[number].address, self._waiting[number].answer
