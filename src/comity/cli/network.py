@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from comity.backends import Elsewhere, public
 from comity.bus.nats import NatsBus
@@ -28,9 +28,10 @@ from comity.connect import secured
 from comity.contexts import Context
 from comity.controller.controller import CONTROLLERS, JUMP_S, Controller
 from comity.controller.doubt import Doubt, question
+from comity.controller.patience import patiently
 from comity.credentials import Role
 from comity.embedded import EmbeddedServer
-from comity.errors import Indefinite, ServerFailed
+from comity.errors import ServerFailed
 from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
 from comity.log.jetstream import stream_name as log_name
@@ -47,11 +48,7 @@ VERIFIED = Durability("verified", "the embedded server syncs to disk before it a
 OFF = Durability("unverified", "fsync is off: the embedded server acknowledges what is not yet on disk")
 CLIENT_NAME = "cli"
 PORTS_TRIED = 64
-RETRY_S = 0.2
 LED_S = 60.0
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Doors(NamedTuple):
@@ -313,36 +310,27 @@ async def _open(
 
     doubt = Doubt(ask, copies)
 
-    async def patiently(work: Callable[[], Awaitable[T]]) -> T:
-        while True:
-            try:
-                return await work()
-            except Indefinite as error:
-                if copies == 1:
-                    raise
-                log.debug("not ready: %s", error)
-                await asyncio.sleep(RETRY_S)  # a group's leader cannot be awaited
-
+    patience_s = inf if copies > 1 else 0.0
     try:
         streams = [name for door, name in (("log", log_name(token)), ("store", store_name(token))) if not elsewhere.has(door)]
-        await patiently(lambda: marking.look(nc, *streams))  # nodes fill the registry again
+        await patiently(lambda: marking.look(nc, *streams), patience_s)  # nodes fill the registry again
         if elsewhere.has("log"):
             opened.append((await elsewhere.log(token, create=True, network_id=server.network_id))[0])
         else:
             opened.append(await doubt.patiently(lambda: patiently(lambda: JetStreamLog.open(
                 nc, token, create=True, replicas=copies, durability=durability
-            ))))  # fmt: skip
-        await doubt.patiently(lambda: patiently(lambda: marking.check(opened[0])))
+            ), patience_s)))  # fmt: skip
+        await doubt.patiently(lambda: patiently(lambda: marking.check(opened[0]), patience_s))
         if elsewhere.has("registry"):
             opened.append(await elsewhere.registry(token, create=True, network_id=server.network_id))
         else:
-            opened.append(await patiently(lambda: JetStreamRegistry.open(nc, token, create=True, replicas=copies)))
+            opened.append(await patiently(lambda: JetStreamRegistry.open(nc, token, create=True, replicas=copies), patience_s))
         if mending is not None:
-            await patiently(lambda: mending.seat.must_be_known(opened[1]))
+            await patiently(lambda: mending.seat.must_be_known(opened[1]), patience_s)
         if elsewhere.has("store"):
             opened.append(await elsewhere.store(token, network_id=server.network_id))
         else:
-            opened.append(await patiently(lambda: JetStreamStore.open(nc, token, create=True, replicas=copies)))
+            opened.append(await patiently(lambda: JetStreamStore.open(nc, token, create=True, replicas=copies), patience_s))
         await marking.begin()
     except BaseException:
         for door in opened:

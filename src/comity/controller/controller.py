@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
@@ -24,6 +25,7 @@ from comity.config import Settings
 from comity.controller.census import Census
 from comity.controller.doubt import DOUBT, Doubt, doubted, question
 from comity.controller.origin import beginning, past
+from comity.controller.patience import patiently
 from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
 from comity.controller.recalling import RECALL, recalled
@@ -51,6 +53,8 @@ STILL_S = 1.0
 """A leader whose beacons and whose log have been still for so long, plus up to half of it at random, is challenged."""
 PULSE_S = 0.25
 RETRY_S = 0.05
+AWAY_S = 60.0
+"""So long what a controller begins with may be away."""
 DAY_S = 86_400.0
 JUMP_S = 7 * DAY_S
 """An operator who starts a network that stood still for longer says that the clock is right. While it runs its log tells the time
@@ -127,17 +131,18 @@ class Controller:
         self._cancels: list[Cancel] = []
 
     async def start(self) -> None:
-        """Load what the log says, then take part. Raises Corrupt or ForeignData if the log cannot be trusted."""
+        """Load what the log says, then take part. Raises Corrupt or ForeignData if the log cannot be trusted, and Indefinite
+        errors if the bus, the log or the store is away for ``AWAY_S``."""
         loop = asyncio.get_running_loop()
         self.bus.on_unreachable(lambda address: self.leading.unreachable(address) if self.leading else None)
         self.sees_departures = self.bus.on_departure(self._departed)
         self.bus.on_state(self._bus_state)
-        self._cancels.append(await self.bus.subscribe(f"to/{self.bus.process}", self._receive))
-        self._cancels.append(await self.bus.subscribe(CONTROLLERS, self._hear))
-        await self._load()
+        for address, receive in ((to(self.bus.process), self._receive), (CONTROLLERS, self._hear)):
+            self._cancels.append(await patiently(partial(self.bus.subscribe, address, receive), AWAY_S))
+        await patiently(self._load, AWAY_S)
         begins = self.ledger.effective_index, self.ledger.digest
-        await self.doubt.patiently(lambda: must_hold(self.log, *begins, "a snapshot"))
-        await self._catch_up()
+        await self.doubt.patiently(lambda: patiently(lambda: must_hold(self.log, *begins, "a snapshot"), AWAY_S))
+        await patiently(self._catch_up, AWAY_S, lambda: self.ledger.index)
         self._leader_seen = self._known_at = loop.time()
         self._tasks.append(loop.create_task(self._guarded(self.census.watch())))
         self._tasks.append(loop.create_task(self._guarded(self._live())))
