@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from comity.model import wire
+from comity.model import docstring, wire
 from comity.model.capability import AgentRecord, Capability, NodeRecord
 from comity.model.envelope import Envelope
 from comity.model.item import Item
@@ -71,6 +71,8 @@ def _components(kinds: typing.Iterable[type[Any]]) -> dict[str, Any]:
     """Schemas of ``kinds`` and of all that is in them, by name."""
     _, found = msgspec.json.schema_components(list(kinds), ref_template="#/$defs/{name}")
     known = {kind.__name__: kind for kind in _structs(kinds)}
+    for schema in found.values():
+        docstring.clean(schema)
     return {name: _named(schema, known[name]) if name in known else schema for name, schema in sorted(found.items())}
 
 

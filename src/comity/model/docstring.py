@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import Any
 
 _REST = re.compile(r":(?:param|parameter|arg|argument)\s+(?:[^:\s]+\s+)*?(\w+)\s*:\s*(.*)")
 _GOOGLE = re.compile(r"(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)")
 _NUMPY = re.compile(r"(\w+(?:\s*,\s*\w+)*)\s*(?::.*)?$")
 _GOOGLE_HEADS = ("args:", "arguments:", "parameters:", "params:")
 _NUMPY_HEADS = ("parameters", "other parameters")
+
+
+def clean(schema: dict[str, Any]) -> None:
+    """Take the source's indentation out of a schema's description, as Python 3.13 and later do."""
+    if isinstance(text := schema.get("description"), str):
+        schema["description"] = inspect.cleandoc(text)
 
 
 def parse(text: str | None) -> tuple[str, dict[str, str]]:

@@ -258,4 +258,6 @@ def _schema(kind: Any) -> dict[str, Any]:
     if root == {"$ref": f"#/$defs/{_ROOT}"}:
         root = definitions.pop(_ROOT)
         root.pop("title", None)
+    for part in definitions.values():
+        docstring.clean(part)
     return {**root, "$defs": definitions} if definitions else dict(root)

@@ -292,7 +292,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         process = self._generators.pop(id(agen), None)
         if not _is_dead(process) and not self.is_closed():
             context = process.context.copy() if process is not None else None
-            self.call_soon(self.create_task, agen.aclose(), context=context)
+            self.call_soon(lambda: self.create_task(agen.aclose()), context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:  # asyncio's name
         """A task of a dead process may be gone without having ended."""
