@@ -11,6 +11,7 @@ from source import ROOT, SRC, imports, module_name, python_files, tree
 
 WORDS = ("comity.errors", "comity.model")
 WRITES = ("comity.failpoints",)
+AGAIN = ("comity.patience",)
 DOORS = (
     "comity.bus.base", "comity.bus.outbox", "comity.bus.straying", "comity.registry.base", "comity.log.base", "comity.store.base",
 )  # fmt: skip
@@ -53,6 +54,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.consul": (*WORDS, "comity.remote"),
     "comity.etcd": (*WORDS, *WRITES, "comity.remote"),
     "comity.failpoints": ("comity.errors",),
+    "comity.patience": ("comity.errors",),
     "comity.config": WORDS,
     "comity.contexts": (*WORDS, *WRITES, "comity.amqp.address", "comity.config"),
     "comity.credentials": WORDS + WRITES,
@@ -68,10 +70,10 @@ TABLE: dict[str, tuple[str, ...]] = {
     "comity.talking": WORDS,
     "comity.agent": WORDS + FACES,
     # A backup reads the log as a standby does, and its state is a snapshot: both are the controller's.
-    "comity.backup": WORDS + DOORS + ("comity.core", "comity.controller", "comity.s3"),
-    "comity.client": WORDS + WRITES + DOORS + FACES + TALK + ("comity.config",),
-    "comity.node": WORDS + WRITES + DOORS + FACES + ("comity.core", "comity.config"),
-    "comity.controller": WORDS + WRITES + DOORS + ("comity.core", "comity.config"),
+    "comity.backup": WORDS + AGAIN + DOORS + ("comity.core", "comity.controller", "comity.s3"),
+    "comity.client": WORDS + AGAIN + WRITES + DOORS + FACES + TALK + ("comity.config",),
+    "comity.node": WORDS + AGAIN + WRITES + DOORS + FACES + ("comity.core", "comity.config"),
+    "comity.controller": WORDS + AGAIN + WRITES + DOORS + ("comity.core", "comity.config"),
     "comity.web": WORDS + DOORS + FACES + ("comity.core", "comity.config", "comity.controller"),
     "comity.backends": WORDS + DOORS + BACKENDS,
     "comity.buses": (
@@ -79,7 +81,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "comity.credentials",
     ),
     "comity.connect": (
-        *WORDS, *DOORS, *BACKENDS, *FACES, "comity.backends", "comity.buses", "comity.config", "comity.contexts",
+        *WORDS, *AGAIN, *DOORS, *BACKENDS, *FACES, "comity.backends", "comity.buses", "comity.config", "comity.contexts",
         "comity.credentials",
     ),
     "comity.sim": WORDS + WRITES + DOORS + FACES + MEMORY + ("comity.core", "comity.config", "comity.node", "comity.controller"),

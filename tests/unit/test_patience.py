@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
-from peers import World
+import structlog
+from peers import World, a_while
 from structlog.testing import capture_logs
 
-from comity.controller import patience
-from comity.controller.patience import patiently
-from comity.errors import Corrupt, Unreachable
+from comity.cli.network import while_it_runs
+from comity.controller.unready import Unready
+from comity.embedded import EmbeddedServer
+from comity.errors import Corrupt, ServerFailed, TimedOut, Unreachable
 from comity.log.base import Item
 from comity.log.memory import MemoryLog, MemoryLogState
+from comity.patience import in_time, patiently
 
 
 @pytest.fixture
@@ -49,34 +54,51 @@ async def test_a_controller_begins_although_the_log_has_no_leader_for_a_moment(w
     assert await peer.state(task) == "submitted"
 
 
+class Trying:
+    """Fails so many times; then it gives how often it was tried."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.tries = 0
+
+    async def __call__(self) -> int:
+        self.tries += 1
+        if self.tries <= self.failures:
+            raise Unreachable(f"nobody serves it ({self.tries})")
+        return self.tries
+
+
 async def test_it_gives_up_once_nothing_comes_of_it_for_long_enough() -> None:
-    tries = 0
-
-    async def away() -> None:
-        nonlocal tries
-        tries += 1
-        raise Unreachable("nobody serves it")
-
+    work = Trying(1000)
     with pytest.raises(Unreachable, match="nobody serves it"):
-        await patiently(away, 0.5)
-    assert tries > 2
-    tries = 0
+        await patiently(work, 0.5)
+    assert work.tries > 2
+    at_once = Trying(1000)
     with pytest.raises(Unreachable):
-        await patiently(away, 0.0)
-    assert tries == 1
+        await patiently(at_once, 0.0)
+    assert at_once.tries == 1
 
 
 async def test_whoever_gets_on_is_not_given_up() -> None:
-    tries = 0
+    work = Trying(3)
+    assert await patiently(work, 0.1, progress=lambda: work.tries) == 4
 
-    async def slow() -> int:
-        nonlocal tries
-        tries += 1
-        if tries < 4:
-            raise Unreachable("nobody serves it")
-        return tries
 
-    assert await patiently(slow, 0.1, lambda: tries) == 4
+async def test_time_that_went_well_does_not_count() -> None:
+    work = Trying(2)
+
+    async def slowly() -> int:
+        await a_while(0.3)
+        return await work()
+
+    assert await patiently(slowly, 0.55) == 3
+
+
+async def test_nobody_waits_for_what_cannot_come() -> None:
+    work = Trying(1000)
+    with pytest.raises(Unreachable):
+        await patiently(work, hopeless=lambda: work.tries == 2)
+    assert work.tries == 2
 
 
 async def test_other_errors_end_it_at_once() -> None:
@@ -84,17 +106,47 @@ async def test_other_errors_end_it_at_once() -> None:
         raise Corrupt("log entry 1 cannot be read")
 
     with pytest.raises(Corrupt):
-        await patiently(damaged, 60.0)
+        await patiently(damaged)
 
 
-async def test_long_waiting_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away() -> None:
-        raise Unreachable("nobody serves it")
+async def test_in_time_ends_with_the_last_error_or_says_that_it_was_under_way() -> None:
+    now = asyncio.get_running_loop().time
+    work = Trying(2)
+    assert await in_time(work, now() + 10.0) == 3
+    began = now()
+    with pytest.raises(Unreachable, match="nobody serves it"):
+        await in_time(Trying(1000), now() + 0.5)
+    assert now() - began < 2.0
+    with pytest.raises(TimedOut):
+        await in_time(asyncio.Event().wait, now() + 0.1)
 
-    with capture_logs() as said, pytest.raises(Unreachable):
-        await patiently(away, 0.5)
-    assert said == []
-    monkeypatch.setattr(patience, "QUIET_S", 0.0)
-    with capture_logs() as said, pytest.raises(Unreachable):
-        await patiently(away, 0.5)
-    assert [(line["event"], line["code"]) for line in said] == [("cannot begin yet; trying again", "unreachable")]
+
+async def test_what_a_start_waits_for_is_told_after_a_while_and_not_often() -> None:
+    unready, error = Unready(structlog.get_logger("test")), Unreachable("nobody serves it")
+    with capture_logs() as said:
+        for waited_s in (0.0, 1.9, 2.1, 2.3, 12.0):
+            unready(error, waited_s)
+        assert [(line["event"], line["code"]) for line in said] == [("cannot begin yet; trying again", "unreachable")]
+        unready(error, 12.2)
+        assert len(said) == 2
+        for waited_s in (0.0, 1.9, 2.1):  # it got on meanwhile
+            unready(error, waited_s)
+        assert len(said) == 3
+
+
+async def test_a_start_ends_when_its_server_is_gone_for_good() -> None:
+    class Server:
+        async def wait(self) -> None:
+            raise ServerFailed("it ended five times")
+
+    ended = asyncio.Event()
+
+    async def start() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(ServerFailed, match="five times"):
+        await while_it_runs(cast(EmbeddedServer, Server()), start())
+    assert ended.is_set()

@@ -11,23 +11,38 @@ import contextlib
 import random
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import TypeVar
+
+import structlog
 
 from comity.backends import Elsewhere, public
-from comity.bus.base import Bus
+from comity.bus.base import Bus, Link
 from comity.buses import is_rabbitmq, must_have_doors, open_bus, shown, streams, trust
 from comity.cli.network import serve_metrics, until_led
 from comity.config import Settings
-from comity.connect import identity
+from comity.connect import ELECTION_S, identity
 from comity.contexts import Context
 from comity.controller.controller import JUMP_S, Controller
+from comity.controller.unready import Unready
 from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
+from comity.patience import patiently
 from comity.registry.base import Registry
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.base import Store
 from comity.store.jetstream import JetStreamStore
 from comity.web.metrics import MetricsServer
+
+T = TypeVar("T")
+_log = structlog.get_logger("comity.up")
+
+
+async def _begin(bus: Bus, work: Callable[[], Awaitable[T]]) -> T:
+    """While the servers elect a leader; what is wrong, or off, is told soon."""
+    return await patiently(work, ELECTION_S, hopeless=lambda: bus.link is Link.CLOSED, tell=Unready(_log))
 
 
 class ForeignNetwork:
@@ -59,9 +74,11 @@ class ForeignNetwork:
             new_id = secrets.token_hex(8)
             log: Log
             if elsewhere.has("log"):
-                log, network_id = await elsewhere.log(token, create=True, new_id=new_id, asserts=asserts)
+                opening = partial(elsewhere.log, token, create=True, new_id=new_id, asserts=asserts)
+                log, network_id = await _begin(bus, opening)
             else:
-                stream = await JetStreamLog.adopt(streams(bus), token, new_id, replicas=copies, asserts=asserts)
+                adopting = partial(JetStreamLog.adopt, streams(bus), token, new_id, replicas=copies, asserts=asserts)
+                stream = await _begin(bus, adopting)
                 stack.push_async_callback(stream.close)
                 log, network_id = stream, stream.network_id
             registry, store = await cls._beside(stack, elsewhere, bus, token, network_id, copies)
@@ -88,14 +105,15 @@ class ForeignNetwork:
         stack: AsyncExitStack, elsewhere: Elsewhere, bus: Bus, token: str, network_id: str, copies: int
     ) -> tuple[Registry, Store]:
         if elsewhere.has("registry"):
-            registry: Registry = await elsewhere.registry(token, create=True, network_id=network_id)
+            registry: Registry = await _begin(bus, partial(elsewhere.registry, token, create=True, network_id=network_id))
         else:
-            registry = await JetStreamRegistry.open(streams(bus), token, create=True, replicas=copies)
+            opening = partial(JetStreamRegistry.open, streams(bus), token, create=True, replicas=copies)
+            registry = await _begin(bus, opening)
             stack.push_async_callback(registry.close)
         if elsewhere.has("store"):
-            store: Store = await elsewhere.store(token, network_id=network_id)
+            store: Store = await _begin(bus, partial(elsewhere.store, token, network_id=network_id))
         else:
-            store = await JetStreamStore.open(streams(bus), token, create=True, replicas=copies)
+            store = await _begin(bus, partial(JetStreamStore.open, streams(bus), token, create=True, replicas=copies))
             stack.push_async_callback(store.close)
         return registry, store
 

@@ -7,15 +7,18 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
 
 from comity.backends import Elsewhere, public
+from comity.bus.base import Link
 from comity.bus.nats import NatsBus
 from comity.bus.outbox import Outbox
 from comity.cli.full_disk import FullDisk
@@ -24,11 +27,11 @@ from comity.cli.mending import Mending, mend_before
 from comity.cli.place import Place
 from comity.cli.seat import Seat, Waiting
 from comity.config import Settings
-from comity.connect import secured
+from comity.connect import ELECTION_S, secured
 from comity.contexts import Context
 from comity.controller.controller import CONTROLLERS, JUMP_S, Controller
 from comity.controller.doubt import Doubt, question
-from comity.controller.patience import patiently
+from comity.controller.unready import Unready
 from comity.credentials import Role
 from comity.embedded import EmbeddedServer
 from comity.errors import ServerFailed
@@ -37,6 +40,7 @@ from comity.log.jetstream import JetStreamLog
 from comity.log.jetstream import stream_name as log_name
 from comity.model.ids import ProcessId
 from comity.model.server import Damage
+from comity.patience import patiently
 from comity.registry.base import Registry
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.base import Store
@@ -48,7 +52,9 @@ VERIFIED = Durability("verified", "the embedded server syncs to disk before it a
 OFF = Durability("unverified", "fsync is off: the embedded server acknowledges what is not yet on disk")
 CLIENT_NAME = "cli"
 PORTS_TRIED = 64
-LED_S = 60.0
+
+log = structlog.get_logger("comity.up")
+T = TypeVar("T")
 
 
 class Doors(NamedTuple):
@@ -134,10 +140,10 @@ class EmbeddedNetwork:
                 seat = Seat(server, place, version("comity"))
                 stack.push_async_callback(seat.close)
                 await seat.open(_options(server, "system", f"{process}-view"), f"{process}-view")
-                await seat.until_placed(bus.connection, partial(_tell, tell, seat))
+                await while_it_runs(server, seat.until_placed(bus.connection, partial(_tell, tell, seat)))
                 mending = Mending(server, seat, bus, settings, damage)
                 stack.push_async_callback(mending.close)
-            network = await cls._with_controller(server, bus, settings, mending, jump_s)
+            network = await while_it_runs(server, cls._with_controller(server, bus, settings, mending, jump_s))
             stack.pop_all()
         if metrics:
             network.metrics = serve_metrics(network.controller, settings.http_port, network.notes)
@@ -242,15 +248,30 @@ class EmbeddedNetwork:
 
 
 async def until_led(controller: Controller) -> None:
-    """Until ``controller`` leads, or has heard who does. Raises what stopped it, or ServerFailed."""
+    """Until ``controller`` leads, or has heard who does: it tells what keeps it from that. Raises what stopped it."""
     waits = [asyncio.create_task(event.wait()) for event in (controller.led, controller.heard, controller.failed)]
-    done, pending = await asyncio.wait(waits, timeout=LED_S, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            task.cancel()
     if controller.failure is not None:
         raise controller.failure
-    if not done:
-        raise ServerFailed(f"the controller could not begin to lead within {LED_S:.0f} s")
+
+
+async def while_it_runs(server: EmbeddedServer, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` gives. Raises ServerFailed once the server is gone for good: what waits for it would wait for ever."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(server.wait())
+    try:
+        await asyncio.wait([working, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            gone.result()
+            raise ServerFailed("the server was stopped")
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
 
 
 def serve_metrics(controller: Controller, port: int, notes: list[str]) -> MetricsServer | None:
@@ -310,27 +331,30 @@ async def _open(
 
     doubt = Doubt(ask, copies)
 
-    patience_s = inf if copies > 1 else 0.0
+    async def begin(work: Callable[[], Awaitable[T]], limit_s: float = inf if copies > 1 else ELECTION_S) -> T:
+        return await patiently(work, limit_s, hopeless=lambda: bus.link is Link.CLOSED, tell=Unready(log))
+
+    async def there(opening: Callable[..., Awaitable[T]], *args: Any, **how: Any) -> T:
+        """A door that lies elsewhere: an address that is wrong is told soon."""
+        return await begin(lambda: opening(token, *args, network_id=server.network_id, **how), ELECTION_S)
+
+    async def here(kind: type[JetStreamRegistry] | type[JetStreamStore]) -> Any:
+        return await begin(lambda: kind.open(nc, token, create=True, replicas=copies))
+
     try:
         streams = [name for door, name in (("log", log_name(token)), ("store", store_name(token))) if not elsewhere.has(door)]
-        await patiently(lambda: marking.look(nc, *streams), patience_s)  # nodes fill the registry again
+        await begin(lambda: marking.look(nc, *streams))  # nodes fill the registry again
         if elsewhere.has("log"):
-            opened.append((await elsewhere.log(token, create=True, network_id=server.network_id))[0])
+            opened.append((await there(elsewhere.log, create=True))[0])
         else:
-            opened.append(await doubt.patiently(lambda: patiently(lambda: JetStreamLog.open(
+            opened.append(await doubt.patiently(lambda: begin(lambda: JetStreamLog.open(
                 nc, token, create=True, replicas=copies, durability=durability
-            ), patience_s)))  # fmt: skip
-        await doubt.patiently(lambda: patiently(lambda: marking.check(opened[0]), patience_s))
-        if elsewhere.has("registry"):
-            opened.append(await elsewhere.registry(token, create=True, network_id=server.network_id))
-        else:
-            opened.append(await patiently(lambda: JetStreamRegistry.open(nc, token, create=True, replicas=copies), patience_s))
+            ))))  # fmt: skip
+        await doubt.patiently(lambda: begin(lambda: marking.check(opened[0])))
+        opened.append(await (there(elsewhere.registry, create=True) if elsewhere.has("registry") else here(JetStreamRegistry)))
         if mending is not None:
-            await patiently(lambda: mending.seat.must_be_known(opened[1]), patience_s)
-        if elsewhere.has("store"):
-            opened.append(await elsewhere.store(token, network_id=server.network_id))
-        else:
-            opened.append(await patiently(lambda: JetStreamStore.open(nc, token, create=True, replicas=copies), patience_s))
+            await begin(lambda: mending.seat.must_be_known(opened[1]))
+        opened.append(await (there(elsewhere.store) if elsewhere.has("store") else here(JetStreamStore)))
         await marking.begin()
     except BaseException:
         for door in opened:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -25,12 +25,12 @@ from comity.config import Settings
 from comity.controller.census import Census
 from comity.controller.doubt import DOUBT, Doubt, doubted, question
 from comity.controller.origin import beginning, past
-from comity.controller.patience import patiently
 from comity.controller.payloads import Payloads
 from comity.controller.pipeline import EntryClock
 from comity.controller.recalling import RECALL, recalled
 from comity.controller.tail import must_hold, read_on
 from comity.controller.term import Term
+from comity.controller.unready import Unready
 from comity.core.breaker import BreakerPolicy, Breakers
 from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
@@ -45,6 +45,7 @@ from comity.model.moment import iso
 from comity.model.task import Command, Entry, Lead, TimeJump
 from comity.model.version import installed
 from comity.model.wire import Answer, Ask, Leading, decode
+from comity.patience import patiently
 from comity.registry.base import Registry
 from comity.store.base import Store
 
@@ -53,8 +54,6 @@ STILL_S = 1.0
 """A leader whose beacons and whose log have been still for so long, plus up to half of it at random, is challenged."""
 PULSE_S = 0.25
 RETRY_S = 0.05
-AWAY_S = 60.0
-"""So long what a controller begins with may be away."""
 DAY_S = 86_400.0
 JUMP_S = 7 * DAY_S
 """An operator who starts a network that stood still for longer says that the clock is right. While it runs its log tells the time
@@ -63,6 +62,7 @@ REREAD = 16
 """Entries of the past read at once."""
 
 _log = structlog.get_logger("comity.controller")
+T = TypeVar("T")
 
 
 class Controller:
@@ -131,18 +131,18 @@ class Controller:
         self._cancels: list[Cancel] = []
 
     async def start(self) -> None:
-        """Load what the log says, then take part. Raises Corrupt or ForeignData if the log cannot be trusted, and Indefinite
-        errors if the bus, the log or the store is away for ``AWAY_S``."""
+        """Load what the log says, then take part: bus, log and store may be away for a while. Raises Corrupt or ForeignData if
+        the log cannot be trusted, and Disconnected if the bus was closed."""
         loop = asyncio.get_running_loop()
         self.bus.on_unreachable(lambda address: self.leading.unreachable(address) if self.leading else None)
         self.sees_departures = self.bus.on_departure(self._departed)
         self.bus.on_state(self._bus_state)
         for address, receive in ((to(self.bus.process), self._receive), (CONTROLLERS, self._hear)):
-            self._cancels.append(await patiently(partial(self.bus.subscribe, address, receive), AWAY_S))
-        await patiently(self._load, AWAY_S)
+            self._cancels.append(await self._begin(partial(self.bus.subscribe, address, receive)))
+        await self._begin(self._load)
         begins = self.ledger.effective_index, self.ledger.digest
-        await self.doubt.patiently(lambda: patiently(lambda: must_hold(self.log, *begins, "a snapshot"), AWAY_S))
-        await patiently(self._catch_up, AWAY_S, lambda: self.ledger.index)
+        await self.doubt.patiently(lambda: self._begin(lambda: must_hold(self.log, *begins, "a snapshot")))
+        await self._begin(self._catch_up)
         self._leader_seen = self._known_at = loop.time()
         self._tasks.append(loop.create_task(self._guarded(self.census.watch())))
         self._tasks.append(loop.create_task(self._guarded(self._live())))
@@ -163,6 +163,9 @@ class Controller:
             await cancel()
         self._cancels.clear()
         await self.outbox.drain()
+
+    async def _begin(self, work: Callable[[], Awaitable[T]]) -> T:
+        return await patiently(work, hopeless=lambda: self.bus.link is Link.CLOSED, tell=Unready(_log))
 
     # The log
 

@@ -1,0 +1,59 @@
+"""To do again what could not be done: a group of servers has no leader just then, a connection is being made anew.
+
+Only for what may be done twice. An Indefinite error leaves open whether it was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import TypeVar
+
+from comity.errors import Indefinite, TimedOut
+
+RETRY_S = 0.2
+
+T = TypeVar("T")
+
+
+async def patiently(
+    work: Callable[[], Awaitable[T]],
+    limit_s: float = inf,
+    *,
+    hopeless: Callable[[], bool] = lambda: False,
+    progress: Callable[[], object] = lambda: None,
+    tell: Callable[[Indefinite, float], None] = lambda _error, _waited_s: None,
+) -> T:
+    """Do ``work`` until it succeeds. Its Indefinite errors are raised once that is ``hopeless``, or it has failed for ``limit_s``
+    seconds while what ``progress`` gives stayed the same. ``tell`` hears each error, and for how many seconds it has failed."""
+    time = asyncio.get_running_loop().time
+    failing_since: float | None = None
+    reached = progress()
+    while True:
+        try:
+            return await work()
+        except Indefinite as error:
+            if failing_since is None or progress() != reached:
+                failing_since, reached = time(), progress()
+            waited_s = time() - failing_since
+            if hopeless() or waited_s >= limit_s:
+                raise
+            tell(error, waited_s)
+        await asyncio.sleep(RETRY_S)  # that it can be done now cannot be awaited
+
+
+async def in_time(work: Callable[[], Awaitable[T]], until: float | None, *, hopeless: Callable[[], bool] = lambda: False) -> T:
+    """Do ``work`` until it succeeds, or ``until`` (loop time; None: for ever): then the error it failed with last is raised, or
+    TimedOut if it was under way."""
+    last: Indefinite | None = None
+
+    def heard(error: Indefinite, _: float) -> None:
+        nonlocal last
+        last = error
+
+    try:
+        async with asyncio.timeout_at(until):
+            return await patiently(work, hopeless=hopeless, tell=heard)
+    except TimeoutError:
+        raise last or TimedOut("it was not done in time") from None
