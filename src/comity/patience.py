@@ -8,13 +8,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from comity.errors import Indefinite, TimedOut
 
 RETRY_S = 0.2
+QUIET_S, AGAIN_S = 2.0, 10.0
+"""Nobody is told at once, for elections take a moment, nor again and again."""
 
 T = TypeVar("T")
+
+
+class Unready:
+    """Hears each error, and for how many seconds there have been such; tells ``log`` of those that last."""
+
+    def __init__(self, log: Any, event: str = "cannot begin yet; trying again", **about: Any) -> None:
+        self._log = log
+        self._event = event
+        self._about = about
+        self._due_s = QUIET_S
+
+    def __call__(self, error: Indefinite, waited_s: float) -> None:
+        if waited_s == 0.0:  # the first one, or the first since it got on
+            self._due_s = QUIET_S
+        if waited_s >= self._due_s:
+            self._due_s = waited_s + AGAIN_S
+            self._log.warning(self._event, **self._about, code=error.code, error=error.message)
 
 
 async def patiently(

@@ -12,12 +12,11 @@ from peers import World, a_while
 from structlog.testing import capture_logs
 
 from comity.cli.network import while_it_runs
-from comity.controller.unready import Unready
 from comity.embedded import EmbeddedServer
 from comity.errors import Corrupt, ServerFailed, TimedOut, Unreachable
 from comity.log.base import Item
 from comity.log.memory import MemoryLog, MemoryLogState
-from comity.patience import in_time, patiently
+from comity.patience import Unready, in_time, patiently
 
 
 @pytest.fixture

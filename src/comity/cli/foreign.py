@@ -26,10 +26,9 @@ from comity.config import Settings
 from comity.connect import ELECTION_S, identity
 from comity.contexts import Context
 from comity.controller.controller import JUMP_S, Controller
-from comity.controller.unready import Unready
 from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
-from comity.patience import patiently
+from comity.patience import Unready, patiently
 from comity.registry.base import Registry
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.base import Store

@@ -31,7 +31,6 @@ from comity.connect import ELECTION_S, secured
 from comity.contexts import Context
 from comity.controller.controller import CONTROLLERS, JUMP_S, Controller
 from comity.controller.doubt import Doubt, question
-from comity.controller.unready import Unready
 from comity.credentials import Role
 from comity.embedded import EmbeddedServer
 from comity.errors import ServerFailed
@@ -40,7 +39,7 @@ from comity.log.jetstream import JetStreamLog
 from comity.log.jetstream import stream_name as log_name
 from comity.model.ids import ProcessId
 from comity.model.server import Damage
-from comity.patience import patiently
+from comity.patience import Unready, patiently
 from comity.registry.base import Registry
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.base import Store

@@ -30,7 +30,6 @@ from comity.controller.pipeline import EntryClock
 from comity.controller.recalling import RECALL, recalled
 from comity.controller.tail import must_hold, read_on
 from comity.controller.term import Term
-from comity.controller.unready import Unready
 from comity.core.breaker import BreakerPolicy, Breakers
 from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
@@ -45,7 +44,7 @@ from comity.model.moment import iso
 from comity.model.task import Command, Entry, Lead, TimeJump
 from comity.model.version import installed
 from comity.model.wire import Answer, Ask, Leading, decode
-from comity.patience import patiently
+from comity.patience import Unready, patiently
 from comity.registry.base import Registry
 from comity.store.base import Store
 

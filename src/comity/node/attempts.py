@@ -20,7 +20,7 @@ import structlog
 
 from comity.agent import Agent, Offered
 from comity.client.client import Client
-from comity.errors import BadInput, Indefinite, InvalidInput, NotFound, Refuse, TooLarge
+from comity.errors import BadInput, InvalidInput, NotFound, Refuse, TooLarge
 from comity.failpoints import durable
 from comity.handles import Attempt
 from comity.model.codec import to_json
@@ -46,6 +46,7 @@ from comity.node.parts import Streams
 from comity.node.performing import Performer, is_closing
 from comity.node.resuming import Doors, Memory, suspension
 from comity.node.running import Running
+from comity.patience import Unready, patiently
 from comity.store.base import Store
 
 T = TypeVar("T")
@@ -56,8 +57,6 @@ LIVE_LIMIT = 64 * 1024
 """Bytes of one progress or log event."""
 PROGRESS_MAX = 1000
 """Attempts in one item."""
-STORE_TRIES = 4
-STORE_PAUSE_S = 0.25
 
 _log = structlog.get_logger("comity.node")
 
@@ -338,7 +337,7 @@ class Attempts:
         if not isinstance(payload, Stored):
             raise BadInput("the input is in the log, where a node cannot read")
         try:
-            return await self._patiently(lambda: self._store.read(payload.key))
+            return await self._patiently(payload.key, lambda: self._store.read(payload.key))
         except NotFound as error:  # the caller's fault; though the replica that was asked may only be behind
             raise Failure(TaskFailure(InvalidInput.code, f"its input is not in the store: {error.message}")) from error
 
@@ -347,16 +346,11 @@ class Attempts:
 
     async def _keep(self, key: str, output: bytes) -> Stored:
         with durable("result.put"):
-            return await self._patiently(lambda: self._store.put(key, output, ttl_s=self._keep_s))
+            return await self._patiently(key, lambda: self._store.put(key, output, ttl_s=self._keep_s))
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat what may or may not have happened: these calls may be made twice."""
-        for _ in range(STORE_TRIES - 1):
-            try:
-                return await call()
-            except Indefinite:
-                await asyncio.sleep(STORE_PAUSE_S)
-        return await call()
+    async def _patiently(self, key: str, call: Callable[[], Awaitable[T]]) -> T:
+        """While the attempt has time: that the store is away is no fault of the function's, and its work is not thrown away."""
+        return await patiently(call, tell=Unready(_log, "the store is away; trying again", key=key))
 
     # What a running function does
 
