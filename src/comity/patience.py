@@ -62,9 +62,15 @@ async def patiently(
         await asyncio.sleep(RETRY_S)  # that it can be done now cannot be awaited
 
 
-async def in_time(work: Callable[[], Awaitable[T]], until: float | None, *, hopeless: Callable[[], bool] = lambda: False) -> T:
-    """Do ``work`` until it succeeds, or ``until`` (loop time; None: for ever): then the error it failed with last is raised, or
-    TimedOut if it was under way."""
+async def in_time(
+    work: Callable[[], Awaitable[T]],
+    until: float,
+    *,
+    hopeless: Callable[[], bool] = lambda: False,
+    late: str = "it was not done in time",
+) -> T:
+    """Do ``work`` until it succeeds, or ``until`` (loop time): then the error that it failed with last is raised, or TimedOut,
+    which says ``late``, if it did not come to any."""
     last: Indefinite | None = None
 
     def heard(error: Indefinite, _: float) -> None:
@@ -75,4 +81,4 @@ async def in_time(work: Callable[[], Awaitable[T]], until: float | None, *, hope
         async with asyncio.timeout_at(until):
             return await patiently(work, hopeless=hopeless, tell=heard)
     except TimeoutError:
-        raise last or TimedOut("it was not done in time") from None
+        raise last or TimedOut(late) from None

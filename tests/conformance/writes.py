@@ -121,7 +121,7 @@ async def files(folder: Path, said: Said) -> None:
 
 async def large(folder: Path, said: Said) -> None:
     store = await FolderStore.open(folder / "store", "me")
-    depot = Depot(store, ProcessId("me"), wall=lambda: 1000.0)
+    depot = Depot(store, ProcessId("me"), wall=lambda: 1000.0, patience_s=10.0)
     body, kind = await depot.carried(b'"' + b"x" * 600_000 + b'"')
     about = Envelope(id="1", performative=Performative.INFORM, sender="me", body=body, content_type=kind)
     assert len((await depot.fetched(about)).body) == 600_002

@@ -195,7 +195,8 @@ class Client:
             if number % PER_TURN == 0:
                 await asyncio.sleep(0)
             task = exchange.task_ids.next()
-            carried = payload if len(payload) <= LOG_LIMIT else await files.stored_input(exchange, task, payload, agreed)
+            is_small = len(payload) <= LOG_LIMIT
+            carried = payload if is_small else await files.stored_input(exchange, task, payload, agreed, until)
             specs.append(agreed.task(task, carried))
         outcomes = await exchange.submissions.send(
             specs, queue=agreed.queue, deadline=agreed.deadline, start=agreed.start,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from comity.bus.base import EVERYONE, LEADER, Address, Bus, Cancel, Delivery, Link, to
 from comity.bus.outbox import Outbox
@@ -36,8 +36,11 @@ from comity.model.limits import check_text, check_timeout
 from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered
 from comity.model.payload import LOG_LIMIT, Payload
 from comity.model.wire_mail import MailTaken, StreamOver
+from comity.patience import in_time
 from comity.registry.base import Registry
 from comity.store.base import Store
+
+T = TypeVar("T")
 
 FIRST_LOOK_S = 1.0
 """How long the first submit waits for the copy of the registry, to check inputs against schemas."""
@@ -65,6 +68,7 @@ class Exchange:
         self.outbox = outbox or Outbox(bus)
         self.is_hosted = outbox is not None
         self.malformed = 0
+        self.ended = asyncio.Event()
         self.timers = Timers(self.loop)
         self.turns = Turns(self.loop)
         self.directory = Directory(registry, self.loop.time)
@@ -75,7 +79,7 @@ class Exchange:
         self.submissions = Submissions(self.contact, self.outcomes, self.timers, self.turns, rng.random)
         self.streams = Streams(self.contact, self.timers, rng)
         self.readings = Readings(bus, self.outbox, self.timers, rng, lambda task: self.ask("task", {"id": task}))
-        self.depot = Depot(store, bus.process, wall)
+        self.depot = Depot(store, bus.process, wall, settings.request_timeout_s, self.ended.is_set)
         self.messages = Messages(bus.process, self.outbox, self.directory, self.timers, rng, wall, self.depot)
         complaints = Complaints(self.contact.post, self.loop.time)
         self.talks = Talks(bus.process, self.messages, self.outbox, self.timers, complaints)
@@ -85,7 +89,6 @@ class Exchange:
         self.posts = Posts(self.contact, self.timers, self.task_ids.next)
         self._subscriptions: list[Cancel] = []
         self._look_until = float("inf")
-        self.ended = asyncio.Event()
         self._closed: ComityError | None = None
         bus.on_unreachable(self.calls.on_unreachable)
         bus.on_unreachable(self.messages.on_unreachable)
@@ -149,6 +152,10 @@ class Exchange:
     def _on_link(self, link: Link) -> None:
         if link is Link.CLOSED:
             self.fail(Disconnected("the connection was closed"))
+
+    async def timely(self, work: Callable[[], Awaitable[T]], until: float) -> T:
+        """Do ``work``, which may be done twice, until it succeeds or is late. Raises Indefinite errors."""
+        return await in_time(work, until, hopeless=self.ended.is_set)
 
     # What arrives
 
@@ -274,10 +281,12 @@ class Exchange:
         """What a task is, once it has its answer. A large one goes by the store."""
         ref = self.calls.number()
         carried: Payload = data
+        until = self.loop.time() + (check_timeout(timeout_s) or self.settings.request_timeout_s)
         if len(data) > LOG_LIMIT:
-            key = f"{self.bus.process}/answers/{task}/{ref}"
-            carried = await self.store.put(key, data, ttl_s=self.settings.keep_finished_s)
-        return await self._call(LEADER, wire.AnswerTask(ref, task, name, carried), ref, "answer", timeout_s)
+            key, ttl_s = f"{self.bus.process}/answers/{task}/{ref}", self.settings.keep_finished_s
+            carried = await self.timely(lambda: self.store.put(key, data, ttl_s=ttl_s), until)
+        left_s = max(until - self.loop.time(), 0.001)
+        return await self._call(LEADER, wire.AnswerTask(ref, task, name, carried), ref, "answer", left_s)
 
     async def control(self, node: ProcessId, what: str, args: dict[str, Any], timeout_s: float | None = None) -> Any:
         """What a node says to being told. Raises PeerLost if nobody listens there."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import msgspec
 
 from comity.client.terms import FOREVER, Terms
-from comity.errors import BadInput, Conflict, Indefinite, InvalidInput, NotFound, TimedOut, TooLarge
+from comity.errors import BadInput, Conflict, InvalidInput, NotFound, TooLarge
 from comity.failpoints import durable
 from comity.model.codec import DIGEST_SIZE, UNREADABLE, digest
 from comity.model.envelope import Envelope
@@ -26,6 +26,7 @@ from comity.model.files import BODY_LIMIT, REFERENCE, FileRef
 from comity.model.ids import ProcessId, TaskId
 from comity.model.limits import check_seconds
 from comity.model.payload import LOG_LIMIT, Stored
+from comity.patience import in_time, patiently
 from comity.store.base import Store
 
 if TYPE_CHECKING:
@@ -36,21 +37,9 @@ JSON = "application/json"
 BODY_S = 3600.0
 FILE_S = 86_400.0
 READ_BYTES = 1024 * 1024
-TRIES = 5
-PAUSE_S = 0.25
 REMEMBERED = 256
 
 T = TypeVar("T")
-
-
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat what may be done twice, if whether it was done is not known."""
-    for _ in range(TRIES - 1):
-        try:
-            return await call()
-        except Indefinite:
-            await asyncio.sleep(PAUSE_S)
-    return await call()
 
 
 def is_large(data: bytes) -> bool:
@@ -61,12 +50,18 @@ def is_large(data: bytes) -> bool:
 
 
 class Depot:
-    """A process's large things in the store. ``wall`` gives seconds since 1970."""
+    """A process's large things in the store. ``wall`` gives seconds since 1970. The store may be away for ``patience_s``, unless
+    that is ``hopeless``."""
 
-    def __init__(self, store: Store, process: ProcessId, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, process: ProcessId, wall: Callable[[], float], patience_s: float,
+        hopeless: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self._store = store
         self._process = process
         self._wall = wall
+        self._patience_s = patience_s
+        self._hopeless = hopeless
         self._known: OrderedDict[str, Stored] = OrderedDict()
 
     def _key(self, kind: str, mark: bytes, ttl_s: float) -> str:
@@ -76,24 +71,25 @@ class Depot:
         with durable(write):
             return await self._store.put(key, data, ttl_s=ttl_s)
 
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what may be done twice."""
+        return await patiently(work, self._patience_s, hopeless=self._hopeless)
+
     # Bodies of messages
 
     async def carried(self, data: bytes, within_s: float | None = None) -> tuple[bytes, str]:
-        """``data``, JSON, as the body of an envelope, and its content type. Raises TooLarge, Indefinite errors: TimedOut if it is
-        not stored ``within_s`` seconds."""
+        """``data``, JSON, as the body of an envelope, and its content type. Raises TooLarge, and Indefinite errors if it is not
+        stored within ``within_s`` seconds."""
         if not is_large(data):
             return data, JSON
-        try:
-            async with asyncio.timeout(within_s):
-                return await self._stored(data)
-        except TimeoutError:
-            raise TimedOut(f"a body of {len(data)} bytes was not stored within {within_s:g} s") from None
-
-    async def _stored(self, data: bytes) -> tuple[bytes, str]:
         key = self._key("bodies", digest(data), BODY_S)
         stored = self._known.get(key)
         if stored is None:
-            stored = self._known[key] = await _patiently(lambda: self._put("body.put", key, data, BODY_S * 2))
+            wait_s = self._patience_s if within_s is None else within_s
+            stored = self._known[key] = await in_time(
+                lambda: self._put("body.put", key, data, BODY_S * 2), asyncio.get_running_loop().time() + wait_s,
+                hopeless=self._hopeless, late=f"a body of {len(data)} bytes was not stored within {wait_s:g} s",
+            )  # fmt: skip
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return msgspec.msgpack.encode(stored), REFERENCE
@@ -111,7 +107,7 @@ class Depot:
             raise InvalidInput(f"the body refers to {stored.key}, which is not its sender's", key=stored.key)
         if stored.size > BODY_LIMIT:
             raise TooLarge(f"a message of {stored.size} bytes", limit=BODY_LIMIT)
-        body = await _patiently(lambda: self._store.read(stored.key))
+        body = await self._patiently(lambda: self._store.read(stored.key))
         if digest(body) != stored.digest:
             raise InvalidInput(f"the body refers to something else than what is stored as {stored.key}", key=stored.key)
         return msgspec.structs.replace(envelope, body=body, content_type=JSON)
@@ -121,9 +117,9 @@ class Depot:
     async def put(self, path: Path, ttl_s: float) -> FileRef:
         size, mark = await asyncio.to_thread(_measured, path)
         key = self._key("files", mark, ttl_s)
-        stored = next(iter(await _patiently(lambda: self._store.list(key))), None)
+        stored = next(iter(await self._patiently(lambda: self._store.list(key))), None)
         if stored is None:
-            stored = await _patiently(lambda: self._put("file.put", key, _read(path), ttl_s * 2))
+            stored = await self._patiently(lambda: self._put("file.put", key, _read(path), ttl_s * 2))
         if stored.digest != mark:
             await self._store.delete(key)
             raise Conflict(f"{path} changed while it was read", path=str(path))
@@ -132,7 +128,7 @@ class Depot:
     async def get(self, ref: FileRef, path: Path) -> None:
         part = path.with_name(f".{path.name}.{ref.digest[:12]}.part")
         try:
-            await _patiently(lambda: self._write(ref, part))
+            await self._patiently(lambda: self._write(ref, part))
             with durable("file.take"):
                 await asyncio.to_thread(os.replace, part, path)
         finally:
@@ -204,10 +200,15 @@ async def get_file(self: Client, ref: FileRef | dict[str, Any], path: str | os.P
     return target
 
 
-async def stored_input(exchange: Exchange, task: TaskId, payload: bytes, agreed: Terms) -> Stored:
-    """Put an input that is too large for the log into the store, for as long as its task may want it."""
+async def stored_input(exchange: Exchange, task: TaskId, payload: bytes, agreed: Terms, until: float) -> Stored:
+    """Put an input that is too large for the log into the store, for as long as its task may want it. Raises Indefinite errors
+    ``until`` it is late (loop time)."""
     settings, now = exchange.settings, exchange.loop.time()
     waits_s = agreed.deadline - now if agreed.deadline < FOREVER else settings.keep_finished_s + max(0.0, agreed.start - now)
     ttl_s = max(settings.keep_finished_s, settings.keep_dead_s) + waits_s
-    with durable("input.put"):
-        return await exchange.store.put(f"{exchange.bus.process}/inputs/{task}", payload, ttl_s=ttl_s)
+
+    async def put() -> Stored:
+        with durable("input.put"):
+            return await exchange.store.put(f"{exchange.bus.process}/inputs/{task}", payload, ttl_s=ttl_s)
+
+    return await exchange.timely(put, min(until, agreed.deadline))

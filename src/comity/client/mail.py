@@ -58,7 +58,7 @@ class Mail:
         ttl_ms = max(1, round(check_seconds(ttl_s, "ttl_s") * 1000)) if ttl_s is not None else 0
         data = to_json(body)
         until = exchange.loop.time() + exchange.settings.submit_timeout_s
-        payload: Payload = data if len(data) <= BODY_LIMIT else await self._stored(data, ttl_s)
+        payload: Payload = data if len(data) <= BODY_LIMIT else await self._stored(data, ttl_s, until)
         note = Note(
             scope.sender or exchange.bus.process, topic, performative_named(performative), payload,
             check_text(conversation, "conversation"), check_text(in_reply_to, "in_reply_to"), scope.trace,
@@ -71,15 +71,19 @@ class Mail:
         await self._timely(until)
         return await exchange.posts.send(mail, max(until - exchange.loop.time(), 0.001))
 
-    async def _stored(self, data: bytes, ttl_s: float | None) -> Payload:
+    async def _stored(self, data: bytes, ttl_s: float | None, until: float) -> Payload:
         """A body too large for the log goes to the store, for as long as the mail is kept and, dead, may be looked at."""
         if len(data) > BODY_MAX:
             raise TooLarge(f"a mail of {len(data)} bytes: pass a reference to something stored", limit=BODY_MAX)
         exchange = self._exchange
         kept_s = ttl_s or exchange.settings.mail_ttl_s
         key = f"{exchange.bus.process}/mail/{exchange.task_ids.next()}-{base32(exchange.calls.number(), 10)}"
-        with durable("mail.put"):
-            return await exchange.store.put(key, data, ttl_s=kept_s + exchange.settings.keep_dead_s)
+
+        async def put() -> Payload:
+            with durable("mail.put"):
+                return await exchange.store.put(key, data, ttl_s=kept_s + exchange.settings.keep_dead_s)
+
+        return await exchange.timely(put, until)
 
     async def list(self, agent: str = "", *, limit: int = 50) -> Rows:
         """What waits to be taken, oldest first: of one agent (its id), or of all."""

@@ -30,6 +30,7 @@ from comity.model.limits import INDEX_MAX, REASON_MAX, check_text, check_timeout
 from comity.model.task import Stored, TaskState
 from comity.model.typed import decoder
 from comity.model.wire import Ended
+from comity.patience import patiently
 
 if TYPE_CHECKING:
     from comity.client.exchange import Exchange
@@ -43,7 +44,6 @@ _STATE_ERRORS: dict[TaskState, type[TaskError]] = {
     TaskState.CANCELED: TaskCanceled,
     TaskState.REJECTED: TaskRejected,
 }
-FETCH_PAUSE_S = 0.1
 DETAIL_S = 2.0
 """How long an error waits for the list of its attempts."""
 
@@ -114,17 +114,13 @@ class Task:
 
     async def _fetch(self, payload: Stored, until: float | None) -> bytes:
         """Read a result from the store; a reading that broke is begun again while there is time."""
-        loop = asyncio.get_running_loop()
-        last = loop.time() + self._exchange.settings.request_timeout_s
+        exchange = self._exchange
         try:
             async with asyncio.timeout_at(until):
-                while True:
-                    try:
-                        return await self._exchange.store.read(payload.key)
-                    except Indefinite:
-                        if loop.time() >= last:
-                            raise
-                        await asyncio.sleep(FETCH_PAUSE_S)
+                return await patiently(
+                    lambda: exchange.store.read(payload.key), exchange.settings.request_timeout_s,
+                    hopeless=exchange.ended.is_set,
+                )  # fmt: skip
         except TimeoutError:
             raise TimedOut(f"the result of task {self.id} could not be fetched in time", task=self.id) from None
 
