@@ -18,6 +18,7 @@ from comity.errors import (
     AccessDenied,
     ComityError,
     Disconnected,
+    DiskFull,
     ForeignData,
     NotFound,
     NotLeader,
@@ -177,6 +178,8 @@ class RaftLog:
             raise TimedOut(f"the log did not answer within {self._answer_s} s") from None
         except NotLeader as error:
             raise Disconnected(error.message) from error
+        except DiskFull as error:  # as elsewhere: it is taken again once there is room
+            raise Unreachable(f"the log has no room: {error.message}", **error.details) from error
 
     def _send(self, make: Callable[[int], wire.Request]) -> asyncio.Future[Any]:
         """Ask now, or once there is a leader, in the order of the calls."""

@@ -36,7 +36,8 @@ class Disk(Protocol):
 
 class Member:
     """``send`` takes a message to a member, or loses it. ``on_change`` is called when role, leader, members or health have
-    changed. ``full``, ``failed``: why nothing is taken now, or ever again."""
+    changed. ``full``, ``failed``: why nothing is taken now, or ever again. Who asks one that
+    failed hears Disconnected."""
 
     def __init__(self, raft: Raft, disk: Disk, send: Callable[[str, Message], None]) -> None:
         self.raft = raft
@@ -143,13 +144,17 @@ class Member:
 
     def close(self) -> None:
         """Do nothing more. Who waits is told that it is not known."""
-        self.fail(Disconnected(f"member {self.id} has stopped"))
+        self.fail(Disconnected("it was closed"))
 
     # Waiting
 
     def _check(self) -> None:
         if self.failed is not None:
-            raise self.failed
+            raise self._stopped(self.failed)
+
+    def _stopped(self, why: ComityError) -> Disconnected:
+        """What others hear: their log goes on without this member, or it will."""
+        return Disconnected(f"member {self.id} has stopped: {why.message}")
 
     def _refused(self, error: ComityError) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
@@ -164,8 +169,10 @@ class Member:
         return future
 
     def _propose(self, data: bytes) -> asyncio.Future[int]:
-        if (reason := self.failed or self.full) is not None:
-            return self._refused(reason)
+        if self.failed is not None:
+            return self._refused(self._stopped(self.failed))
+        if self.full is not None:
+            return self._refused(self.full)
         future = self._ask()
         if not self._batch:
             self._loop.call_soon(self._flush)
@@ -349,7 +356,7 @@ class Member:
         self.failed = error
         if self._timer is not None:
             self._timer.cancel()
-        unknown = Disconnected(f"member {self.id} has stopped: {error.message}")
+        unknown = self._stopped(error)
         for key in list(self._waiting):
             self._answer(key, unknown)
         self._let_go()
