@@ -259,3 +259,42 @@ async def test_somebody_elses_server_needs_nothing_of_ours(trio: Trio, free_port
         assert code == 2 and "not a certificate" in err
     finally:
         await kill(server)
+
+
+PRINTERS = """
+import asyncio, os
+from comity import Agent, Attempt
+
+runs = open(os.environ["RUNS"], "a", buffering=1)
+agent = Agent("a", concurrency=8)
+
+@agent.capability
+async def draw(attempt: Attempt, number: int, sketch: str = "") -> str:
+    runs.write(f"begin {number} {attempt.epoch} {attempt.agent}\\n")
+    await asyncio.sleep(0.2)
+    return sketch or "x" * 300_000
+"""
+
+
+async def test_while_the_store_elects_a_leader_nothing_is_worked_out_twice(trio: Trio) -> None:
+    """The log has its leader all the time: tasks go on being given to agents, whose results have nowhere to go."""
+    await trio.form()
+    (trio.folder / "crew.py").write_text(PRINTERS)
+    async with trio.stream() as js, asyncio.timeout(LIMIT_S):
+        while True:
+            led = {group["name"]: group["leader"] for group in (await trio.until_whole())["groups"]}
+            if led["store"] != led["log"]:
+                break
+            await js.api("STREAM.LEADER.STEPDOWN.CY_main_STORE")
+    named = {up.said["server"]: name for name, up in trio.ups.items()}
+    trio.use(named[led["log"]])
+    await trio.hire("n1")
+    net = await trio.client()
+    tasks = [await net.submit("draw", {"number": number}) for number in range(60)]
+    for task in tasks[:16]:
+        await task.result(LIMIT_S)
+    await kill(trio.ups[named[led["store"]]].process)
+    sketch = "y" * 300_000
+    tasks += await asyncio.gather(*(net.submit("draw", {"number": number, "sketch": sketch}) for number in range(60, 64)))
+    assert {len(await task.result(LIMIT_S)) for task in tasks} == {300_000}
+    assert {number: len(runs) for number, runs in trio.runs().items()} == dict.fromkeys(range(64), 1)
