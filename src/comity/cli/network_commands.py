@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +16,12 @@ from comity.cli.recalling import LastKnown, last_known
 
 if TYPE_CHECKING:
     from comity.cli.up import Plan
+    from comity.client import Client
     from comity.config import Loaded
 
 STOP_S = 15.0
+STILL_S = 3.0
+"""After so long without an answer the figures are old."""
 SHOWN = 10
 _CLUSTER: dict[str, Any] = {"rich_help_panel": "A cluster"}
 _FOREIGN: dict[str, Any] = {"rich_help_panel": "Servers that are there"}
@@ -229,19 +233,34 @@ async def stats(
             cli.output.facts([*said, ("nodes", ", ".join(found["nodes"]))], indent="")
         return
     async with cli.net() as net:
+        if watch:
+            await _watch(cli, net)
+        elif cli.output.as_json:
+            cli.output.show(await net.stats())
+        else:
+            _stats(cli, await net.stats())
+
+
+async def _watch(cli: Cli, net: Client) -> None:
+    """Each second, also after a time without a leader: figures that are not of now are said not to be."""
+    from comity.errors import Indefinite
+
+    numbers, at = await net.stats(), time.strftime("%H:%M:%S")
+    while True:
+        if cli.output.as_json:
+            cli.output.line(numbers)
+        else:
+            print("\x1b[H\x1b[J" if sys.stdout.isatty() else "", end="")
+            _stats(cli, numbers)
+        await asyncio.sleep(1)
         while True:
-            numbers = await net.stats()
-            if not cli.output.as_json:
-                if watch and sys.stdout.isatty():
-                    print("\x1b[H\x1b[J", end="")
-                _stats(cli, numbers)
-            elif watch:
-                cli.output.line(numbers)
-            else:
-                cli.output.show(numbers)
-            if not watch:
-                return
-            await asyncio.sleep(1)
+            try:
+                async with asyncio.timeout(STILL_S):
+                    numbers, at = await net.stats(), time.strftime("%H:%M:%S")
+                break
+            except (Indefinite, TimeoutError) as error:
+                cli.output.note(f"no leader answers; the last figures are of {at}  {error}".rstrip())
+                await asyncio.sleep(1)
 
 
 def _stats(cli: Cli, numbers: dict[str, Any]) -> None:
