@@ -11,20 +11,20 @@ from typing import Any
 from comity.cluster.config import HOST
 from comity.errors import BadSettings
 
+GREET_S = 1.0
+
 
 async def greet(host: str, port: int) -> dict[str, Any] | None:
-    """What the server listening there says first; None if there is none yet; {} if it is not a NATS server."""
+    """What the server listening there says first; None while there is none or it says nothing; {} if it is not a NATS server."""
     try:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(GREET_S):
             reader, writer = await asyncio.open_connection(host, port)
             try:
                 line = await reader.readline()
             finally:
                 writer.close()
                 await writer.wait_closed()
-    except TimeoutError:
-        return {}
-    except OSError:
+    except OSError:  # TimeoutError is one
         return None
     if not line:
         return None
