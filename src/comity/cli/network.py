@@ -138,7 +138,8 @@ class EmbeddedNetwork:
             if place.member is not None:
                 seat = Seat(server, place, version("comity"))
                 stack.push_async_callback(seat.close)
-                await seat.open(_options(server, "system", f"{process}-view"), f"{process}-view")
+                opening = partial(seat.open, _options(server, "system", f"{process}-view"), f"{process}-view")
+                await while_it_runs(server, patiently(opening, tell=Unready(log)))
                 await while_it_runs(server, seat.until_placed(bus.connection, partial(_tell, tell, seat)))
                 mending = Mending(server, seat, bus, settings, damage)
                 stack.push_async_callback(mending.close)

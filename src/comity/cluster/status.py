@@ -25,7 +25,7 @@ STREAMS = {"log": "LOG", "registry": "REG", "store": "STORE"}
 ALONE = "the only server"
 PING_S = 0.5
 """How long answers to a ping are waited for, unless all have come."""
-REMOVE_S = 5.0
+CONNECT_S, REMOVE_S = 5.0, 5.0
 
 
 class Server(NamedTuple):
@@ -72,16 +72,20 @@ class SystemView:
 
     @classmethod
     async def connect(cls, urls: Sequence[str], process: str, options: Mapping[str, Any]) -> SystemView:
-        """Raises Unreachable."""
+        """Tries for a while; later breaks are mended for ever. Raises Unreachable."""
         nc = Connection()
         try:
-            await nc.connect(
-                list(urls), name=f"{process}.view", inbox_prefix=f"_INBOX_{process}", error_cb=_ignore, connect_timeout=2,
-                max_reconnect_attempts=-1, reconnect_time_wait=0.1, **options,  # type: ignore[arg-type]
-            )  # fmt: skip
+            async with asyncio.timeout(CONNECT_S):  # it would try for ever
+                await nc.connect(
+                    list(urls), name=f"{process}.view", inbox_prefix=f"_INBOX_{process}", error_cb=_ignore, connect_timeout=2,
+                    max_reconnect_attempts=-1, reconnect_time_wait=0.1, **options,  # type: ignore[arg-type]
+                )  # fmt: skip
         except (OSError, nats_errors.Error) as error:
             await nc.close()
-            raise Unreachable(f"the servers do not answer their system account: {error}") from error
+            raise Unreachable(f"the servers do not answer their system account: {nc.last_error or error}") from error
+        except BaseException:
+            await nc.close()
+            raise
         return cls(nc)
 
     async def close(self) -> None:
