@@ -58,3 +58,16 @@ async def test_a_server_is_started_again_when_there_is_room(tmp_path: Path, monk
     (tmp_path / "server.log").unlink()
     await until(lambda: disk._read_to == 0)
     await disk.close()
+
+
+async def test_a_log_that_begins_anew_as_it_is_looked_at_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_disk, "LOOK_S", 0.001)
+    monkeypatch.setattr(full_disk, "ENOUGH_BYTES", 1 << 62)
+    server = Server(tmp_path)
+    disk = FullDisk(cast(EmbeddedServer, server))
+    monkeypatch.setattr(disk, "_size", lambda: 1 << 20)  # it was there when its size was asked for
+    (tmp_path / "server.log").unlink()
+    await until(lambda: disk._read_to == 0)
+    server.says(FULL)
+    await until(lambda: disk.is_full)
+    await disk.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 
 from comity.embedded import EmbeddedServer
@@ -64,12 +65,14 @@ class FullDisk:
 
     def _said_so(self) -> bool:
         """Whether the server, since the last look, could not write something."""
-        if (size := self._size()) < self._read_to:
+        try:
+            with (self._server.data / "server.log").open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._read_to:
+                    self._read_to = 0
+                file.seek(self._read_to)
+                said = file.read()
+        except FileNotFoundError:
             self._read_to = 0
-        if size == self._read_to:
             return False
-        with (self._server.data / "server.log").open("rb") as file:
-            file.seek(self._read_to)
-            said = file.read(size - self._read_to)
-        self._read_to = size
+        self._read_to += len(said)
         return any(sign in said for sign in SIGNS)
