@@ -18,6 +18,7 @@ acknowledges: with its default of two minutes a power cut loses acknowledged dat
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -53,6 +54,8 @@ _PORTS_TRIED = 64
 _QUICK_DEATH_S = 1.0
 STOPS = (signal.SIGTERM, signal.SIGKILL)
 _FAILURES = 5
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_ROOM_S = 1.0
 
 # Run by a small Python that then becomes the server: asks the kernel for SIGKILL when the parent ends, however it ends (to the
 # kernel, the parent is the thread that started it). A preexec_fn would fork a process that has threads. A parent that ended
@@ -328,8 +331,7 @@ class EmbeddedServer:
                     raise failed
                 await asyncio.sleep(0.1 * 2**failures if failures > 1 else 0)
                 try:
-                    await self._before(self)
-                    await self._launch()
+                    await self._launch_again()
                     break
                 except _PortTaken:
                     failed = ServerFailed(f"another program took port {self.port}", port=self.port)
@@ -341,6 +343,23 @@ class EmbeddedServer:
                 self.on_restart()
             if self._between is not None:  # asked for while it was down, or starting
                 await self._end()
+
+    async def _launch_again(self) -> None:
+        """Start the process, once there is room on the disk for what is written before. Raises _PortTaken, ServerFailed."""
+        is_told = False
+        while True:
+            try:
+                await self._before(self)
+                await self._launch()
+                return
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    message = f"nats-server cannot be started on {self.data}: {error.strerror}"
+                    raise ServerFailed(message, path=str(self.data)) from error
+                if not is_told:
+                    log.error("the disk of %s is full: nats-server is started again once there is room", self.data)
+                is_told = True
+            await asyncio.sleep(_ROOM_S)  # a disk tells nobody that it has room
 
     async def _do_between(self) -> None:
         if self._between is None:
