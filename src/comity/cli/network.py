@@ -7,7 +7,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -225,26 +225,42 @@ class EmbeddedNetwork:
             raise self.controller.failure
 
     async def stop(self) -> None:
-        """Stop everything this started, in order; in a cluster that goes on, others take over first. Idempotent."""
-        if self.metrics is not None:
-            await self.metrics.stop()
-            self.metrics = None
-        await self._full_disk.close()
+        """Stop everything this started, in order; in a cluster that goes on, others take over first. What one raises does not
+        keep the others from their end: the first error is raised then. Idempotent."""
+        doors, self._doors = self._doors, []
+        steps: list[Callable[[], Awaitable[None]]] = [self._stop_metrics, self._full_disk.close]
         if self._mending is not None:
-            await self._mending.close()
-        if self.seat is not None and self._doors and not self.controller.shut_down.is_set():
-            await self.seat.leave(self.bus)
+            steps.append(self._mending.close)
+        if self.seat is not None and doors and not self.controller.shut_down.is_set():
+            steps.append(partial(self.seat.leave, self.bus))
+        steps.append(self._stop_controller)
+        if self.seat is not None:
+            steps.append(self.seat.close)
+        steps += [self._marking.stop, *(door.close for door in doors), self._elsewhere.aclose, self.bus.close, self.server.stop]
+        await every_one(steps)
+
+    async def _stop_metrics(self) -> None:
+        metrics, self.metrics = self.metrics, None
+        if metrics is not None:
+            await metrics.stop()
+
+    async def _stop_controller(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await self.controller.stop()
-        if self.seat is not None:
-            await self.seat.close()
-        await self._marking.stop()
-        for door in self._doors:
-            await door.close()
-        self._doors.clear()
-        await self._elsewhere.aclose()
-        await self.bus.close()
-        await self.server.stop()
+
+
+async def every_one(steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Do all ``steps``, one after the other, whatever they raise; then raise the first error."""
+    first: BaseException | None = None
+    for step in steps:
+        try:
+            await step()
+        except BaseException as error:
+            if first is not None:
+                log.error("not everything came to its end", error=repr(error))
+            first = first or error
+    if first is not None:
+        raise first
 
 
 async def until_led(controller: Controller) -> None:
