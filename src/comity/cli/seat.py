@@ -32,6 +32,7 @@ SERVERS, FORGOTTEN = "servers/", "forgotten/"
 LOOK_S = 0.1
 ASK_S = 0.5
 RETRY_S = 0.2
+ROOM_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,9 @@ class Seat:
         self._known: dict[str, ServerRecord] = {}
         self._forgotten: set[str] = set()
         """Routes of servers that were forgotten."""
+        self._news = asyncio.Event()
+        self._is_behind = False
+        """What is known of the servers is not written down, or not told to ``changed``."""
         self._endpoint: JoinEndpoint | None = None
         self._view: SystemView | None = None
         self._registry: Registry | None = None
@@ -139,7 +143,7 @@ class Seat:
     def announce(self, registry: Registry) -> None:
         """From now on others know this server, and it knows them."""
         self._registry = registry
-        self._tasks.append(asyncio.create_task(self._announce(registry)))
+        self._tasks += [asyncio.create_task(work) for work in (self._announce(registry), self._write_down())]
 
     async def _announce(self, registry: Registry) -> None:
         while True:
@@ -149,14 +153,30 @@ class Seat:
                 async for changes in registry.watch(SERVERS):
                     for change in changes:
                         self._take(change.key.partition("/")[2], change.value)
-                    routes = {known.route for known in self._known.values()}
-                    if len(self._known) < self.member.size:
-                        routes |= {*self.member.others} - self._forgotten  # these may yet say where they are
-                    self._learn(routes, self._urls())
+                    self._news.set()
                 return
             except Indefinite as error:
                 log.debug("the registry does not say which servers there are: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+    async def _write_down(self) -> None:
+        """What the registry says of the servers, whenever there is news; on a full disk once there is room."""
+        is_told = False
+        while True:
+            await self._news.wait()
+            routes = {known.route for known in self._known.values()}
+            if len(self._known) < self.member.size:
+                routes |= {*self.member.others} - self._forgotten  # these may yet say where they are
+            try:
+                self._learn(routes, self._urls())
+            except OSError as error:
+                if not is_told:
+                    log.error("which servers there are cannot be written down: %s; trying again", error)
+                is_told = True
+                await asyncio.sleep(ROOM_S)  # a disk tells nobody that it has room
+            else:
+                is_told = False
+                self._news.clear()
 
     async def _put(self, registry: Registry) -> None:
         route = f"{bracketed(self.member.host)}:{self.member.route_port}"
@@ -198,18 +218,21 @@ class Seat:
         return (self._server.url, *others)
 
     def _learn(self, routes: set[str], urls: tuple[str, ...]) -> None:
+        """Raises OSError: then it is known, but not written down."""
         own = f"{bracketed(self.member.host)}:{self.member.route_port}"
         found = msgspec.structs.replace(self.member, others=tuple(sorted(routes - {own})), urls=urls)
-        if found != self.member:
+        if found != self.member or self._is_behind:
+            self._is_behind = True
             self._keep(found)
             self.changed()
+            self._is_behind = False
 
     def _keep(self, member: Member) -> None:
-        """Remember it, for the next start too."""
-        self.member = member
-        member.save(self._server.data)
+        """Remember it, for the next start too. Raises OSError."""
         assert self._server.cluster is not None
+        self.member = member
         self._server.cluster = replace(self._server.cluster, routes=member.others)
+        member.save(self._server.data)
 
     async def leave(self, bus: NatsBus) -> None:
         """Have others lead what this server leads; what nobody takes over in time, an election will give away."""
@@ -225,13 +248,14 @@ class Seat:
             await js.close()
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        self._tasks.clear()
-        if self._endpoint is not None:
-            await self._endpoint.stop()
-        if self._view is not None:
-            await self._view.close()
+        async with contextlib.AsyncExitStack() as stack:
+            if self._view is not None:
+                stack.push_async_callback(self._view.close)
+            if self._endpoint is not None:
+                stack.push_async_callback(self._endpoint.stop)
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
