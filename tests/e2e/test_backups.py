@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 from town import LIMIT_S, Town, kill, story
 
-from comity.errors import ForeignData
+from comity.backup.targets import open_target
+from comity.cli.backing_up import back_up
+from comity.config import Settings
+from comity.errors import ForeignData, Unreachable
+from comity.log.jetstream import JetStreamLog
 from comity.model.ids import EPOCH_BITS
 from conftest import need_server
 
@@ -218,6 +222,24 @@ async def test_exit_codes_suit_a_timetable(town: Town, tmp_path: Path) -> None:
     assert await ok(town, "backup", "list", "--from", "empty") == []
     code, error = await comity(town, "backup", "create", "--to", "ftp://x")
     assert (code, error["code"]) == (2, "bad-input")
+
+
+async def test_a_log_that_cannot_be_opened_for_a_moment_is_waited_for(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    await town.up()
+    opening, tries = JetStreamLog.open, 0
+
+    async def later(*args: Any, **options: Any) -> JetStreamLog:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise Unreachable("JetStream: JetStream system temporarily unavailable")
+        return await opening(*args, **options)
+
+    monkeypatch.setattr(JetStreamLog, "open", later)
+    monkeypatch.setattr("os.nice", lambda _: 0)  # it is this process that would be polite
+    loaded = Settings.load({"data_dir": town.data}, env={}, cwd=town.folder)
+    made, _ = await back_up(loaded, open_target(str(town.folder / "backups"), create=True), with_keys=False)
+    assert made.is_first and tries == 2
 
 
 @pytest.mark.slow

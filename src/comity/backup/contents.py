@@ -7,14 +7,14 @@ store.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import groupby
 from typing import TypeVar
 
 import msgspec
 
 from comity.controller.adopting import MOVED
-from comity.controller.payloads import Payloads, carried_by
+from comity.controller.payloads import carried_by
 from comity.controller.snapshot import Writing, frame
 from comity.core.archive import mark
 from comity.core.ledger import Ledger
@@ -67,8 +67,8 @@ def logged(state: Tasks) -> Logging:
     return Logging(keys)
 
 
-async def packs(state: Tasks, payloads: Payloads, found: Logging) -> AsyncIterator[bytes]:
-    """What lies in the log, read from there; fills in the rest of ``found``."""
+async def packs(state: Tasks, load: Callable[[Payload], Awaitable[Payload]], found: Logging) -> AsyncIterator[bytes]:
+    """What lies in the log, read by ``load``; fills in the rest of ``found``."""
     places = {(p.index, p.ordinal): p for t in state.tasks.values() for _, p in carried_by(t) if type(p) is Logged}
     for _, span in groupby(sorted(places), key=lambda place: place[0] // SPAN):
         pack: list[Packed] = []
@@ -76,7 +76,7 @@ async def packs(state: Tasks, payloads: Payloads, found: Logging) -> AsyncIterat
         for place in span:
             key = found.keys[place]
             try:
-                data = await payloads.load(places[place])
+                data = await load(places[place])
             except Corrupt:  # trimmed meanwhile, or damaged
                 data = places[place]
             if not isinstance(data, bytes):

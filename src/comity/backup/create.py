@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -24,12 +25,17 @@ from comity.core.tasks import Tasks
 from comity.errors import Conflict, Corrupt, ForeignData, NotFound, TimedOut
 from comity.log.base import Log
 from comity.model.ids import NetworkId
+from comity.model.payload import Payload
 from comity.model.task import Stored
+from comity.patience import patiently
 from comity.store.base import Store
 
 TRIES = 20
 """Moments tried, each later than the last, until nothing of one goes while it is copied."""
 BEHIND_S = 30.0
+"""How long a replica may show nothing new of what is durable."""
+AWAY_S = 60.0
+"""How long the log or the store may be away: an election takes seconds, and what was read would have to be read again."""
 LOOK_S = 0.05
 READ = 8
 AT_ONCE = 4
@@ -68,20 +74,29 @@ class Reader:
     async def reach(self, index: int) -> None:
         """Read to entry ``index`` at least, which is durable. Raises Corrupt with the place, TimedOut (nothing comes)."""
         if not self._is_loaded:
-            self.state, self.ledger = await past(self._store, self.network, None)
+            self.state, self.ledger = await patiently(partial(past, self._store, self.network, None), AWAY_S)
             self._is_loaded = True
         time = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(BEHIND_S) as limit:
+
+                def extend(*_: object) -> None:
+                    limit.reschedule(time() + BEHIND_S)
+
                 while self.ledger.index < index:
-                    if await self._read():
-                        limit.reschedule(time() + BEHIND_S)
+                    if await patiently(self._read, AWAY_S, tell=extend):
+                        extend()
                     else:
                         await asyncio.sleep(LOOK_S)  # the replica we read from is behind
         except TimeoutError:
             raise TimedOut(f"the log ends at {self.ledger.index} here, though entry {index} is known to be durable") from None
 
+    async def payload(self, payload: Payload) -> Payload:
+        """With its bytes. Raises as ``Payloads.load`` does."""
+        return await patiently(partial(self.payloads.load, payload), AWAY_S)
+
     async def _read(self) -> bool:
+        """Read on; whether something came. May be done again after an Indefinite error."""
         try:
             items = await self._log.read(self.ledger.index, READ)
         except Corrupt:
@@ -137,7 +152,7 @@ class Creating:
         gone: set[str] = set()
         try:
             for tries in range(1, TRIES + 1):
-                await self._reader.reach(await self._head())
+                await self._reader.reach(await patiently(self._head, AWAY_S))
                 self._check(gone)
                 found = await self._moment(writer)
                 if isinstance(found, Manifest):
@@ -168,9 +183,9 @@ class Creating:
         """The backup of what the reader holds now; or what of it went while it was copied."""
         state, ledger, at_ms = self._reader.state, self._reader.ledger, self._now_ms()
         found = contents.logged(state)
-        payloads = [await writer.put(pack) async for pack in contents.packs(state, self._reader.payloads, found)]
+        payloads = [await writer.put(pack) async for pack in contents.packs(state, self._reader.payload, found)]
         if found.unread:
-            first, _ = await self._log.bounds()
+            first, _ = await patiently(self._log.bounds, AWAY_S)
             if min(found.unread)[0] < first:
                 return set()  # trimmed: its payloads were moved to the store before, as state will say
             _log.error("left out of the backup, for the log is damaged", entries=sorted({at for at, _ in found.unread}))
@@ -190,7 +205,8 @@ class Creating:
 
     async def _objects(self, writer: pieces.Writer) -> Copied:
         wanted = referred(self._reader.state)
-        mine = [stored for stored in await self._store.list("") if stored.key in wanted or not is_own(stored.key)]
+        listed = await patiently(partial(self._store.list, ""), AWAY_S)
+        mine = [stored for stored in listed if stored.key in wanted or not is_own(stored.key)]
         turn = asyncio.Semaphore(AT_ONCE)
         damaged: list[str] = []
 
@@ -199,8 +215,9 @@ class Creating:
                 known = writer.reuse(stored)
                 if known is not None:
                     return known
+                again = partial(self._copy, writer, stored)
                 try:
-                    return await writer.copy(stored, self._store.get(stored.key))
+                    return await patiently(again, AWAY_S, progress=lambda: writer.wrote)  # what was written is not again
                 except NotFound:
                     return None
                 except Corrupt as error:
@@ -218,6 +235,9 @@ class Creating:
         gone = {key for key in absent if is_own(key)}
         missing = sorted(key for key in absent if key not in gone)
         return Copied([objects[key] for key in sorted(objects)], gone, missing, sorted(damaged))
+
+    async def _copy(self, writer: pieces.Writer, stored: Stored) -> Object:
+        return await writer.copy(stored, self._store.get(stored.key))
 
 
 def referred(state: Tasks) -> dict[str, None]:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,11 @@ async def back_up(loaded: Loaded, target: Target, *, with_keys: bool) -> tuple[M
     from comity.backup.create import Creating
     from comity.buses import streams
     from comity.client import Client
-    from comity.connect import doors, identity
+    from comity.connect import ELECTION_S, doors, identity
     from comity.contexts import resolve
     from comity.log.jetstream import JetStreamLog
     from comity.model.ids import NetworkId
+    from comity.patience import patiently
 
     began = time.perf_counter()
     context = resolve(loaded)
@@ -49,9 +51,10 @@ async def back_up(loaded: Loaded, target: Target, *, with_keys: bool) -> tuple[M
         bus, registry, store, places = await doors(stack, context, process, known)
         elsewhere = Elsewhere(stack, places or await told(bus))
         if elsewhere.has("log"):
-            log, _ = await elsewhere.log(context.network, create=False)
+            log, _ = await patiently(partial(elsewhere.log, context.network, create=False), ELECTION_S)
         else:
-            log = await JetStreamLog.open(streams(bus), context.network, create=False)
+            opening = partial(JetStreamLog.open, streams(bus), context.network, create=False)
+            log = await patiently(opening, ELECTION_S)
             stack.push_async_callback(log.close)
         settings = msgspec.structs.replace(loaded.settings, network=context.network)
         client = Client(bus, registry, store, settings, wall=time.time, rng=random.SystemRandom())
