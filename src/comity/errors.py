@@ -205,7 +205,7 @@ class ClockAhead(Definite):
 
 class DiskFull(Definite):
     code = "disk-full"
-    advice = "Make room on the disk that holds the data directory; nothing is lost, and it goes on by itself."
+    advice = "Make room on the disk that holds the data directory; nothing is lost. What runs goes on by itself."
 
 
 class ServerFailed(Definite):

@@ -63,3 +63,23 @@ async def test_a_full_disk_refuses_and_goes_on_by_itself_when_there_is_room(smal
         while (await submit())[0] != 0:
             """It is said within a second that there is room, and once more until somebody leads."""
     assert "is full: nothing is accepted here" in small.said() and "there is room at" in small.said()
+
+
+async def test_a_start_without_room_says_that_there_is_none(small: Town) -> None:
+    """However much of what a network begins with finds room."""
+
+    async def start(left_kb: int) -> dict[str, Any]:
+        disk = small.folder / "disk"
+        typed = f"{sys.executable} -m comity up --port 0 --http-port 0 -o json"
+        fill = f"head -c {(400 - left_kb) << 10} /dev/zero > {disk}/filler"
+        process = await asyncio.create_subprocess_exec(
+            "unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=400k none {disk} && {fill} && exec {typed}",
+            env=small.env, cwd=small.folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, said = await asyncio.wait_for(process.communicate(), LIMIT_S)
+        found: dict[str, Any] = json.loads(said.splitlines()[-1])["error"]
+        return found
+
+    for found in await asyncio.gather(*map(start, (0, 8, 20, 40))):
+        said_so = found["code"] == "disk-full" or (found["code"] == "bad-settings" and "No space left" in found["message"])
+        assert said_so, found

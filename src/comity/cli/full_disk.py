@@ -22,13 +22,42 @@ SIGNS = (b"no space left on device", b"disk quota exceeded")
 log = logging.getLogger(__name__)
 
 
+class Said:
+    """What ``server`` says from now on of a disk that is full."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._path = server.data / "server.log"
+        self.skip()
+
+    def skip(self) -> None:
+        """What was said until now does not count."""
+        try:
+            self._read_to = self._path.stat().st_size
+        except FileNotFoundError:  # it begins anew when it is long
+            self._read_to = 0
+
+    def is_full(self) -> bool:
+        """Whether the server, since the last look, could not write something."""
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._read_to:
+                    self._read_to = 0
+                file.seek(self._read_to)
+                said = file.read()
+        except FileNotFoundError:
+            self._read_to = 0
+            return False
+        self._read_to += len(said)
+        return any(sign in said for sign in SIGNS)
+
+
 class FullDisk:
     """Looks after the disk of ``server``, until ``close``."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self.is_full = False
         self._server = server
-        self._read_to = self._size()
+        self._said = Said(server)
         self._not_before = 0.0
         self._work = asyncio.create_task(self._run(), name="full-disk")
 
@@ -42,7 +71,7 @@ class FullDisk:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK_S)  # neither the server nor the disk tells anybody
-            if not self.is_full and self._said_so():
+            if not self.is_full and self._said.is_full():
                 self.is_full = True
                 log.error("the disk of %s is full: nothing is accepted here until there is room", self._server.data)
             if self.is_full and loop.time() >= self._not_before and self._free() >= ENOUGH_BYTES:
@@ -52,27 +81,8 @@ class FullDisk:
                     await self._server.restart(lambda: None)
                 except ServerFailed as error:
                     log.error("it could not be started again: %s", error)
-                self._read_to, self.is_full = self._size(), False
+                self._said.skip()
+                self.is_full = False
 
     def _free(self) -> int:
         return shutil.disk_usage(self._server.data).free
-
-    def _size(self) -> int:
-        try:
-            return (self._server.data / "server.log").stat().st_size
-        except FileNotFoundError:  # it begins anew when it is long
-            return 0
-
-    def _said_so(self) -> bool:
-        """Whether the server, since the last look, could not write something."""
-        try:
-            with (self._server.data / "server.log").open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._read_to:
-                    self._read_to = 0
-                file.seek(self._read_to)
-                said = file.read()
-        except FileNotFoundError:
-            self._read_to = 0
-            return False
-        self._read_to += len(said)
-        return any(sign in said for sign in SIGNS)

@@ -21,7 +21,7 @@ from comity.backends import Elsewhere, public
 from comity.bus.base import Link
 from comity.bus.nats import NatsBus
 from comity.bus.outbox import Outbox
-from comity.cli.full_disk import FullDisk
+from comity.cli.full_disk import FullDisk, Said
 from comity.cli.marking import Marking
 from comity.cli.mending import Mending, mend_before
 from comity.cli.place import Place
@@ -33,7 +33,7 @@ from comity.controller.controller import CONTROLLERS, JUMP_S, Controller
 from comity.controller.doubt import Doubt, question
 from comity.credentials import Role
 from comity.embedded import EmbeddedServer
-from comity.errors import ServerFailed
+from comity.errors import DiskFull, Indefinite, ServerFailed
 from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
 from comity.log.jetstream import stream_name as log_name
@@ -111,7 +111,7 @@ class EmbeddedNetwork:
     ) -> EmbeddedNetwork:
         """Start on ``settings.data_dir`` and return once tasks can be submitted. In a cluster that is when servers enough are
         there; ``tell`` says who is awaited. ``jump_s``: how long it may have stood still, by this machine's clock. Raises
-        AlreadyRunning, ForeignData, Corrupt, BadSettings, ClockAhead, ServerFailed."""
+        AlreadyRunning, ForeignData, Corrupt, BadSettings, ClockAhead, DiskFull, ServerFailed."""
         place = place or Place()
         cluster = place.member.config() if place.member is not None else None
         damage: Damage | None = None
@@ -143,7 +143,13 @@ class EmbeddedNetwork:
                 await while_it_runs(server, seat.until_placed(bus.connection, partial(_tell, tell, seat)))
                 mending = Mending(server, seat, bus, settings, damage)
                 stack.push_async_callback(mending.close)
-            network = await while_it_runs(server, cls._with_controller(server, bus, settings, mending, jump_s))
+            said = Said(server)
+            try:
+                network = await while_it_runs(server, cls._with_controller(server, bus, settings, mending, jump_s))
+            except Indefinite as error:
+                if said.is_full():
+                    raise DiskFull(f"no room is left for the data in {server.data}", path=str(server.data)) from error
+                raise
             stack.pop_all()
         if metrics:
             network.metrics = serve_metrics(network.controller, settings.http_port, network.notes)

@@ -121,7 +121,12 @@ def run(work: Coroutine[Any, Any, T], output: Output) -> T:
     except BrokenPipeError:
         raise  # whoever read our output has gone; typer ends quietly
     except Exception as error:
+        from errno import EDQUOT, ENOSPC
+
         from comity.node.failing import said_by
+
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+            fail(errors.DiskFull(f"no room is left{f' for {error.filename}' if error.filename else ''}"), output)
 
         unexpected = errors.ComityError(f"unexpected {type(error).__name__}: {said_by(error)}")
         unexpected.__cause__ = error
