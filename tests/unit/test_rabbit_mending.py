@@ -1,4 +1,4 @@
-"""A connection to RabbitMQ is made again while subscriptions end: it stands, and what ended is not there any more."""
+"""A connection to RabbitMQ is made again while subscriptions end: it stands, it is one, and what ended is not there any more."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pytest
 from pamqp import commands
 from pamqp.base import Frame
 
+from comity.amqp import line as lines
 from comity.amqp.address import Where
 from comity.amqp.connection import Connection
+from comity.amqp.line import Line
 from comity.bus.base import any_of, to
 from comity.bus.rabbitmq import RabbitBus
+from comity.errors import Disconnected
 from comity.model.ids import ProcessId
 
 
@@ -59,3 +62,41 @@ async def test_a_subscription_that_ends_while_the_connection_is_made_again(ends:
     assert groups - left == {"cy.main.any.first", "cy.main.any.last"} - {f"cy.main.{ended.replace('/', '.')}"}
     unbound = [frame.routing_key for frame in server.asked(commands.Queue.Unbind)]
     assert unbound == (["to.other.*"] if ends == "other" else [])
+
+
+class Socket(asyncio.Transport):
+    """What is lost is told in the next turn."""
+
+    def __init__(self, protocol: Connection) -> None:
+        super().__init__()
+        self._protocol = protocol
+        protocol.connection_made(self)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def abort(self) -> None:
+        asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+
+async def test_a_connection_that_breaks_as_soon_as_it_stood_is_followed_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Connection] = []
+
+    class Taken(Server):
+        async def open(self, *where: Any) -> None:
+            made.append(self)
+            self.server = {"product": "RabbitMQ", "version": "4.0"}
+            Socket(self)
+
+    async def prepare(connection: Connection) -> None:
+        if connection is made[0]:
+            connection.abort(Disconnected("gone"))
+
+    monkeypatch.setattr(lines, "Connection", Taken)
+    line = Line(Where.parse("amqp://h"), "p", prepare, lambda _up: None)
+    async with asyncio.timeout(5):
+        await line.open(2.0)
+        mending = line._mending
+        assert (mending, len(made)) == (None, 2), "nothing else connects as well"
+        assert line.connection is made[1] and line.connection.is_open and not made[0].is_open
+        await line.close()

@@ -77,6 +77,8 @@ class Line:
                 await made.open(host, port, self._tls, where.user, where.password, where.vhost, self._title)
             _check(made.server)
             await self._prepare(made)
+            if not made.is_open:
+                raise Disconnected("the connection broke as soon as it stood")
         except BaseException as error:
             made.abort()
             await made.ended()
@@ -85,8 +87,6 @@ class Line:
             raise
         made.lost = self._lost
         self.connection = made
-        if not made.is_open:
-            raise Disconnected("the connection broke as soon as it stood")
         self.why = ""
 
     def _said(self, server: str, error: BaseException) -> ComityError | None:
