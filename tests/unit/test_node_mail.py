@@ -17,6 +17,7 @@ from comity.model.ids import AgentId
 from comity.model.mail import AT_ONCE, Note
 from comity.model.payload import Payload
 from comity.model.wire_mail import Deliver, Grouped, InGroups, MailDone, Mailed, MailSettled
+from comity.node.node import Node
 from comity.sim.loop import VirtualLoop
 from comity.store.memory import MemoryStore
 
@@ -136,30 +137,76 @@ async def test_who_leaves_the_node_leaves_its_mail(stage: Stage) -> None:
 
 
 class Away(MemoryStore):
-    """A store that is away for the first ``times`` reads."""
+    """A store that is away until it is ``back``."""
 
-    times = 2
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage.store, "n1")
+        self.back = asyncio.Event()
 
-    async def read(self, key: str, *about: Any) -> bytes:
-        self.times -= 1
-        if self.times >= 0:
+    async def read(self, key: str) -> bytes:
+        if not self.back.is_set():
             raise Disconnected("away")
-        return await super().read(key, *about)
+        return await super().read(key)
+
+
+async def away(stage: Stage, got: list[Any]) -> tuple[Node, Leader, Away, Payload]:
+    """And a large body that is in it."""
+    node, leader = await stage.started(reader(got))
+    node.mail._store = store = Away(stage)
+    return node, leader, store, await store.put("n1/mail/x", b'"large"')
 
 
 @staged
-async def test_a_body_in_the_store_is_fetched_patiently(stage: Stage) -> None:
+async def test_a_body_in_the_store_is_fetched_patiently_and_holds_up_its_own_sender_only(stage: Stage) -> None:
     got: list[Any] = []
-    node, leader = await stage.started(reader(got))
-    store = Away(stage.store, "n1")
-    node.mail._store = store
-    kept = await store.put("n1/mail/x", b'"large"')
+    _, leader, store, kept = await away(stage, got)
+    a_day_ms = 86_400_000
+    leader.say("n1", deliver(mailed(1, kept, left_ms=a_day_ms), mailed(2, b"2", left_ms=a_day_ms), mailed(3, b"3", sender="c2")))
+    await until(lambda: ends(leader) == [3])
+    await asyncio.sleep(stage.settings.attempt_timeout_s * 2)
+    assert got == [3] and set(ends(leader)) == {3} and not failures(leader), "no function failed, nor took too long"
+    store.back.set()
+    await until(lambda: {1, 2} <= set(ends(leader)))
+    assert got == [3, "large", 2] and not failures(leader)
+
+
+@staged
+async def test_a_mail_whose_body_could_not_be_read_in_its_time_is_left_to_the_leader(stage: Stage) -> None:
+    got: list[Any] = []
+    _, leader, store, kept = await away(stage, got)
+    leader.say("n1", deliver(mailed(1, kept, left_ms=20_000), mailed(2, b"2")))
+    await asyncio.sleep(19.0)
+    assert not got
+    await until(lambda: ends(leader) == [2])
+    store.back.set()
+    await asyncio.sleep(5.0)
+    assert got == [2] and not failures(leader) and set(ends(leader)) == {2}
+
+
+@staged
+async def test_nobody_waits_for_a_body_that_is_gone(stage: Stage) -> None:
+    got: list[Any] = []
+    _, leader, store, kept = await away(stage, got)
+    store.back.set()
+    await store.delete("n1/mail/x")
+    leader.say("n1", deliver(mailed(1, kept), mailed(2, b"2")))
+    await until(lambda: ends(leader) == [2])
+    (_, _, code, message), *_ = [failed for done in leader.all(MailDone) for failed in done.failed]
+    assert (code, message) == ("not-found", "its body is not in the store: nothing is stored as n1/mail/x")
+
+
+@staged
+async def test_a_node_that_stops_waits_for_no_body(stage: Stage) -> None:
+    got: list[Any] = []
+    node, leader, store, kept = await away(stage, got)
     leader.say("n1", deliver(mailed(1, kept)))
-    await until(lambda: ends(leader) == [1])
-    assert got == ["large"]
-    store.times = 100
-    leader.say("n1", deliver(mailed(2, kept)))
-    await until(lambda: failures(leader) == [(2, "disconnected")])
+    await asyncio.sleep(1.0)
+    work = list(node.mail._work.values())
+    await node.stop()
+    assert work and all(task.cancelled() for task in work)
+    store.back.set()
+    await asyncio.sleep(1.0)
+    assert not got and not ends(leader) and not failures(leader), "it is given again in the next life"
 
 
 @staged

@@ -16,22 +16,22 @@ from typing import Any
 import structlog
 
 from comity.agent import Agent, Listener, Offered
-from comity.errors import Indefinite, InvalidInput, Refuse
+from comity.errors import InvalidInput, NotFound, Refuse
 from comity.handles import Attempt
 from comity.message import Message
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId
 from comity.model.item import Item
-from comity.model.payload import Payload, Stored
+from comity.model.payload import Stored
 from comity.model.wire_mail import Deliver, Grouped, InGroups, MailDone, Mailed, MailSettled
 from comity.node.failing import failure_of, place, said_by
 from comity.node.messages import ANSWERED, Call, Messages
 from comity.node.performing import Performer, ended, is_closing
+from comity.patience import Unready, patiently
 from comity.store.base import Store
 
 PAUSES_S = (0.2, 1.0)
 """Before a function that failed is tried again."""
-FETCH_S = (0.25, 1.0, 4.0)
 REPEAT_S = 2.0
 ENDED_KEPT = 20_000
 AT_ONCE = 1000
@@ -39,6 +39,8 @@ AT_ONCE = 1000
 
 Key = tuple[AgentId, int]
 Failure = tuple[str, str]
+LATE: Failure = ("expired", "")
+"""The leader buries it."""
 _log = structlog.get_logger("comity.node")
 
 
@@ -163,13 +165,13 @@ class Inbox:
         while queue:
             mailed, until = queue[0]
             key = (lane[0], mailed.number)
-            if until <= self._loop.time():  # the leader buries it
+            failure = LATE if until <= self._loop.time() else await self._take(hosted, lane[0], mailed, until)
+            if self._work.get(lane) is not work:
+                self._known.pop(key, None)
+                return  # forgotten meanwhile, whatever became of it
+            if failure is LATE:
                 self._known.pop(key, None)
             else:
-                failure = await self._take(hosted, lane[0], mailed)
-                if self._work.get(lane) is not work:
-                    self._known.pop(key, None)
-                    return  # forgotten meanwhile, whatever became of it
                 self._end(key, failure)
             queue.popleft()
         del self._queues[lane], self._work[lane]
@@ -198,12 +200,15 @@ class Inbox:
                     failed.append((agent, number, *failure))
             self._post(MailDone(tuple([(agent, tuple(numbers)) for agent, numbers in taken.items()]), tuple(failed)))
 
-    async def _take(self, hosted: Agent, agent: AgentId, mailed: Mailed) -> Failure | None:
-        """Give it to its function; why that cannot be done, if so."""
+    async def _take(self, hosted: Agent, agent: AgentId, mailed: Mailed, until: float) -> Failure | None:
+        """Give it to its function; why that cannot be done, if so. ``LATE`` if its body could not be read in its time."""
+        body: bytes | None = None
         for pause_s in (*PAUSES_S, None):
             try:
+                if body is None and (body := await self._body(mailed, until)) is None:
+                    return LATE
                 async with asyncio.timeout(self._timeout_s):
-                    await self._give(hosted, agent, mailed)
+                    await self._give(hosted, agent, mailed, body)
                 return None
             except Refuse as refusal:
                 return "refused", said_by(refusal.reason)
@@ -221,12 +226,12 @@ class Inbox:
                 await asyncio.sleep(pause_s)
         return None
 
-    async def _give(self, hosted: Agent, agent: AgentId, mailed: Mailed) -> None:
+    async def _give(self, hosted: Agent, agent: AgentId, mailed: Mailed, body: bytes) -> None:
         note = mailed.note
         envelope = Envelope(
             id=mailed.id, performative=Performative(note.performative), sender=note.sender, receiver=agent, topic=note.topic,
             conversation=note.conversation or mailed.id, in_reply_to=note.in_reply_to, sent_at=note.sent_at,
-            trace=note.trace, body=await self._body(note.body),
+            trace=note.trace, body=body,
         )  # fmt: skip
         listener = hosted.listeners.get(note.topic) or hosted.listeners.get(note.performative)
         offered = hosted.offered.get(note.topic) if listener is None and note.is_direct else None
@@ -251,15 +256,19 @@ class Inbox:
         call = Call(self._messages, envelope, agent, hosted, self._loop.time())
         await self._performer.perform(offered, envelope.body, lambda: Attempt(call), lambda: None)
 
-    async def _body(self, body: Payload) -> bytes:
+    async def _body(self, mailed: Mailed, until: float) -> bytes | None:
+        """None if the store was away for as long as the mail had time: no function fails by that. Raises NotFound, Corrupt."""
+        body = mailed.note.body
         if not isinstance(body, Stored):
             return body if isinstance(body, bytes) else b"null"
-        for pause_s in FETCH_S:
-            try:
-                return await self._store.read(body.key)
-            except Indefinite:
-                await asyncio.sleep(pause_s)
-        return await self._store.read(body.key)
+        tell = Unready(_log, "a mail's body cannot be read; trying again", mail=mailed.id, key=body.key)
+        try:
+            async with asyncio.timeout_at(until):
+                return await patiently(lambda: self._store.read(body.key), tell=tell)
+        except TimeoutError:
+            return None
+        except NotFound as error:
+            raise NotFound(f"its body is not in the store: {error.message}") from error
 
     # Groups
 
