@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from comity.errors import BadSettings, InvalidInput, NotFound
+from comity.errors import BadSettings, Disconnected, InvalidInput, NotFound
 from comity.model.address import split
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def public(address: str) -> str:
 
 async def told(bus: Bus) -> dict[str, str]:
     """The doors that lie elsewhere, as a controller tells. Nothing if none answers in time, by way of no server: one that is cut
-    off from the others has none."""
+    off from the others has none. Raises Disconnected."""
     from comity.bus.straying import moved
 
     for others in reversed(range(bus.servers)):
@@ -198,12 +198,12 @@ async def told(bus: Bus) -> dict[str, str]:
 
 
 async def _told(bus: Bus) -> dict[str, str] | None:
-    from comity.bus.base import to, topic
+    from comity.bus.base import Link, to, topic
     from comity.model.codec import from_json
     from comity.model.wire import Answer, Ask, decode, encode
 
     ref = secrets.randbits(53)
-    heard: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+    heard: asyncio.Future[dict[str, str] | None] = asyncio.get_running_loop().create_future()
 
     def take(delivery: Delivery) -> None:
         try:
@@ -215,11 +215,19 @@ async def _told(bus: Bus) -> dict[str, str] | None:
             doors = said.get("doors", {})
             heard.set_result({str(name): str(address) for name, address in doors.items()} if isinstance(doors, dict) else {})
 
+    def watch(link: Link) -> None:
+        if link is not Link.UP and not heard.done():
+            heard.set_result(None)
+
     cancel = await bus.subscribe(to(bus.process), take)
+    bus.on_state(watch)
     try:
         await bus.send(topic("controllers"), encode([Ask(ref, "position")]))
         async with asyncio.timeout(TOLD_S):
-            return await heard
+            doors = await heard
+        if doors is None:
+            raise Disconnected("the connection broke before a controller could tell where the doors are")
+        return doors
     except TimeoutError:
         return None
     finally:

@@ -111,21 +111,12 @@ class Doors(NamedTuple):
     places: dict[str, str]
 
 
-async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do what servers refuse while they elect a leader, which takes them seconds."""
-    import asyncio
+async def lasting(bus: Bus, work: Callable[[], Awaitable[T]]) -> T:
+    """Do what servers refuse while they elect a leader, and what a broken connection ends: both are over within seconds."""
+    from comity.bus.base import Link
+    from comity.patience import patiently
 
-    from comity.errors import Disconnected
-
-    loop = asyncio.get_running_loop()
-    until = loop.time() + ELECTION_S
-    while True:
-        try:
-            return await work()
-        except Indefinite as error:
-            if isinstance(error, Disconnected) or loop.time() > until:
-                raise
-            await asyncio.sleep(0.1)  # an election cannot be awaited
+    return await patiently(work, ELECTION_S, hopeless=lambda: bus.link is Link.CLOSED)
 
 
 async def doors(stack: AsyncExitStack, context: Context, process: str, known: Credentials | None) -> Doors:
@@ -141,8 +132,8 @@ async def doors(stack: AsyncExitStack, context: Context, process: str, known: Cr
         try:
             return await _beside(stack, bus, context.network, process, context.doors)
         except (NotFound, Indefinite):  # not there, or not yet
-            places = {**await told(bus), **context.doors}
-            return await _patiently(lambda: _beside(stack, bus, context.network, process, places))
+            places = {**await lasting(bus, lambda: told(bus)), **context.doors}
+            return await lasting(bus, lambda: _beside(stack, bus, context.network, process, places))
     except NotFound as error:
         message = f"{shown_urls(context.urls)} answers, but holds no network {context.network!r}: is its controller up?"
         raise Unreachable(message) from error

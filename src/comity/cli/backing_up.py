@@ -32,11 +32,10 @@ async def back_up(loaded: Loaded, target: Target, *, with_keys: bool) -> tuple[M
     from comity.backup.create import Creating
     from comity.buses import streams
     from comity.client import Client
-    from comity.connect import ELECTION_S, doors, identity
+    from comity.connect import doors, identity, lasting
     from comity.contexts import resolve
     from comity.log.jetstream import JetStreamLog
     from comity.model.ids import NetworkId
-    from comity.patience import patiently
 
     began = time.perf_counter()
     context = resolve(loaded)
@@ -49,12 +48,12 @@ async def back_up(loaded: Loaded, target: Target, *, with_keys: bool) -> tuple[M
     os.nice(POLITE)
     async with AsyncExitStack() as stack:
         bus, registry, store, places = await doors(stack, context, process, known)
-        elsewhere = Elsewhere(stack, places or await told(bus))
+        elsewhere = Elsewhere(stack, places or await lasting(bus, partial(told, bus)))
         if elsewhere.has("log"):
-            log, _ = await patiently(partial(elsewhere.log, context.network, create=False), ELECTION_S)
+            log, _ = await lasting(bus, partial(elsewhere.log, context.network, create=False))
         else:
             opening = partial(JetStreamLog.open, streams(bus), context.network, create=False)
-            log = await patiently(opening, ELECTION_S)
+            log = await lasting(bus, opening)
             stack.push_async_callback(log.close)
         settings = msgspec.structs.replace(loaded.settings, network=context.network)
         client = Client(bus, registry, store, settings, wall=time.time, rng=random.SystemRandom())

@@ -173,7 +173,7 @@ async def _joined(
     from comity.buses import own_name
     from comity.connect import doors, identity
     from comity.contexts import resolve
-    from comity.errors import Unreachable
+    from comity.errors import Indefinite
 
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -187,7 +187,7 @@ async def _joined(
                 opened = await doors(trial, context, process, known)
                 stack.push_async_exit(trial.pop_all())
                 return context, process, opened
-        except Unreachable:
+        except Indefinite:
             if loop.time() - began > APPEARS_S:
                 raise
             if not is_said:
@@ -199,16 +199,21 @@ async def _joined(
 async def _be_alone(bus: Bus) -> None:
     """Raises Conflict if another process has our name: two would get one another's messages."""
     from comity.bus.base import to
+    from comity.connect import lasting
     from comity.errors import Conflict, TimedOut, Unreachable
     from comity.model.wire import Ping, encode
 
-    try:
-        await bus.request(to(bus.process), encode([Ping(0)]), TAKEN_S)
-    except Unreachable:
-        return
-    except TimedOut:
-        pass
-    raise Conflict(f"another process in the network is called {bus.process}: choose another --name", name=bus.process)
+    async def is_taken() -> bool:
+        try:
+            await bus.request(to(bus.process), encode([Ping(0)]), TAKEN_S)
+        except Unreachable:
+            return False
+        except TimedOut:
+            pass
+        return True
+
+    if await lasting(bus, is_taken):
+        raise Conflict(f"another process in the network is called {bus.process}: choose another --name", name=bus.process)
 
 
 def _about(process: str) -> Any:

@@ -23,6 +23,7 @@ from comity.client.readings import Readings
 from comity.client.sightings import Sightings
 from comity.client.streams import Streams
 from comity.client.submissions import Submissions
+from comity.client.subscribing import subscribe
 from comity.client.timers import Timers
 from comity.client.turns import Turns
 from comity.config import Settings
@@ -115,7 +116,8 @@ class Exchange:
         """Listen, and look for the leader. Raises Disconnected, AccessDenied."""
         if not self.is_hosted:
             for address in (to(self.bus.process), EVERYONE):
-                self._subscriptions.append(await self.bus.subscribe(address, self._receive))
+                limit_s = self.settings.request_timeout_s
+                self._subscriptions.append(await subscribe(self.bus, address, self._receive, limit_s))
         self.contact.seek()
 
     async def close(self, error: ComityError | None = None) -> None:

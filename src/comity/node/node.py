@@ -25,6 +25,7 @@ from comity.bus.outbox import Outbox
 from comity.bus.straying import Straying
 from comity.client.client import Client
 from comity.client.sightings import TOPICS
+from comity.client.subscribing import subscribe
 from comity.config import Settings
 from comity.errors import ComityError, Conflict, InvalidInput, ShuttingDown, TimedOut, UnknownAgent
 from comity.model import wire
@@ -148,16 +149,17 @@ class Node:
     # Joining and leaving
 
     async def start(self, timeout_s: float | None = None) -> None:
-        """Listen, announce the agents, begin to send beacons. Raises Disconnected, AccessDenied, or what keeps it from announcing
-        (at once a fault of ours; else after ``timeout_s``, by default ``request_timeout_s``)."""
+        """Listen, announce the agents, begin to send beacons. Raises what keeps it from that for ``timeout_s`` (default
+        ``request_timeout_s``): Disconnected, or the registry's; at once AccessDenied, and a fault of ours."""
         self._measure = self._measure or measured()
         self._is_started = True
         self.bus.on_state(self._link)
         self.bus.on_unreachable(self._unreachable)
+        limit_s = self.settings.request_timeout_s if timeout_s is None else timeout_s
         for address in (to(self.node), EVERYONE):
-            self._cancels.append(await self.bus.subscribe(address, self._receive))
+            self._cancels.append(await subscribe(self.bus, address, self._receive, limit_s))
         self.announcer.start()
-        await self._announced(self.settings.request_timeout_s if timeout_s is None else timeout_s)
+        await self._announced(limit_s)
         await self.client.open()
         self._sight()
         self._due = self._loop.time()
@@ -489,12 +491,9 @@ class Node:
         load = self._measure()
         for progress in self.attempts.progress(self.lease.contact_at):
             self.outbox.post(LEADER, progress)
-        self.outbox.post(
-            LEADER,
-            wire.Beacon(
-                self.lease.beacon(self._loop.time()), self.incarnation, self._lag, load.cpu, load.memory_mb,
-                len(self.attempts.running), len(self._agents), load.host_cpu_free, load.host_memory_free_mb,
-                self.is_draining, self.messages.load(), int(self.wall() * 1000), self._is_unheard,
-            ),
-        )  # fmt: skip
+        self.outbox.post(LEADER, wire.Beacon(
+            self.lease.beacon(self._loop.time()), self.incarnation, self._lag, load.cpu, load.memory_mb,
+            len(self.attempts.running), len(self._agents), load.host_cpu_free, load.host_memory_free_mb,
+            self.is_draining, self.messages.load(), int(self.wall() * 1000), self._is_unheard,
+        ))  # fmt: skip
         self._lag = 0.0
