@@ -12,8 +12,9 @@ import structlog
 
 from comity.bus.base import to
 from comity.bus.outbox import Outbox
-from comity.controller.archive import Archive
+from comity.controller import archive
 from comity.controller.payloads import Payloads
+from comity.controller.sharing import Sharing
 from comity.core.archive import holding
 from comity.core.reconcile import Reconcile
 from comity.core.tasks import Tasks
@@ -31,6 +32,7 @@ LIST_MAX = 1000
 SLICE = 2000
 """Tasks looked through without giving way; about a millisecond."""
 ANSWER_MAX = BATCH_LIMIT - 1024
+STORED_AT_ONCE = 8
 _SHOWN_BYTES = 64 * 1024
 _LISTED_BYTES = 512
 _log = structlog.get_logger("comity.controller")
@@ -204,7 +206,8 @@ class Answers:
         self._outbox = outbox
         self._barrier = barrier
         self._choice = choice
-        self._archive = Archive(store)
+        self._archive = archive.Archive(store)
+        self._stored = Sharing(self._read, STORED_AT_ONCE, archive.AWAY_S)
         self._work: set[asyncio.Task[None]] = set()
         self._plain = plain
         self._slow = slow
@@ -219,6 +222,7 @@ class Answers:
 
     def end(self) -> None:
         self._archive.end()
+        self._stored.end()
         for work in self._work:
             work.cancel()
 
@@ -320,17 +324,22 @@ class Answers:
         raise Conflict(said, task=args.id, asks=asked)
 
     async def _near(self, payload: Payload) -> Payload:
-        """A payload with its bytes in place, if they can be shown. What is stored is others': it may be large, or gone."""
+        """A payload with its bytes in place, if they can be shown."""
         if not isinstance(payload, Stored):
             return await self._payloads.load(payload)
+        data = await self._stored.get(payload.key)
+        return payload if data is None else data
+
+    async def _read(self, key: str) -> bytes | None:
+        """What can be shown of the store. It is others': it may be large, or gone."""
         data = b""
         try:
-            async for chunk in self._store.get(payload.key):
+            async for chunk in self._store.get(key):
                 data += chunk
                 if len(data) > _SHOWN_BYTES:
-                    return payload
+                    return None
         except Definite:
-            return payload
+            return None
         return data
 
     def _why_waiting(self, task: Task) -> str:

@@ -16,6 +16,8 @@ from comity.store.base import Store
 NEAR = 2
 """Chunks kept at hand, as read."""
 AT_ONCE = 2
+AWAY_S = 10.0
+"""For so long a store may be away: longer than its servers elect a leader, and shorter than whoever asks waits."""
 _decode = msgspec.msgpack.Decoder(list[Task]).decode
 
 encode_chunk = msgspec.msgpack.Encoder().encode
@@ -27,7 +29,7 @@ class Archive:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._near: OrderedDict[str, dict[TaskId, Task]] = OrderedDict()
-        self._reads = Sharing(self._read, AT_ONCE)
+        self._reads = Sharing(self._read, AT_ONCE, AWAY_S)
 
     async def chunk(self, key: str) -> dict[TaskId, Task]:
         """A chunk's tasks. Raises NotFound, Corrupt, and Indefinite errors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from comity.controller.admission import Admission
 from comity.controller.adopting import MOVED
 from comity.controller.answers import Args
+from comity.controller.archive import AWAY_S
 from comity.controller.payloads import Payloads
 from comity.core.archive import holding
 from comity.core.dead import Dead
@@ -18,6 +20,7 @@ from comity.core.tasks import Tasks
 from comity.errors import NotFound, Overloaded, TooLarge
 from comity.model.ids import TaskId, TaskIds
 from comity.model.task import LOG_LIMIT, Command, DropDead, Replay, Stored, Task, TaskSpec
+from comity.patience import patiently
 from comity.store.base import Store
 
 LISTED_MAX = 500
@@ -89,7 +92,7 @@ class Replaying:
         old = task.spec
         payload = edited or await self._payloads.load_from(lambda: task.spec.input)
         if isinstance(payload, Stored) and payload.key.startswith(MOVED):  # it goes when the old task leaves memory
-            payload = await self._store.read(payload.key)
+            payload = await patiently(partial(self._store.read, payload.key), AWAY_S)
         began_ms = max(task.created_at, old.not_before_ms)
         deadline_ms = self._now_ms() + old.deadline_ms - began_ms if old.deadline_ms else 0
         return msgspec.structs.replace(

@@ -10,16 +10,20 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from comity.patience import patiently
+
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class Sharing(Generic[K, V]):
-    """``read`` at most ``at_once`` times at a time, and for one key only once, however many wait for it."""
+    """``read`` at most ``at_once`` times at a time, and for one key only once, however many wait for it. What is away is read
+    again for ``limit_s`` seconds."""
 
-    def __init__(self, read: Callable[[K], Awaitable[V]], at_once: int) -> None:
+    def __init__(self, read: Callable[[K], Awaitable[V]], at_once: int, limit_s: float = 0.0) -> None:
         self._read = read
         self._turns = asyncio.Semaphore(at_once)
+        self._limit_s = limit_s
         self._under_way: dict[K, asyncio.Task[V]] = {}
 
     async def get(self, key: K) -> V:
@@ -32,10 +36,13 @@ class Sharing(Generic[K, V]):
 
     async def _work(self, key: K) -> V:
         try:
-            async with self._turns:
-                return await self._read(key)
+            return await patiently(lambda: self._in_turn(key), self._limit_s)
         finally:
             del self._under_way[key]
+
+    async def _in_turn(self, key: K) -> V:
+        async with self._turns:
+            return await self._read(key)
 
     def end(self) -> None:
         """Stop reading: whoever waits is canceled."""
