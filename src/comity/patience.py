@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from comity.errors import Indefinite, TimedOut
 
-RETRY_S = 0.2
+RETRY_S, SELDOM_S = 0.2, 2.0
+"""From one try to the next: at first, and in the end. Many may be waiting for the same."""
 QUIET_S, AGAIN_S = 2.0, 10.0
 """Nobody is told at once, for elections take a moment, nor again and again."""
 
@@ -29,7 +30,7 @@ class Unready:
         self._due_s = QUIET_S
 
     def __call__(self, error: Indefinite, waited_s: float) -> None:
-        if waited_s == 0.0:  # the first one, or the first since it got on
+        if waited_s == 0.0:  # it got on meanwhile
             self._due_s = QUIET_S
         if waited_s >= self._due_s:
             self._due_s = waited_s + AGAIN_S
@@ -48,18 +49,20 @@ async def patiently(
     seconds while what ``progress`` gives stayed the same. ``tell`` hears each error, and for how many seconds it has failed."""
     time = asyncio.get_running_loop().time
     failing_since: float | None = None
-    reached = progress()
+    reached, pause_s = progress(), RETRY_S
     while True:
         try:
             return await work()
         except Indefinite as error:
+            now = time()
             if failing_since is None or progress() != reached:
-                failing_since, reached = time(), progress()
-            waited_s = time() - failing_since
+                failing_since, reached, pause_s = now, progress(), RETRY_S
+            waited_s = now - failing_since
             if hopeless() or waited_s >= limit_s:
                 raise
             tell(error, waited_s)
-        await asyncio.sleep(RETRY_S)  # that it can be done now cannot be awaited
+        await asyncio.sleep(min(pause_s, limit_s - waited_s))  # that it can be done now cannot be awaited
+        pause_s = min(2 * pause_s, SELDOM_S)
 
 
 async def in_time(
@@ -77,8 +80,11 @@ async def in_time(
         nonlocal last
         last = error
 
+    limit = asyncio.timeout_at(until)
     try:
-        async with asyncio.timeout_at(until):
+        async with limit:
             return await patiently(work, hopeless=hopeless, tell=heard)
     except TimeoutError:
+        if not limit.expired():
+            raise
         raise last or TimedOut(late) from None

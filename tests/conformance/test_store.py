@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from store_contract import Place, StoreContract, content, eventually, pieces
 
 from comity.embedded import EmbeddedServer
-from comity.errors import BadSettings, Corrupt, Indefinite, NotFound
+from comity.errors import BadSettings, Corrupt, Indefinite, NotFound, Unreachable
 from comity.jetstream import JetStream
 from comity.model.task import Stored
 from comity.store.base import CHUNK, Store
@@ -208,6 +208,43 @@ class TestJetStreamStore(StoreContract):
             return (await js.api(f"STREAM.INFO.{stream}"))["state"]["messages"] == 0
 
         await eventually(is_empty)
+        await store.close()
+        await js.close()
+
+    async def test_uploads_that_break_off_do_not_pile_up(
+        self, real_network: RealNetwork, nc: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """There is room for four chunks; whoever has something to store tries again and again."""
+        store = await JetStreamStore.open(nc, real_network.network, create=True)
+        js = await JetStream(nc).open()
+        stream = f"CY_{real_network.network}_STORE"
+        publish, room = JetStream.publish, 4
+
+        async def limited(self: JetStream, subject: str, data: bytes, headers: dict[str, str] | None = None) -> int:
+            if ".c." in subject and data and int(subject.rpartition(".")[2]) >= room:
+                raise Unreachable("no space left on device")
+            return await publish(self, subject, data, headers)
+
+        monkeypatch.setattr(JetStream, "publish", limited)
+        for _ in range(3):
+            with pytest.raises(Unreachable):
+                await store.put("network/large", content(8 * CHUNK))
+
+        async def messages() -> int:
+            return int((await js.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
+
+        async def is_only_the_last() -> bool:
+            return await messages() == room
+
+        await eventually(is_only_the_last)
+        room = 8
+        stored = await store.put("network/large", content(8 * CHUNK))
+
+        async def is_only_the_value() -> bool:
+            return await messages() == 9
+
+        await eventually(is_only_the_value)
+        assert await store.read("network/large") == content(stored.size)
         await store.close()
         await js.close()
 

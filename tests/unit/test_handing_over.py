@@ -13,9 +13,10 @@ import pytest
 from peers import LIMIT_S, Peer, World, a_while, until
 from structlog.testing import capture_logs
 
+from comity.controller import controller as controllers
 from comity.controller import recalling
 from comity.controller.controller import CONTROLLERS, STILL_S
-from comity.errors import Unreachable
+from comity.errors import Disconnected, Unreachable
 from comity.log.memory import MemoryLog, MemoryLogState
 from comity.model import wire
 from comity.model.codec import to_json
@@ -89,6 +90,22 @@ async def test_that_the_log_is_out_of_reach_is_said_once(world: World) -> None:
     with capture_logs() as said:
         await world.controller("k1", log=Away(world.log))
     assert [line["code"] for line in said if line["event"].startswith("cannot reach the log")] == ["unreachable"]
+
+
+async def test_it_is_said_again_after_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controllers, "SAID_S", 0.1)
+    with capture_logs() as said:
+        await world.controller("k1", log=Away(world.log))
+    assert len([line for line in said if line["event"].startswith("cannot reach the log")]) > 1
+
+
+async def test_a_controller_whose_bus_was_closed_for_good_ends(world: World) -> None:
+    standby = world.make("k1", MemoryLog(world.log), 0.0, eager=False)
+    await standby.start()
+    await standby.bus.close()
+    await asyncio.wait_for(standby.failed.wait(), LIMIT_S)
+    assert isinstance(standby.failure, Disconnected)
+    await standby.stop()
 
 
 async def test_a_leader_that_stops_while_the_log_is_away_says_so_too(world: World) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import cast
 
 import pytest
 import structlog
@@ -12,7 +11,6 @@ from peers import World, a_while
 from structlog.testing import capture_logs
 
 from comity.cli.network import while_it_runs
-from comity.embedded import EmbeddedServer
 from comity.errors import Corrupt, ServerFailed, TimedOut, Unreachable
 from comity.log.base import Item
 from comity.log.memory import MemoryLog, MemoryLogState
@@ -133,10 +131,21 @@ async def test_what_a_start_waits_for_is_told_after_a_while_and_not_often() -> N
         assert len(said) == 3
 
 
+async def test_a_start_that_stops_its_server_says_why() -> None:
+    stopped = asyncio.Event()
+
+    async def start() -> None:
+        stopped.set()
+        await a_while(0.01)
+        raise Corrupt("log entry 1 cannot be read")
+
+    with pytest.raises(Corrupt):
+        await while_it_runs(stopped.wait, start())
+
+
 async def test_a_start_ends_when_its_server_is_gone_for_good() -> None:
-    class Server:
-        async def wait(self) -> None:
-            raise ServerFailed("it ended five times")
+    async def wait() -> None:
+        raise ServerFailed("it ended five times")
 
     ended = asyncio.Event()
 
@@ -147,5 +156,5 @@ async def test_a_start_ends_when_its_server_is_gone_for_good() -> None:
             ended.set()
 
     with pytest.raises(ServerFailed, match="five times"):
-        await while_it_runs(cast(EmbeddedServer, Server()), start())
+        await while_it_runs(wait, start())
     assert ended.is_set()

@@ -43,7 +43,7 @@ async def test_a_server_is_started_again_when_there_is_room(tmp_path: Path, monk
     server = Server(tmp_path)
     disk = FullDisk(cast(EmbeddedServer, server))
     server.says("[INF] all is well\n")
-    await until(lambda: disk._said._read_to == (tmp_path / "server.log").stat().st_size)
+    await until(lambda: disk._read_to == (tmp_path / "server.log").stat().st_size)
     assert not disk.is_full, "what it said before does not count"
     for starts in (1, 2):
         monkeypatch.setattr(full_disk, "ENOUGH_BYTES", 1 << 62)
@@ -56,7 +56,7 @@ async def test_a_server_is_started_again_when_there_is_room(tmp_path: Path, monk
     (tmp_path / "server.log").write_text(FULL)
     await until(lambda: server.starts == 3)
     (tmp_path / "server.log").unlink()
-    await until(lambda: disk._said._read_to == 0)
+    await until(lambda: disk._read_to == 0)
     await disk.close()
 
 
@@ -65,9 +65,9 @@ async def test_a_log_that_begins_anew_as_it_is_looked_at_ends_nothing(tmp_path: 
     monkeypatch.setattr(full_disk, "ENOUGH_BYTES", 1 << 62)
     server = Server(tmp_path)
     disk = FullDisk(cast(EmbeddedServer, server))
-    disk._said._read_to = 1 << 20
+    disk._read_to = 1 << 20
     (tmp_path / "server.log").unlink()
-    await until(lambda: disk._said._read_to == 0)
+    await until(lambda: disk._read_to == 0)
     server.says(FULL)
     await until(lambda: disk.is_full)
     await disk.close()

@@ -13,7 +13,7 @@ from stand_in import ground
 from test_node_network import Net
 
 from comity import Agent, Attempt
-from comity.errors import Disconnected, Unreachable
+from comity.errors import Disconnected, TaskCanceled, TaskFailed, Unreachable
 from comity.model.payload import Stored
 from comity.model.task import TaskState
 from comity.sim.loop import VirtualLoop
@@ -100,7 +100,7 @@ async def test_a_finished_result_waits_and_is_worked_out_once(stage: Stage, outa
 async def test_a_large_input_is_submitted_and_fetched_late(stage: Stage, outage: Outage) -> None:
     runs: list[str] = []
     net = await Net(stage).up(n1=[clerk(runs)])
-    outage.begin(20.0, 40.0)
+    outage.begin(20.0, 28.0)
     task = await net.client.submit("measure", {"text": LARGE})
     assert await task.result() == len(LARGE)
     assert runs == ["measure"] and len((await task.status())["attempts"]) == 1
@@ -140,10 +140,10 @@ async def test_a_call_ends_with_what_keeps_it_when_its_time_is_up(stage: Stage, 
     net = await Net(stage).up(n1=[clerk([])])
     outage.begin(1000.0)
     calls: list[tuple[float, Callable[[], Any]]] = [
-        (30.0, lambda: net.client.submit("measure", {"text": LARGE})),
+        (27.0, lambda: net.client.submit("measure", {"text": LARGE})),
         (2.0, lambda: net.client.request("n1/a", {"text": LARGE}, topic="measure", timeout=2.0)),
-        (30.0, lambda: net.client.send("n1/a", LARGE, topic="note", durable=True)),
-        (3.0, lambda: net.client.task("t" * 24).answer(LARGE, timeout=3.0)),
+        (27.0, lambda: net.client.send("n1/a", LARGE, topic="note", durable=True)),
+        (2.7, lambda: net.client.task("t" * 24).answer(LARGE, timeout=3.0)),
     ]
     for limit_s, call in calls:
         began = now()
@@ -164,4 +164,76 @@ async def test_a_client_that_was_closed_does_not_go_on_trying(stage: Stage, outa
     with pytest.raises((Unreachable, Disconnected)):
         await submitting
     assert now() - closed_at < 1.0
+    await net.down()
+
+
+@staged
+async def test_a_result_that_waits_is_not_stuck(stage: Stage, outage: Outage) -> None:
+    net = await Net(stage).up(n1=[clerk([])])
+    outage.begin(20.0)
+    assert await (await net.client.submit("write", progress_timeout_s=3.0)).result() == LARGE
+    await net.down()
+
+
+@staged
+async def test_what_cannot_begin_here_goes_elsewhere(stage: Stage, outage: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One node cannot read the store, the other can."""
+    runs: list[str] = []
+    net = await Net(stage).up(n1=[clerk(runs)])
+    read = MemoryStore.get
+
+    async def get_but_there(self: MemoryStore, key: str) -> AsyncIterator[bytes]:
+        if self is stage.nodes[0].attempts._store:
+            raise Unreachable("no way from here")
+        async for chunk in read(self, key):
+            yield chunk
+
+    monkeypatch.setattr(MemoryStore, "get", get_but_there)
+    task = await net.client.submit("measure", {"text": LARGE})
+    await until(lambda: task.id in stage.nodes[0].attempts.running)
+    await net.join("n2", [clerk(runs)])
+    began = now()
+    assert await task.result() == len(LARGE)
+    assert now() - began < 15.0 and runs == ["measure"]
+    first, second = (await task.status())["attempts"]
+    assert (first["ending"], second["node"]) == ("refused", "n2")
+    assert any("no way from here" in event.get("reason", "") for event in [each async for each in task.events(after=0)])
+    await net.down()
+
+
+@staged
+async def test_a_time_out_while_a_result_waits_says_what_it_waited_for(stage: Stage, outage: Outage) -> None:
+    net = await Net(stage).up(n1=[clerk([])])
+    outage.begin(100.0)
+    with pytest.raises(TaskFailed, match=r"without the store \(nobody serves the store"):
+        await (await net.client.submit("write", attempt_timeout_s=5.0, retries=0)).result()
+    await net.down()
+
+
+@staged
+async def test_an_attempt_that_is_over_keeps_nothing(stage: Stage, outage: Outage) -> None:
+    """Its function gives what it has when it is told to stop."""
+    agent = Agent("a")
+
+    @agent.capability
+    async def linger() -> str:
+        try:
+            await asyncio.sleep(1000.0)
+        except asyncio.CancelledError:
+            return LARGE
+        return ""
+
+    net = await Net(stage).up(n1=[agent])
+    outage.begin(1000.0)
+    task = await net.client.submit("linger")
+    attempts = stage.nodes[0].attempts
+    await until(lambda: any(running.began_at for running in attempts.running.values()))
+    await asyncio.sleep(0.5)
+    await task.cancel()
+    await until(lambda: not attempts.running)
+    stopped_at = now()
+    await until(lambda: not attempts.lingering)
+    assert now() - stopped_at < 1.0
+    with pytest.raises(TaskCanceled):
+        await task.result()
     await net.down()

@@ -22,21 +22,55 @@ SIGNS = (b"no space left on device", b"disk quota exceeded")
 log = logging.getLogger(__name__)
 
 
-class Said:
-    """What ``server`` says from now on of a disk that is full."""
+class FullDisk:
+    """Looks after the disk of ``server``, until ``close``."""
 
     def __init__(self, server: EmbeddedServer) -> None:
+        self.is_full = False
+        self._server = server
         self._path = server.data / "server.log"
-        self.skip()
+        self._not_before = 0.0
+        self._skip()
+        self._work = asyncio.create_task(self._run(), name="full-disk")
 
-    def skip(self) -> None:
-        """What was said until now does not count."""
+    async def close(self) -> None:
+        self._work.cancel()
+        await asyncio.wait([self._work])
+        if not self._work.cancelled():
+            self._work.result()
+
+    def look(self) -> bool:
+        """Whether it is full, by what the server has said until now."""
+        if not self.is_full and self._said_so():
+            self.is_full = True
+            log.error("the disk of %s is full: nothing is accepted here until there is room", self._server.data)
+        return self.is_full
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_S)  # neither the server nor the disk tells anybody
+            if self.look() and loop.time() >= self._not_before and self._free() >= ENOUGH_BYTES:
+                log.warning("there is room at %s again: nats-server is started again", self._server.data)
+                self._not_before = loop.time() + AGAIN_S
+                try:
+                    await self._server.restart(lambda: None)
+                except ServerFailed as error:
+                    log.error("it could not be started again: %s", error)
+                self._skip()
+                self.is_full = False
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._server.data).free
+
+    def _skip(self) -> None:
+        """What the server said until now does not count."""
         try:
             self._read_to = self._path.stat().st_size
         except FileNotFoundError:  # it begins anew when it is long
             self._read_to = 0
 
-    def is_full(self) -> bool:
+    def _said_so(self) -> bool:
         """Whether the server, since the last look, could not write something."""
         try:
             with self._path.open("rb") as file:
@@ -49,40 +83,3 @@ class Said:
             return False
         self._read_to += len(said)
         return any(sign in said for sign in SIGNS)
-
-
-class FullDisk:
-    """Looks after the disk of ``server``, until ``close``."""
-
-    def __init__(self, server: EmbeddedServer) -> None:
-        self.is_full = False
-        self._server = server
-        self._said = Said(server)
-        self._not_before = 0.0
-        self._work = asyncio.create_task(self._run(), name="full-disk")
-
-    async def close(self) -> None:
-        self._work.cancel()
-        await asyncio.wait([self._work])
-        if not self._work.cancelled():
-            self._work.result()
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(LOOK_S)  # neither the server nor the disk tells anybody
-            if not self.is_full and self._said.is_full():
-                self.is_full = True
-                log.error("the disk of %s is full: nothing is accepted here until there is room", self._server.data)
-            if self.is_full and loop.time() >= self._not_before and self._free() >= ENOUGH_BYTES:
-                log.warning("there is room at %s again: nats-server is started again", self._server.data)
-                self._not_before = loop.time() + AGAIN_S
-                try:
-                    await self._server.restart(lambda: None)
-                except ServerFailed as error:
-                    log.error("it could not be started again: %s", error)
-                self._said.skip()
-                self.is_full = False
-
-    def _free(self) -> int:
-        return shutil.disk_usage(self._server.data).free

@@ -21,7 +21,7 @@ from comity.backends import Elsewhere, public
 from comity.bus.base import Link
 from comity.bus.nats import NatsBus
 from comity.bus.outbox import Outbox
-from comity.cli.full_disk import FullDisk, Said
+from comity.cli.full_disk import FullDisk
 from comity.cli.marking import Marking
 from comity.cli.mending import Mending, mend_before
 from comity.cli.place import Place
@@ -33,7 +33,7 @@ from comity.controller.controller import CONTROLLERS, JUMP_S, Controller
 from comity.controller.doubt import Doubt, question
 from comity.credentials import Role
 from comity.embedded import EmbeddedServer
-from comity.errors import DiskFull, Indefinite, ServerFailed
+from comity.errors import DiskFull, Indefinite
 from comity.log.base import Durability, Log
 from comity.log.jetstream import JetStreamLog
 from comity.log.jetstream import stream_name as log_name
@@ -80,7 +80,7 @@ class EmbeddedNetwork:
         self._elsewhere = elsewhere
         self._marking = marking
         self._mending = mending
-        self._full_disk = FullDisk(server)
+        self._full_disk: FullDisk | None = None
 
     @property
     def url(self) -> str:
@@ -132,6 +132,8 @@ class EmbeddedNetwork:
                 fsync=settings.fsync, host=place.host, tls=place.tls, cluster=cluster, before=before,
             )  # fmt: skip
             stack.push_async_callback(server.stop)
+            full_disk = FullDisk(server)
+            stack.push_async_callback(full_disk.close)
             process = ProcessId(f"k-{secrets.token_hex(4)}")
             bus = await _connect(server, process)
             stack.push_async_callback(bus.close)
@@ -139,17 +141,17 @@ class EmbeddedNetwork:
                 seat = Seat(server, place, version("comity"))
                 stack.push_async_callback(seat.close)
                 opening = partial(seat.open, _options(server, "system", f"{process}-view"), f"{process}-view")
-                await while_it_runs(server, patiently(opening, tell=Unready(log)))
-                await while_it_runs(server, seat.until_placed(bus.connection, partial(_tell, tell, seat)))
+                await while_it_runs(server.wait, patiently(opening, tell=Unready(log)))
+                await while_it_runs(server.wait, seat.until_placed(bus.connection, partial(_tell, tell, seat)))
                 mending = Mending(server, seat, bus, settings, damage)
                 stack.push_async_callback(mending.close)
-            said = Said(server)
             try:
-                network = await while_it_runs(server, cls._with_controller(server, bus, settings, mending, jump_s))
+                network = await while_it_runs(server.wait, cls._with_controller(server, bus, settings, mending, jump_s))
             except Indefinite as error:
-                if said.is_full():
+                if full_disk.look():
                     raise DiskFull(f"no room is left for the data in {server.data}", path=str(server.data)) from error
                 raise
+            network._full_disk = full_disk
             stack.pop_all()
         if metrics:
             network.metrics = serve_metrics(network.controller, settings.http_port, network.notes)
@@ -185,13 +187,13 @@ class EmbeddedNetwork:
         )  # fmt: skip
         controller.doors = {name: public(address) for name, address in settings.doors.items()}
         network = cls(server, bus, list(doors), controller, marking, mending, elsewhere)
-        network.durability = await doors.log.durability()
         controller.measure = partial(machine, settings.data_dir)
         if mending is not None:
             mending.known = lambda: controller.ledger.index
             mending.ask = controller.doubt.ask
             controller.doubted = mending.hurry
         try:
+            network.durability = await doors.log.durability()
             await controller.start()
             await until_led(controller)
             if settings.fsync:  # else an acknowledged entry may not be durable
@@ -234,7 +236,9 @@ class EmbeddedNetwork:
         """Stop everything this started, in order; in a cluster that goes on, others take over first. What one raises does not
         keep the others from their end: the first error is raised then. Idempotent."""
         doors, self._doors = self._doors, []
-        steps: list[Callable[[], Awaitable[None]]] = [self._stop_metrics, self._full_disk.close]
+        steps: list[Callable[[], Awaitable[None]]] = [self._stop_metrics]
+        if self._full_disk is not None:
+            steps.append(self._full_disk.close)
         if self._mending is not None:
             steps.append(self._mending.close)
         if self.seat is not None and doors and not self.controller.shut_down.is_set():
@@ -281,15 +285,15 @@ async def until_led(controller: Controller) -> None:
         raise controller.failure
 
 
-async def while_it_runs(server: EmbeddedServer, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` gives. Raises ServerFailed once the server is gone for good: what waits for it would wait for ever."""
-    working, gone = asyncio.create_task(work), asyncio.create_task(server.wait())
+async def while_it_runs(wait: Callable[[], Coroutine[Any, Any, object]], work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` gives. Raises what a server's ``wait`` raises once that is gone for good: what waits for it would wait for
+    ever."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(wait())
     try:
         await asyncio.wait([working, gone], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             gone.result()
-            raise ServerFailed("the server was stopped")
-        return working.result()
+        return await working  # which stops the server itself if it fails
     finally:
         for task in (working, gone):
             task.cancel()

@@ -102,7 +102,11 @@ class Seat:
 
     def _joined(self, name: str, route: str) -> None:
         self._forgotten.discard(route)
-        self._learn({*self.member.others, route}, self.member.urls)
+        try:
+            self._learn({*self.member.others, route}, self.member.urls)
+        except OSError as error:
+            log.error("server %s has joined, which cannot be written down: %s; trying again", name, error)
+            self._news.set()
 
     async def until_placed(self, nc: Any, tell: Callable[[Waiting], None]) -> None:
         """Return once there are servers enough: a majority if the streams are there already, else all. ``tell`` whenever the

@@ -104,7 +104,7 @@ async def up(settings: Settings, output: Output, plan: Plan) -> None:
         must_fit(settings, clusters=bool(plan.token) or plan.servers not in (None, 1))
     member = await _begin_member(settings, output, plan)
     try:
-        network = await _start(settings, output, plan)
+        network = await _start(settings, output, plan, member)
     except BaseException:
         if member is not None:
             await member.close()
@@ -156,7 +156,17 @@ async def _begin_member(settings: Settings, output: Output, plan: Plan) -> RaftS
     return await begin(settings, plan.member, output.note)
 
 
-async def _start(settings: Settings, output: Output, plan: Plan) -> EmbeddedNetwork | ForeignNetwork:
+async def _start(
+    settings: Settings, output: Output, plan: Plan, member: RaftServer | None
+) -> EmbeddedNetwork | ForeignNetwork:
+    """With the log's own ``member``: as long as that runs."""
+    from comity.cli.network import while_it_runs
+
+    work = _started(settings, output, plan)
+    return await (while_it_runs(member.wait, work) if member is not None else work)
+
+
+async def _started(settings: Settings, output: Output, plan: Plan) -> EmbeddedNetwork | ForeignNetwork:
     from comity.cli.foreign import ForeignNetwork
     from comity.cli.network import EmbeddedNetwork
     from comity.cli.place import take_place

@@ -12,6 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -49,6 +50,20 @@ def is_large(data: bytes) -> bool:
     return len(data) > LOG_LIMIT
 
 
+class Moved:
+    """``farthest``: how many bytes of a content any try has moved."""
+
+    def __init__(self) -> None:
+        self.farthest = 0
+
+    async def counting(self, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in content:
+            yield chunk
+            size += len(chunk)
+            self.farthest = max(self.farthest, size)
+
+
 class Depot:
     """A process's large things in the store. ``wall`` gives seconds since 1970. The store may be away for ``patience_s``, unless
     that is ``hopeless``."""
@@ -71,9 +86,9 @@ class Depot:
         with durable(write):
             return await self._store.put(key, data, ttl_s=ttl_s)
 
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, work: Callable[[], Awaitable[T]], progress: Callable[[], object] = lambda: None) -> T:
         """Do what may be done twice."""
-        return await patiently(work, self._patience_s, hopeless=self._hopeless)
+        return await patiently(work, self._patience_s, hopeless=self._hopeless, progress=progress)
 
     # Bodies of messages
 
@@ -85,11 +100,14 @@ class Depot:
         key = self._key("bodies", digest(data), BODY_S)
         stored = self._known.get(key)
         if stored is None:
-            wait_s = self._patience_s if within_s is None else within_s
-            stored = self._known[key] = await in_time(
-                lambda: self._put("body.put", key, data, BODY_S * 2), asyncio.get_running_loop().time() + wait_s,
-                hopeless=self._hopeless, late=f"a body of {len(data)} bytes was not stored within {wait_s:g} s",
-            )  # fmt: skip
+            work = partial(self._put, "body.put", key, data, BODY_S * 2)
+            if within_s is None:
+                stored = await self._patiently(work)
+            else:
+                until, late = asyncio.get_running_loop().time() + within_s, f"not stored within {within_s:g} s"
+                about = f"a body of {len(data)} bytes was {late}"
+                stored = await in_time(work, until, hopeless=self._hopeless, late=about)
+            self._known[key] = stored
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return msgspec.msgpack.encode(stored), REFERENCE
@@ -119,7 +137,9 @@ class Depot:
         key = self._key("files", mark, ttl_s)
         stored = next(iter(await self._patiently(lambda: self._store.list(key))), None)
         if stored is None:
-            stored = await self._patiently(lambda: self._put("file.put", key, _read(path), ttl_s * 2))
+            moved = Moved()
+            write = lambda: self._put("file.put", key, moved.counting(_read(path)), ttl_s * 2)  # noqa: E731
+            stored = await self._patiently(write, lambda: moved.farthest)
         if stored.digest != mark:
             await self._store.delete(key)
             raise Conflict(f"{path} changed while it was read", path=str(path))
@@ -127,18 +147,19 @@ class Depot:
 
     async def get(self, ref: FileRef, path: Path) -> None:
         part = path.with_name(f".{path.name}.{ref.digest[:12]}.part")
+        moved = Moved()
         try:
-            await self._patiently(lambda: self._write(ref, part))
+            await self._patiently(lambda: self._write(ref, part, moved), lambda: moved.farthest)
             with durable("file.take"):
                 await asyncio.to_thread(os.replace, part, path)
         finally:
             with suppress(FileNotFoundError):
                 part.unlink()
 
-    async def _write(self, ref: FileRef, part: Path) -> None:
+    async def _write(self, ref: FileRef, part: Path, moved: Moved) -> None:
         mark, waiting = hashlib.blake2b(digest_size=DIGEST_SIZE), bytearray()
         with await asyncio.to_thread(part.open, "wb") as file:
-            async for chunk in self._store.get(ref.key):
+            async for chunk in moved.counting(self._store.get(ref.key)):
                 waiting += chunk
                 if len(waiting) >= READ_BYTES:
                     await asyncio.to_thread(_append, file, waiting, mark)

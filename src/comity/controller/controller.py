@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 import structlog
@@ -35,7 +36,7 @@ from comity.core.changes import Change
 from comity.core.ledger import Effective, Ledger
 from comity.core.scheduling import Scheduling
 from comity.core.tasks import Tasks
-from comity.errors import ClockAhead, ComityError, Conflict, Corrupt, Indefinite, InvalidInput
+from comity.errors import ClockAhead, ComityError, Conflict, Corrupt, Disconnected, Indefinite, InvalidInput
 from comity.failpoints import durable
 from comity.log.base import Log
 from comity.model.codec import seal, to_json
@@ -53,6 +54,8 @@ STILL_S = 1.0
 """A leader whose beacons and whose log have been still for so long, plus up to half of it at random, is challenged."""
 PULSE_S = 0.25
 RETRY_S = 0.05
+SAID_S = 30.0
+"""What keeps a controller from leading is told as often."""
 DAY_S = 86_400.0
 JUMP_S = 7 * DAY_S
 """An operator who starts a network that stood still for longer says that the clock is right. While it runs its log tells the time
@@ -267,8 +270,10 @@ class Controller:
                         await cancel()
 
     async def _connected(self) -> None:
-        """Wait for the bus. From then on stillness counts anew."""
+        """Wait for the bus. From then on stillness counts anew. Raises Disconnected if it was closed."""
         while self.bus.link is not Link.UP:
+            if self.bus.link is Link.CLOSED:
+                raise Disconnected("the connection was closed for good")
             self._turned.clear()
             await self._turned.wait()
         self._leader_seen = asyncio.get_running_loop().time()
@@ -318,7 +323,7 @@ class Controller:
         loop = asyncio.get_running_loop()
         began = self.ledger.term
         mine: bytes | None = None
-        said: set[str] = set()
+        said: dict[str, float] = {}
         while True:
             try:
                 await self._catch_up()
@@ -344,8 +349,8 @@ class Controller:
             except ComityError as error:
                 if error.definite:
                     raise
-                if error.code not in said:
-                    said.add(error.code)
+                if loop.time() - said.get(error.code, -inf) >= SAID_S:
+                    said[error.code] = loop.time()
                     _log.warning("cannot reach the log; trying again", code=error.code, error=error.message)
                 await asyncio.sleep(RETRY_S * (1 + self.random()))
 

@@ -14,13 +14,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any, TypeVar
 
 import structlog
 
 from comity.agent import Agent, Offered
 from comity.client.client import Client
-from comity.errors import BadInput, InvalidInput, NotFound, Refuse, TooLarge
+from comity.errors import BadInput, Indefinite, InvalidInput, NotFound, Refuse, TooLarge
 from comity.failpoints import durable
 from comity.handles import Attempt
 from comity.model.codec import to_json
@@ -55,6 +56,8 @@ REPEAT_S = 2.0
 ENDED_KEPT = 20_000
 LIVE_LIMIT = 64 * 1024
 """Bytes of one progress or log event."""
+AWAY_S = 10.0
+"""So long an attempt that has done nothing yet waits for the store."""
 PROGRESS_MAX = 1000
 """Attempts in one item."""
 
@@ -288,7 +291,8 @@ class Attempts:
         if running.deadline_at == running.due():
             failure = TaskFailure("deadline-exceeded", "its deadline passed", retryable=False)
         else:
-            failure = TaskFailure("attempt-timeout", f"ran longer than {running.run.timeout_s:g} s")
+            without = f", at last without the store ({running.without})" if running.without else ""
+            failure = TaskFailure("attempt-timeout", f"ran longer than {running.run.timeout_s:g} s{without}")
         self._stop(running, Failed(running.task, running.epoch, failure), self._grace_s)
 
     async def _perform(self, running: Running) -> None:
@@ -304,9 +308,12 @@ class Attempts:
         try:
             if running.offered.signature.is_async:
                 self._starts(running)
-            data = run.input if type(run.input) is bytes else await self._fetch(run.input)
-            if run.known and running.memory.has_state:
-                await running.memory.load()
+            try:
+                data = run.input if type(run.input) is bytes else await self._fetch(run, run.input, AWAY_S)
+                if run.known and running.memory.has_state:
+                    await running.memory.load(AWAY_S)
+            except Indefinite as error:  # nothing was done yet: another node may reach it
+                return Declined(run.task, run.epoch, f"what it begins with cannot be read here: {error.message}")
             if running.offered.signature.is_stream:
                 running.out = self.streams.open(run)
             output = await self._performer.perform(
@@ -314,7 +321,7 @@ class Attempts:
             )
             ran_ms = self._ran_ms(running)
             key = f"{self._node}/results/{run.task}/{run.epoch}"
-            result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(key, output)
+            result: Payload = output if len(output) <= LOG_LIMIT else await self._keep(run, key, output)
             if running.out is not None:
                 running.out.complete()
             return Done(run.task, run.epoch, result, ran_ms, running.mail())
@@ -333,24 +340,38 @@ class Attempts:
             _log.warning("an attempt failed", **about, at=place(error), exc_info=traced(error))
             return Failed(run.task, run.epoch, failure, ran_ms=self._ran_ms(running))
 
-    async def _fetch(self, payload: Payload) -> bytes:
+    async def _fetch(self, run: Run, payload: Payload, limit_s: float = inf) -> bytes:
         if not isinstance(payload, Stored):
             raise BadInput("the input is in the log, where a node cannot read")
         try:
-            return await self._patiently(payload.key, lambda: self._store.read(payload.key))
+            return await self._patiently(run, payload.key, lambda: self._store.read(payload.key), limit_s)
         except NotFound as error:  # the caller's fault; though the replica that was asked may only be behind
             raise Failure(TaskFailure(InvalidInput.code, f"its input is not in the store: {error.message}")) from error
 
     def _ran_ms(self, running: Running) -> int:
         return max(1, round((self.now() - running.began_at) * 1000)) if running.began_at else 0
 
-    async def _keep(self, key: str, output: bytes) -> Stored:
+    async def _keep(self, run: Run, key: str, output: bytes) -> Stored:
         with durable("result.put"):
-            return await self._patiently(key, lambda: self._store.put(key, output, ttl_s=self._keep_s))
+            return await self._patiently(run, key, lambda: self._store.put(key, output, ttl_s=self._keep_s))
 
-    async def _patiently(self, key: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, run: Run, key: str, call: Callable[[], Awaitable[T]], limit_s: float = inf) -> T:
         """While the attempt has time: that the store is away is no fault of the function's, and its work is not thrown away."""
-        return await patiently(call, tell=Unready(_log, "the store is away; trying again", key=key))
+        unready = Unready(_log, "the store is away; trying again", task=run.task, key=key)
+
+        def current() -> Running | None:
+            running = self.running.get(run.task)
+            return running if running is not None and running.run is run and not running.is_canceled else None
+
+        def tell(error: Indefinite, waited_s: float) -> None:
+            unready(error, waited_s)
+            if (running := current()) is not None:
+                running.progress_at, running.without = self.now(), error.message  # it is not stuck
+
+        found = await patiently(call, limit_s, hopeless=lambda: current() is None, tell=tell)
+        if (running := current()) is not None:
+            running.without = ""
+        return found
 
     # What a running function does
 
@@ -359,7 +380,7 @@ class Attempts:
         return Memory(run, self._doors)
 
     async def _keep_record(self, run: Run, data: bytes, number: int) -> Stored:
-        return await self._keep(f"{self._node}/records/{run.task}/{run.epoch}-{number}", data)
+        return await self._keep(run, f"{self._node}/records/{run.task}/{run.epoch}-{number}", data)
 
     def _is_recording(self, memory: Memory, yes: bool) -> None:
         if yes:

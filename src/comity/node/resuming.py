@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comity.errors import BadInput, Fenced, InvalidOutput, TooLarge, Unanswered, from_wire
@@ -59,7 +60,7 @@ class Doors(NamedTuple):
     performer: Performer
     post: Callable[[Item], None]
     keep: Callable[[Run, bytes, int], Awaitable[Stored]]
-    fetch: Callable[[Payload], Awaitable[bytes]]
+    fetch: Callable[[Run, Payload, float], Awaitable[bytes]]
     is_waiting: Callable[[Memory, bool], None]
     held: Callable[[], Awaitable[None]]
     now: Callable[[], float]
@@ -127,9 +128,9 @@ class Memory:
         """Whether there is something to ``load`` before the function begins."""
         return _CHECKPOINT in self._known
 
-    async def load(self) -> None:
-        """Fetch the last checkpoint of earlier attempts."""
-        self._state = await self._load(self._known[_CHECKPOINT])
+    async def load(self, limit_s: float) -> None:
+        """Fetch the last checkpoint of earlier attempts. Raises Indefinite errors if the store is away for ``limit_s``."""
+        self._state = await self._load(self._known[_CHECKPOINT], limit_s)
 
     def resume_state(self, kind: Any) -> Any:
         """See ``Attempt.resume_state``. None if there is none."""
@@ -201,13 +202,13 @@ class Memory:
         self._kept += 1
         return await self._doors.keep(self._run, data, self._kept)
 
-    async def _load(self, known: Known) -> bytes:
+    async def _load(self, known: Known, limit_s: float = inf) -> bytes:
         payload = known.payload
         if payload is None:
             recall = Recall(self._run.task, self._run.epoch, known.kind, known.name)
             payload = await self._ask(Place(f"recall {known.kind}", known.name), recall)
         assert payload is not None
-        return payload if isinstance(payload, bytes) else await self._doors.fetch(payload)
+        return payload if isinstance(payload, bytes) else await self._doors.fetch(self._run, payload, limit_s)
 
     async def _ask(self, place: Place, item: Item) -> Payload | None:
         """Tell the leader, again and again, until it answers. Raises Fenced, or what it says."""

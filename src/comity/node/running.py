@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 class Running:
     """One attempt on this node, as its handle sees it. ``work`` is its asyncio task; ``began_at`` is 0 until the function runs,
-    ``progress_at`` until it shows progress; ``ending`` is what it will report once it was told to stop (None: nothing)."""
+    ``progress_at`` until it shows progress; ``without`` says why the store, for which it waits, is away; ``ending`` is what it
+    will report once it was told to stop (None: nothing)."""
 
     __slots__ = (
         "_attempts", "_memory", "agent", "awaits", "began_at", "deadline_at", "ending", "hosted", "is_canceled", "is_looked_at",
-        "offered", "out", "progress_at", "run", "stop_at", "timer", "work",
+        "offered", "out", "progress_at", "run", "stop_at", "timer", "without", "work",
     )  # fmt: skip
 
     work: asyncio.Task[None]
@@ -40,6 +41,7 @@ class Running:
         self.began_at = 0.0
         self.progress_at = 0.0
         self.stop_at = 0.0
+        self.without = ""
         self.awaits = 0
         self.is_looked_at = False
         self.is_canceled = False

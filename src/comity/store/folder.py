@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -23,7 +24,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from comity.errors import BadSettings, Conflict, Corrupt, Disconnected, ForeignData, NotFound, Unreachable
+from comity.errors import AccessDenied, BadSettings, Conflict, Corrupt, Disconnected, ForeignData, NotFound, Unreachable
 from comity.failpoints import durable
 from comity.model.codec import DIGEST_SIZE
 from comity.model.task import Stored
@@ -33,6 +34,7 @@ _LABEL = struct.Struct(f"<4sQQ{DIGEST_SIZE}s")
 _MARK = b"COM1"
 _LABEL_SIZE = _LABEL.size + 4
 _ABANDONED_S = 86_400.0
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 T = TypeVar("T")
 
@@ -129,7 +131,8 @@ class FolderStore:
         try:
             return await asyncio.to_thread(work, *args)
         except OSError as error:
-            raise Unreachable(f"the store's folder: {error.strerror}", path=str(error.filename)) from error
+            kind = AccessDenied if error.errno in _FORBIDDEN else Unreachable
+            raise kind(f"the store's folder: {error.strerror}", path=str(error.filename)) from error
 
     def _path(self, key: str) -> Path:
         return self._values / f"{key}="

@@ -17,7 +17,7 @@ import hashlib
 import math
 import secrets
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ LOOKUPS = 64
 64 MB wait (``max_pending``), which a reader who is busy with something else would let happen."""
 TRIES = 3
 """Servers asked, each time any, where several have a copy: that of one may be damaged."""
+BROKEN_KEPT = 1000
 PUTS = 8
 """Of one value, while others put the same."""
 CHUNK_GRACE_S = 3600.0
@@ -103,6 +104,7 @@ class JetStreamStore:
         self._root = f"cy.{network}.store"
         self._chunk = min(CHUNK, js.nc.max_payload - HEADER_ROOM)
         self._is_replicated = False
+        self._broken: OrderedDict[str, _Upload] = OrderedDict()
         self._fetches = asyncio.Semaphore(FETCHES)
         self._lookups = asyncio.Semaphore(LOOKUPS)
 
@@ -139,6 +141,7 @@ class JetStreamStore:
         there = await self._find(key, leader=True)
         if there is not None and there.ttl_s and ttl_s is not None:
             ttl_s = max(ttl_s, there.ttl_s)  # should it be the same content, our chunks stand for those that are there
+        await self._clear(key)
         stored, upload = await self._upload(key, _chain(first, second, chunks), ttl_s)
         if loop.time() - start > CHUNK_GRACE_S:
             raise TimedOut(f"writing {key} took longer than {CHUNK_GRACE_S} s")
@@ -256,6 +259,9 @@ class JetStreamStore:
             for task in flight:
                 task.cancel()
             await asyncio.gather(*flight, return_exceptions=True)
+            self._broken[key] = _Upload(name, count, first)
+            if len(self._broken) > BROKEN_KEPT:
+                self._broken.popitem(last=False)
             raise
         return Stored(key, size, mark.digest()), _Upload(name, count, first)
 
@@ -272,6 +278,14 @@ class JetStreamStore:
 
     async def _bury_chunks(self, key: str, upload: _Upload) -> None:
         await self._bury([f"{self._chunk_subject(key, upload.name)}.{n}" for n in range(upload.chunks)])
+
+    async def _clear(self, key: str) -> None:
+        """Remove what an upload left that broke off: whoever tries again and again must not fill the disk."""
+        broken = self._broken.get(key)
+        if broken is not None:
+            await self._bury_chunks(key, broken)
+            if self._broken.get(key) is broken:
+                del self._broken[key]
 
     async def _sweep(self) -> None:
         """Remove chunks that no manifest names and that nobody can still be writing."""
