@@ -122,9 +122,10 @@ async def test_a_snapshot_and_the_logs_bounds_may_be_away_for_a_moment(here: Tow
 
 
 async def test_a_log_that_is_away_is_not_one_that_is_behind(here: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(creating, "BEHIND_S", 1.0)
+    monkeypatch.setattr(creating, "BEHIND_S", 0.5)
+    monkeypatch.setattr(patience, "SELDOM_S", 0.2)
     loop = asyncio.get_running_loop()
-    back = loop.time() + 1.5
+    back = loop.time() + 1.0
 
     class Away(MemoryLog):
         async def read(self, after: int, limit: int = 256) -> list[Item]:
