@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import structlog
@@ -15,14 +14,6 @@ from comity.errors import Corrupt, ServerFailed, TimedOut, Unreachable
 from comity.log.base import Item
 from comity.log.memory import MemoryLog, MemoryLogState
 from comity.patience import Unready, in_time, patiently
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    world = World()
-    yield world
-    for controller in world.running:
-        await controller.stop()
 
 
 class Leaderless(MemoryLog):
@@ -40,15 +31,17 @@ class Leaderless(MemoryLog):
         return await super().read(after, limit)
 
 
-async def test_a_controller_begins_although_the_log_has_no_leader_for_a_moment(world: World) -> None:
+async def test_a_controller_begins_although_the_log_has_no_leader_for_a_moment() -> None:
+    world = World()
     first = await world.controller("k1")
     peer = await world.peer("c1")
     task = await peer.submit()
     await first.stop()
     log = Leaderless(world.log)
-    await world.controller("k2", log=log)
+    second = await world.controller("k2", log=log)
     assert log.refused == 2
     assert await peer.state(task) == "submitted"
+    await second.stop()
 
 
 class Trying:
