@@ -149,7 +149,7 @@ async def test_a_paused_nodes_reports_come_too_late_and_it_comes_back(town: Town
     await town.hire("n1", "n2")
     net = await town.client()
     async with story(net) as told:
-        tasks = await net.submit_many("work", [{"number": n, "seconds": 1.0} for n in range(8)])
+        tasks = await net.submit_many("work", [{"number": n, "seconds": 3.0} for n in range(8)])
         await told.until(lambda _: len(told.count("task.started")) == len(tasks))
         first = await told.until(lambda event: event["type"] == "node.joined" and event["node"] == "n1")
         held = [event["task"] for event in told.told if event["type"] == "task.started" and event["node"] == "n1"]

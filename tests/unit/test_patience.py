@@ -61,7 +61,7 @@ class Trying:
 async def test_it_gives_up_once_nothing_comes_of_it_for_long_enough() -> None:
     work = Trying(1000)
     with pytest.raises(Unreachable, match="nobody serves it"):
-        await patiently(work, 0.5)
+        await patiently(work, 2.0)
     assert work.tries > 2
     at_once = Trying(1000)
     with pytest.raises(Unreachable):
@@ -75,13 +75,14 @@ async def test_whoever_gets_on_is_not_given_up() -> None:
 
 
 async def test_time_that_went_well_does_not_count() -> None:
-    work = Trying(2)
+    work = Trying(1)
 
-    async def slowly() -> int:
-        await a_while(0.3)
+    async def slow_at_first() -> int:
+        if work.tries == 0:
+            await a_while(1.5)
         return await work()
 
-    assert await patiently(slowly, 0.55) == 3
+    assert await patiently(slow_at_first, 1.2) == 2
 
 
 async def test_nobody_waits_for_what_cannot_come() -> None:
