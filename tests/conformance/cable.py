@@ -28,6 +28,10 @@ class Cable:
         self._server = await asyncio.start_server(self._join, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
+    def lead_to(self, url: str) -> None:
+        """From the next connection on."""
+        self._target = urlsplit(url)
+
     def clog(self) -> None:
         self._open.clear()
 

@@ -15,11 +15,12 @@ import pytest
 from bus_contract import SOON_S, BusContract, Inbox, answering, settled
 from cable import Cable, two_ways
 from cabled import CabledWorld, sees_deaths, until
-from nats.aio.client import Client
+from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
 
 from comity.bus import nats as nats_bus
 from comity.bus.base import EVERYONE, LEADER, Address, Bus, Link, any_of, to
+from comity.bus.connection import RECONNECT_WAIT_S
 from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.bus.nats import NatsBus
 from comity.credentials import Authority, Role
@@ -363,6 +364,56 @@ class TestNatsBus(BusContract):
         with pytest.raises(Disconnected, match="expired"):
             await bus.send(to("b"), b"x")
         await bus.close()
+
+    async def test_who_is_not_let_in_again_says_so_and_keeps_trying(
+        self, world: NatsWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Another network answers, where this one did, until it is back."""
+        caplog.set_level("ERROR", nats_bus.__name__)
+        bus = await world.bus("a")
+        other = await EmbeddedServer.start(tmp_path / "other", network="main", port=0)
+        try:
+            world.cable(bus).lead_to(other.url)
+            await world.cut(bus)
+            mending = asyncio.create_task(world.mend(bus))
+            async with asyncio.timeout(SOON_S):
+                while "a cannot connect again: nats: 'Authorization Violation'" not in caplog.text:  # noqa: ASYNC110 (a log line)
+                    await asyncio.sleep(0.01)
+            with pytest.raises(Disconnected, match="Authorization Violation"):
+                await bus.send(to("b"), b"x")
+            servers = [Server(uri=server.uri, reconnects=1) for server in bus.connection._server_pool]
+            pauses = [bus.connection.next_server(servers, {})[1] for _ in range(100)]
+            assert max(pauses) > 10 * RECONNECT_WAIT_S, "nor is it in a hurry"
+        finally:
+            world.cable(bus).lead_to(world.server.url)
+            await other.stop()
+        await mending
+        assert len(caplog.records) == 1, "it is said once"
+        await bus.send(to("b"), b"x")
+
+    async def test_a_bus_that_is_connecting_again_can_be_closed(self, world: NatsWorld) -> None:
+        """Although it has something to say, and the connection to say it on has just broken."""
+        bus = await world.bus("a")
+        cancel = await bus.subscribe(to("a"), Inbox())
+        cable = world.cable(bus)
+        await world.cut(bus)
+        cable.clog()
+        await cable.mend()
+        async with asyncio.timeout(SOON_S):
+            while not bus.connection.is_connecting:  # noqa: ASYNC110 (nats-py has no event for it)
+                await asyncio.sleep(0.01)
+            await cancel()
+            await cable.cut()
+            while not isinstance(bus.connection.last_error, ConnectionRefusedError):  # noqa: ASYNC110 (nor for that)
+                await asyncio.sleep(0.01)
+        await bus.close()
+
+    async def test_a_bus_that_is_clogged_can_be_closed(self, world: NatsWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        bus = await world.bus("a")
+        await stuff(world, bus, to("b"))
+        monkeypatch.setattr(nats_bus, "CONFIRM_S", 0.2)
+        async with asyncio.timeout(SOON_S):
+            await bus.close()
 
 
 async def stuff(world: NatsWorld, bus: NatsBus, address: Address, more: int = 0) -> int:

@@ -66,22 +66,6 @@ def user(tmp_path: Path) -> Iterator[Terminal]:
         yield user
 
 
-@pytest.mark.slow
-def test_figures_that_are_old_are_said_to_be(user: Terminal) -> None:
-    """And they come again when somebody leads again."""
-    up, _ = user.up()
-    watching = user.start("stats", "--watch")
-    assert watching.json()["totals"]["submitted"] == 0
-    up.signal(signal.SIGSTOP)
-    try:
-        assert "the last figures are of" in watching.told("no leader answers")
-    finally:
-        up.signal(signal.SIGCONT)
-    assert "id" in user.ok("submit", "greet", "{}", "--no-wait").json
-    assert watching.until(lambda numbers: numbers["totals"]["submitted"] == 1)
-    assert watching.stop() == 130
-
-
 # A network that runs
 
 

@@ -4,14 +4,26 @@ message and whoever takes it."""
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 from typing import Any
 
 from nats import errors
-from nats.aio.client import Client, Srv
+from nats.aio.client import Client, Server, Srv
 from nats.aio.transport import TcpTransport
 
+RECONNECT_WAIT_S, DENIED_WAIT_S = 0.05, 1.0
+"""Longest wait before each attempt to reconnect, and when the last was refused; the wait is random, so that processes do not come
+back in step."""
 CLOGGED = 64 * 1024
 """Bytes that the socket did not take yet: more waits here, where it can be dropped when the connection breaks."""
+
+_DENIAL = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
+
+
+def is_denial(error: Exception | None) -> bool:
+    """Whether it is a server's that does not want this user."""
+    return _DENIAL.search(str(error)) is not None
 
 
 class _Tcp(TcpTransport):
@@ -89,17 +101,34 @@ class Connection(Client):
         """As if the connection had broken."""
         self._moving = asyncio.get_running_loop().create_task(self.force_reconnect())
 
-    async def _attempt_reconnect(self) -> None:
-        # What was not written yet must not be sent late, and who waits for an answer of the lost server waits in vain.
+    def next_server(self, servers: list[Server], _: dict[str, Any]) -> tuple[Server, float]:
+        """The server tried least, after a random wait."""
+        longest = DENIED_WAIT_S if is_denial(self.last_error) else RECONNECT_WAIT_S
+        return min(servers, key=lambda server: server.reconnects), random.uniform(0, longest)
+
+    def _drop(self) -> None:
         self._pending.clear()
         self._pending_data_size = 0
+        if type(self._transport) is _Tcp:
+            self._transport.abort()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # Whoever closes has flushed. The original would write what waits: without end if the server is paused, and with an error
+        # half way if the socket is broken.
+        mending = self._reconnection_task
+        if mending is not None and mending is not asyncio.current_task():
+            mending.cancel()
+        self._drop()
+        await super()._close(status, do_cbs)
+
+    async def _attempt_reconnect(self) -> None:
+        # What was not written yet must not be sent late, and who waits for an answer of the lost server waits in vain.
+        self._drop()
         for future in (*self._pongs, *self._resp_map.values()):
             if not future.done():
                 future.set_exception(errors.ConnectionReconnectingError())
                 future.exception()  # nobody may be waiting: then it is not news
         self._pongs.clear()
-        if type(self._transport) is _Tcp:
-            self._transport.abort()
         if self._current_server is not None:
             # Whoever has just failed is tried after all others.
             self._current_server.reconnects = 1 + max(server.reconnects for server in self._server_pool)

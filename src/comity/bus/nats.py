@@ -15,7 +15,6 @@ import asyncio
 import base64
 import json
 import logging
-import random
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,12 +22,11 @@ from functools import partial
 from typing import Any
 
 from nats import errors
-from nats.aio.client import Server
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from comity.bus.base import Address, Cancel, Delivery, Link, Receive, split
-from comity.bus.connection import Connection
+from comity.bus.connection import RECONNECT_WAIT_S, Connection, is_denial
 from comity.bus.end import BusEnd
 from comity.errors import (
     AccessDenied,
@@ -40,8 +38,6 @@ from comity.errors import (
 )
 from comity.model.ids import ProcessId, shown_urls
 
-RECONNECT_WAIT_S = 0.05
-"""Longest wait before each attempt to reconnect; the wait is random, so that processes do not come back in step."""
 PING_EVERY_S = 2.0
 PINGS_MISSED = 2
 CONFIRM_S = 5.0
@@ -50,7 +46,6 @@ HIGH_WATER = 1024 * 1024
 SMALLEST_PAYLOAD = 512 * 1024 + 4096
 """A server that takes less cannot carry our batches."""
 
-_DENIAL = re.compile("authorization violation|authentication (expired|revoked)", re.IGNORECASE)
 _FORBIDDEN = re.compile('permissions violation for (publish|subscription) to "([^"]+)"')
 
 log = logging.getLogger(__name__)
@@ -257,12 +252,22 @@ class NatsBus(BusEnd):
                     request.fail(AccessDenied(f"{self.process} may not send on {request.name}", subject=request.name))
             self._fault("denied", str(error))
         else:
+            if self._link is Link.DOWN and isinstance(error, (OSError, errors.Error)):
+                self._cannot(error)
             _note(self.process, error)
+
+    def _cannot(self, error: Exception) -> None:
+        """It is not connected again, and why: what does not mend itself is said, once."""
+        why = f": {error}"
+        if why != self._why and (is_denial(error) or isinstance(error, ssl.SSLCertVerificationError)):
+            log.error("%s cannot connect again%s", self.process, why)
+        self._why = why
 
     async def _on_down(self) -> None:
         self._change(Link.DOWN)
 
     async def _on_up(self) -> None:
+        self._why = ""
         self._change(Link.UP)
 
     async def _on_closed(self) -> None:
@@ -341,13 +346,13 @@ async def _dial(
             async with asyncio.timeout_at(until):
                 await connection.connect(
                     urls, inbox_prefix=f"_INBOX_{process}", allow_reconnect=False, max_reconnect_attempts=1,
-                    reconnect_time_wait=RECONNECT_WAIT_S, reconnect_to_server_handler=_next_server, pending_size=0,  # type: ignore[arg-type]
+                    reconnect_time_wait=RECONNECT_WAIT_S, reconnect_to_server_handler=connection.next_server, pending_size=0,  # type: ignore[arg-type]
                     ping_interval=PING_EVERY_S, max_outstanding_pings=PINGS_MISSED, **more, **(options or {}),  # type: ignore[arg-type]
                 )  # fmt: skip
         except (OSError, errors.Error) as error:
             await connection.close()
             cause = connection.last_error or error
-            if _DENIAL.search(str(cause)):
+            if is_denial(cause):
                 raise AccessDenied(f"{shown} refuses {process}: {cause}", servers=shown) from error
             if isinstance(cause, ssl.SSLCertVerificationError):
                 message = f"{shown} shows a certificate that nobody known here vouches for (--ca): {cause.verify_message}"
@@ -362,11 +367,6 @@ async def _dial(
         else:
             connection.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
             return connection
-
-
-def _next_server(servers: list[Server], info: dict[str, Any]) -> tuple[Server, float]:
-    """The server tried least, after a random wait."""
-    return min(servers, key=lambda server: server.reconnects), random.uniform(0, RECONNECT_WAIT_S)
 
 
 def _claims(token: str) -> dict[str, Any]:

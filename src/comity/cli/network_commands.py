@@ -224,6 +224,8 @@ async def stats(
     old: LastKnown = False,
 ) -> None:
     """What the network is doing, in numbers."""
+    from comity.cli.network import while_it_runs
+
     if old:
         found = await last_known(cli, "stats")
         if cli.output.as_json:
@@ -234,7 +236,7 @@ async def stats(
         return
     async with cli.net() as net:
         if watch:
-            await _watch(cli, net)
+            await while_it_runs(net.ended, _watch(cli, net))
         elif cli.output.as_json:
             cli.output.show(await net.stats())
         else:
