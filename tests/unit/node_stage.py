@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, TypeVar
 
 import msgspec
+from own_loop import Test, on_loop
 
 from comity.agent import Agent
 from comity.bus.base import EVERYONE, LEADER, Delivery, to
@@ -30,32 +29,9 @@ LIMIT_S = 60.0
 """Virtual seconds."""
 
 
-Test = Callable[..., Coroutine[Any, Any, None]]
-
-
-def staged_on(loop_class: type[asyncio.AbstractEventLoop]) -> Callable[[Test], Callable[..., None]]:
-    """A decorator: run an async test of a ``stage`` on such a loop. On a virtual one a minute takes no time."""
-
-    def staged(test: Test) -> Callable[..., None]:
-        @functools.wraps(test)
-        def run(**given: Any) -> None:
-            loop = loop_class()
-            faults: list[dict[str, Any]] = []
-            loop.set_exception_handler(lambda _loop, context: faults.append(context))
-            try:
-                loop.run_until_complete(_play(test, given))
-                assert not faults
-            finally:
-                if isinstance(loop, VirtualLoop):
-                    loop.bury()
-                loop.close()
-
-        signature = inspect.signature(test)
-        left = [parameter for name, parameter in signature.parameters.items() if name != "stage"]
-        run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
-        return run
-
-    return staged
+def staged_on(loop_class: type[asyncio.AbstractEventLoop] = VirtualLoop) -> Callable[[Test], Callable[..., None]]:
+    """A decorator: run an async test of a ``stage`` on such a loop."""
+    return on_loop(loop_class, _play, "stage")
 
 
 async def _play(test: Test, given: dict[str, Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from math import inf
 from typing import Any, TypeVar
 
 import msgspec
+from own_loop import Test, on_loop
 
 from comity.bus.base import EVERYONE, LEADER, Delivery, to
 from comity.bus.memory import MemoryBus, MemoryNetwork
@@ -19,19 +21,21 @@ from comity.model.capability import AgentRecord, NodeRecord, Offer
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId, TaskIds
 from comity.model.task import TaskSpec
 from comity.registry.memory import MemoryRegistry, MemoryRegistryState
+from comity.sim.loop import VirtualLoop
 from comity.store.memory import MemoryStore, MemoryStoreState
 
 T = TypeVar("T")
-LIMIT_S = 5.0
+LIMIT_S = 20.0
 ECHO = Offer("echo", "1", "")
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Let others run until ``true``: for what only the inside of a controller shows."""
-    turn = asyncio.Event()
+    """Let others run until ``true``: for what only the inside of a controller shows. Virtual time does not pass by itself."""
+    turn, loop = asyncio.Event(), asyncio.get_running_loop()
+    pause_s = 0.001 if isinstance(loop, VirtualLoop) else 0.0
     async with asyncio.timeout(LIMIT_S):
         while not true():
-            asyncio.get_running_loop().call_soon(turn.set)
+            loop.call_later(pause_s, turn.set)
             await turn.wait()
             turn.clear()
 
@@ -41,6 +45,19 @@ async def a_while(seconds: float) -> None:
     over = asyncio.Event()
     asyncio.get_running_loop().call_later(seconds, over.set)
     await over.wait()
+
+
+def virtually(**settings: Any) -> Callable[[Test], Callable[..., None]]:
+    """A decorator: run an async test on virtual time. If it asks for a ``world``, that is its own, of these settings."""
+
+    async def play(test: Test, given: dict[str, Any]) -> None:
+        world = World(**settings)
+        own = {"world": world} if "world" in inspect.signature(test).parameters else {}
+        await test(**own, **given)
+        for controller in world.running:
+            await controller.stop()
+
+    return on_loop(VirtualLoop, play, "world")
 
 
 class World:

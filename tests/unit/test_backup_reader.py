@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from peers import World, a_while
+from peers import World, a_while, virtually
 
 from comity.backup import create
 from comity.backup.create import Reader
@@ -23,8 +23,8 @@ class Slow(MemoryLog):
         return await super().read(after, 1)
 
 
-async def test_a_long_log_is_read_as_long_as_something_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World()
+@virtually()
+async def test_a_long_log_is_read_as_long_as_something_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     controller = await world.controller()
     client = await world.peer("c1")
     for _ in range(6):
@@ -37,4 +37,3 @@ async def test_a_long_log_is_read_as_long_as_something_comes(monkeypatch: pytest
     assert loop.time() - began > 0.1 and len(reader.state.tasks) == 6
     with pytest.raises(TimedOut, match=f"ends at {controller.ledger.index} here"):
         await reader.reach(controller.ledger.index + 1)
-    await controller.stop()

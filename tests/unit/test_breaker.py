@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import World
+from peers import World, virtually
 from test_reconcile import Leading, submit
 
 from comity.core.breaker import CLOSED, HALF_OPEN, KEPT, OPEN, PROBING, BreakerPolicy, Breakers, Turn
@@ -335,9 +335,9 @@ def test_the_index_stays_whole_whoever_is_benched(seed: int, how: Strategy) -> N
         made.check()
 
 
-async def test_the_leader_tells_of_it_and_its_successor_knows() -> None:
-    world = World(breaker_failures=2, breaker_open_s=0.3)
-    first = await world.controller("k1")
+@virtually(breaker_failures=2, breaker_open_s=0.3)
+async def test_the_leader_tells_of_it_and_its_successor_knows(world: World) -> None:
+    await world.controller("k1")
     second = await world.controller("k2", eager=False)
     client, node = await world.peer("c1"), await world.peer("n1")
     await node.join("a")
@@ -360,8 +360,6 @@ async def test_the_leader_tells_of_it_and_its_successor_knows() -> None:
     await node.say(wire.Done(task, run.epoch, b"1", 1))
     await client.hear(wire.EventNotice, lambda n: b'"agent.mended"' in n.body)
     assert (await client.ask("stats"))["breakers"] == {OPEN: 0, HALF_OPEN: 0, PROBING: 0}
-    await second.stop()
-    await first.stop()
 
 
 def test_a_requeue_gives_the_probe_back() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from peers import LIMIT_S, World, until
+from peers import LIMIT_S, World, until, virtually
 
 from comity.bus.base import LEADER, Delivery
 from comity.model import wire
@@ -67,6 +67,7 @@ async def test_the_same_key_is_the_same_task_also_while_it_is_under_way(world: W
     assert (await two.hear(wire.Ended)).task == first.id
 
 
+@virtually()
 async def test_a_killed_nodes_work_moves_within_half_a_second(world: World) -> None:
     await world.controller()
     client, node, other = await world.peer("c1"), await world.peer("n1"), await world.peer("n2")
@@ -84,8 +85,8 @@ async def test_a_killed_nodes_work_moves_within_half_a_second(world: World) -> N
     assert (await client.hear(wire.Ended)).result == b'"other"'
 
 
-async def test_a_silent_nodes_work_moves_when_its_lease_is_over_and_its_late_report_is_void() -> None:
-    world = World(beacon_s=0.05, lease_s=0.4)
+@virtually(beacon_s=0.05, lease_s=0.4)
+async def test_a_silent_nodes_work_moves_when_its_lease_is_over_and_its_late_report_is_void(world: World) -> None:
     await world.controller()
     client, node, other = await world.peer("c1"), await world.peer("n1"), await world.peer("n2")
     await node.join("a")
@@ -99,7 +100,6 @@ async def test_a_silent_nodes_work_moves_when_its_lease_is_over_and_its_late_rep
     await other.say(wire.Done(task, moved.epoch, b'"new"', 1))
     assert (await client.hear(wire.Ended)).result == b'"new"'
     assert (await client.ask("stats"))["totals"]["rejected_reports"] == 1
-    await world.running[0].stop()
 
 
 async def test_a_report_of_somebody_else_counts_for_nothing(world: World) -> None:
@@ -135,6 +135,7 @@ async def test_the_log_says_whether_a_node_holds_its_lease(world: World) -> None
     assert await node.ask("lease", id="n2", by=1) == {"is_held": False}
 
 
+@virtually()
 async def test_a_waiting_task_says_why_it_waits(world: World) -> None:
     await world.controller()
     client = await world.peer("c1")
@@ -209,6 +210,7 @@ async def test_started_again_it_carries_on(world: World) -> None:
     assert (await client.hear(wire.Ended)).task == task
 
 
+@virtually()
 async def test_a_standby_takes_over_when_the_leader_is_gone(world: World) -> None:
     first = await world.controller("k1")
     client, node = await world.peer("c1"), await world.peer("n1")
@@ -224,6 +226,7 @@ async def test_a_standby_takes_over_when_the_leader_is_gone(world: World) -> Non
     assert (await client.hear(wire.Ended)).task == task
 
 
+@virtually()
 async def test_a_standby_stays_one_while_the_leader_lives(world: World) -> None:
     await world.controller("k1")
     standby = await world.controller("k2", eager=False)
@@ -231,6 +234,7 @@ async def test_a_standby_stays_one_while_the_leader_lives(world: World) -> None:
         await asyncio.wait_for(standby.led.wait(), 2.0)
 
 
+@virtually()
 async def test_a_deposed_leader_says_nothing_that_does_not_count(world: World) -> None:
     first = await world.controller("k1")
     client = await world.peer("c1")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from peers import LIMIT_S, World, until
+from peers import LIMIT_S, World, until, virtually
 
 from comity.controller import census, doubt
 from comity.controller.controller import CONTROLLERS, Controller
@@ -41,6 +41,7 @@ def flip(log: MemoryLogState, index: int) -> bytes:
     return whole
 
 
+@virtually()
 async def test_what_is_mended_in_time_is_read_again() -> None:
     asked: list[int] = []
     tries = iter([Corrupt("damaged", index=7), Corrupt("damaged", index=7), Corrupt("gone"), None])
@@ -54,6 +55,7 @@ async def test_what_is_mended_in_time_is_read_again() -> None:
     assert asked == [7, 7, 7]
 
 
+@virtually()
 async def test_what_is_not_mended_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     async def read() -> None:
         raise Corrupt("damaged", index=7)

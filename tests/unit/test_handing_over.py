@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from itertools import count
 from math import inf
 from typing import Any
 
 import msgspec
 import pytest
-from peers import LIMIT_S, Peer, World, a_while, until
+from peers import LIMIT_S, Peer, World, a_while, until, virtually
 from structlog.testing import capture_logs
 
 from comity.controller import controller as controllers
@@ -23,14 +22,7 @@ from comity.model.codec import to_json
 from comity.model.ids import ProcessId
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    world = World()
-    yield world
-    for controller in world.running:
-        await controller.stop()
-
-
+@virtually()
 async def test_a_standby_leads_as_soon_as_the_leader_has_stopped(world: World) -> None:
     first = await world.controller("k1")
     standby = await world.controller("k2", eager=False)
@@ -54,6 +46,7 @@ async def test_a_standby_leads_as_soon_as_the_leader_has_stopped(world: World) -
 
 
 @pytest.mark.parametrize("late", [False, True])
+@virtually()
 async def test_entry_time_goes_on_while_nobody_writes(world: World, late: bool) -> None:
     """Else a new leader's would be late by as long as the network was idle, and run at twice its pace until it has caught up."""
     first = await world.controller("k1")
@@ -85,6 +78,7 @@ class Away(MemoryLog):
         return await super().append(entry, after)
 
 
+@virtually()
 async def test_that_the_log_is_out_of_reach_is_said_once(world: World) -> None:
     """It is tried again many times a second, for as long as a majority of the servers is away."""
     with capture_logs() as said:
@@ -92,6 +86,7 @@ async def test_that_the_log_is_out_of_reach_is_said_once(world: World) -> None:
     assert [line["code"] for line in said if line["event"].startswith("cannot reach the log")] == ["unreachable"]
 
 
+@virtually()
 async def test_it_is_said_again_after_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controllers, "SAID_S", 0.1)
     with capture_logs() as said:
@@ -99,6 +94,7 @@ async def test_it_is_said_again_after_a_while(world: World, monkeypatch: pytest.
     assert len([line for line in said if line["event"].startswith("cannot reach the log")]) > 1
 
 
+@virtually()
 async def test_a_controller_whose_bus_was_closed_for_good_ends(world: World) -> None:
     standby = world.make("k1", MemoryLog(world.log), 0.0, eager=False)
     await standby.start()
@@ -108,6 +104,7 @@ async def test_a_controller_whose_bus_was_closed_for_good_ends(world: World) -> 
     await standby.stop()
 
 
+@virtually()
 async def test_a_leader_that_stops_while_the_log_is_away_says_so_too(world: World) -> None:
     """A server that stops hands the log over first, and at that moment nothing can be appended."""
     log = Away(world.log, 0)
@@ -124,6 +121,7 @@ async def test_a_leader_that_stops_while_the_log_is_away_says_so_too(world: Worl
     assert asyncio.get_running_loop().time() - began < STILL_S / 2
 
 
+@virtually()
 async def test_only_the_leader_can_say_that_it_leaves(world: World) -> None:
     await world.controller("k1")
     standby = await world.controller("k2", eager=False)
@@ -136,6 +134,7 @@ async def test_only_the_leader_can_say_that_it_leaves(world: World) -> None:
     assert not standby.shut_down.is_set()
 
 
+@virtually()
 async def test_a_network_that_was_shut_down_is_so_for_standbys_too(world: World) -> None:
     first = await world.controller("k1")
     standby = await world.controller("k2", eager=False)
@@ -147,6 +146,7 @@ async def test_a_network_that_was_shut_down_is_so_for_standbys_too(world: World)
     assert not standby.led.is_set()
 
 
+@virtually()
 async def test_each_controller_says_where_it_is(world: World) -> None:
     await world.controller("k1")
     standby = await world.controller("k2", eager=False)
@@ -158,6 +158,7 @@ async def test_each_controller_says_where_it_is(world: World) -> None:
     assert {(row["leader"], row["term"], row["log_head"]) for row in said} == {("k1", 1, 1)}
 
 
+@virtually()
 async def test_a_clock_that_was_set_while_another_led_does_not_jump(world: World) -> None:
     """An operator who starts a standby confirms nothing: only one who starts a network does."""
     first = await world.controller("k1")
@@ -182,6 +183,7 @@ async def recalled(peer: Peer, **args: Any) -> Any:
     return answer.code or msgspec.json.decode(answer.body)
 
 
+@virtually()
 async def test_who_does_not_lead_tells_what_it_knew_and_how_old_that_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first = await world.controller("k1")
     standby = await world.controller("k2", eager=False, log=Away(world.log, 1_000_000))
@@ -208,6 +210,7 @@ async def test_who_does_not_lead_tells_what_it_knew_and_how_old_that_is(world: W
     assert await recalled(peer, what="tasks") == "too-large"
 
 
+@virtually()
 async def test_a_leader_that_can_write_no_more_tells_how_old_what_it_knows_is(world: World) -> None:
     controller = await world.controller("k1")
     peer = await world.peer("c1")
@@ -219,6 +222,7 @@ async def test_a_leader_that_can_write_no_more_tells_how_old_what_it_knows_is(wo
     assert found["age_s"] >= 0.3, "as old as what the log took last"
 
 
+@virtually()
 async def test_while_the_bus_is_away_nobody_campaigns(world: World) -> None:
     """The log may lie elsewhere, and be there: each would write one term after the other, and could not listen as leader."""
     first = await world.controller("k1")

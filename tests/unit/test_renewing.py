@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import msgspec
 import pytest
-from peers import Peer, World, a_while, until
+from peers import Peer, World, a_while, until, virtually
 
 from comity import failpoints
 from comity.controller import keeping, renewing
@@ -20,12 +18,7 @@ KEEP_S = 0.2
 BIG = b'"' + b"x" * 300_000 + b'"'
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    world = World(keep_finished_s=KEEP_S, keep_dead_s=KEEP_S, dedup_window_s=KEEP_S / 2, submit_timeout_s=KEEP_S / 4)
-    yield world
-    for controller in world.running:
-        await controller.stop()
+short = virtually(keep_finished_s=KEEP_S, keep_dead_s=KEEP_S, dedup_window_s=KEEP_S / 2, submit_timeout_s=KEEP_S / 4)
 
 
 async def submitted(world: World, client: Peer, ttl_s: float = 2 * KEEP_S) -> tuple[TaskId, Stored]:
@@ -41,6 +34,7 @@ def kept(world: World) -> list[str]:
     return [key for key in world.store.values if key.startswith(KEPT)]
 
 
+@short
 async def test_the_input_of_a_task_that_waits_long_does_not_expire(world: World) -> None:
     """Nor when another controller leads."""
     first = await world.controller()
@@ -60,6 +54,7 @@ async def test_the_input_of_a_task_that_waits_long_does_not_expire(world: World)
     await until(lambda: all(world.store.find(key) is None for key in kept(world)))
 
 
+@short
 async def test_what_is_not_there_is_let_go_and_what_is_damaged_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renewing, "AGAIN_MS", 10)
     controller = await world.controller()
@@ -78,6 +73,7 @@ async def test_what_is_not_there_is_let_go_and_what_is_damaged_tried_again(world
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@short
 async def test_a_write_that_fails_is_done_again(world: World, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     monkeypatch.setattr(keeping, "RETRY_S", 0.0)
     controller = await world.controller()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from node_stage import Caller, Stage, staged_on
-from peers import Peer, World
+from peers import Peer, World, virtually
 
 from comity.bus.base import to
 from comity.model import wire
@@ -23,9 +23,9 @@ async def say(witness: Peer, order: wire.Control, body: bytes) -> None:
     await witness.bus.send(to("k1"), wire.encode([wire.Answer(order.ref, "", body)]))
 
 
-async def test_a_node_that_others_see_is_cut_off_not_dead() -> None:
-    world = World(lease_s=3.0, beacon_s=0.1)
-    controller = await world.controller()
+@virtually(lease_s=3.0, beacon_s=0.1)
+async def test_a_node_that_others_see_is_cut_off_not_dead(world: World) -> None:
+    await world.controller()
     client = await world.peer("c1")
     nodes = [await world.peer(f"n{number}") for number in range(1, 5)]
     for node in nodes:
@@ -43,11 +43,10 @@ async def test_a_node_that_others_see_is_cut_off_not_dead() -> None:
     assert (event["node"], event["seen_by"], event["unseen_by"], event["silent"]) == ("n3", ["n1"], ["n2"], ["n4"])
     counts = (await client.ask("stats"))["events"]
     assert counts["partition.suspected"] == counts["node.suspect"] == 1
-    await controller.stop()
 
 
-async def test_nobody_sees_a_dead_one() -> None:
-    world = World(lease_s=3.0, beacon_s=0.1)
+@virtually(lease_s=3.0, beacon_s=0.1)
+async def test_nobody_sees_a_dead_one(world: World) -> None:
     controller = await world.controller()
     client, one, two = await world.peer("c1"), await world.peer("n1"), await world.peer("n2")
     await one.join("a")
@@ -60,7 +59,6 @@ async def test_nobody_sees_a_dead_one() -> None:
     one.silence()
     await told(client, "node.suspect")  # nobody is left to be asked
     assert not controller.leading or not controller.leading.witnesses._rounds
-    await controller.stop()
 
 
 @staged
@@ -100,9 +98,9 @@ async def test_a_beacon_carries_the_nodes_clock(stage: Stage) -> None:
     assert record is not None and (record.beacon_s, record.orphan_s) == (0.5, 60.0)
 
 
-async def test_clocks_are_measured() -> None:
-    world = World()
-    controller = await world.controller()
+@virtually()
+async def test_clocks_are_measured(world: World) -> None:
+    await world.controller()
     client, node = await world.peer("c1"), await world.peer("n1")
     await node.join("a")
     for late_ms in (800, 20):  # a beacon that was long on its way tells less
@@ -115,4 +113,3 @@ async def test_clocks_are_measured() -> None:
     stats = await client.ask("stats")
     assert stats["client_versions"] == ["9.9"] and stats["settings"]["lease_s"] == 3.0
     assert stats["controller"]["process"] == "k1"
-    await controller.stop()
