@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from backed import Town, create, restored, town, until
-from peers import World
+from peers import World, virtually
 
 from comity import patience
 from comity.backup import create as creating
@@ -121,7 +121,9 @@ async def test_a_snapshot_and_the_logs_bounds_may_be_away_for_a_moment(here: Tow
     assert ("get", here.controller.state.snapshots[-1].key) in store.once.refused and "bounds" in log.once.refused
 
 
-async def test_a_log_that_is_away_is_not_one_that_is_behind(here: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+@virtually()
+async def test_a_log_that_is_away_is_not_one_that_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = await town(monkeypatch)
     monkeypatch.setattr(creating, "BEHIND_S", 0.5)
     monkeypatch.setattr(patience, "SELDOM_S", 0.2)
     loop = asyncio.get_running_loop()
@@ -136,6 +138,7 @@ async def test_a_log_that_is_away_is_not_one_that_is_behind(here: Town, monkeypa
     reader = Reader(Away(here.world.log), MemoryStore(here.world.store), here.world.network_id)
     await reader.reach(here.controller.ledger.index)
     assert loop.time() >= back
+    await here.controller.stop()
 
 
 async def test_what_stays_away_ends_it(here: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from peers import virtually
 from stand_in import Ground, StandIn, ground, record, until
 
 from comity.errors import (
@@ -60,6 +61,7 @@ def echo(envelope: Envelope) -> tuple[Performative, Any]:
     return Performative.INFORM, {"echo": msgspec.json.decode(envelope.body)}
 
 
+@virtually()
 async def test_by_id_and_by_name() -> None:
     async with ground() as g:
         node, client = await agent(g, echo), await g.client()
@@ -74,6 +76,7 @@ async def test_by_id_and_by_name() -> None:
         assert second.receiver == "n1/a"
 
 
+@virtually()
 async def test_an_agent_speaks_in_its_own_name() -> None:
     async with ground() as g:
         node, client = await agent(g, echo), await g.client()
@@ -142,6 +145,7 @@ async def test_answers_that_are_not_json_are_an_error() -> None:
             await request
 
 
+@virtually()
 async def test_silence_times_out_and_a_late_reply_is_nothing() -> None:
     async with ground() as g:
         node, client = await agent(g, lambda _: None), await g.client()
@@ -164,6 +168,7 @@ async def test_an_interrupted_request_is_called_off() -> None:
         assert (called_off.performative, called_off.in_reply_to) == (Performative.CANCEL, asked.id)
 
 
+@virtually()
 async def test_nobody_there() -> None:
     async with ground(request_timeout_s=0.3) as g:
         client = await g.client()
@@ -182,6 +187,7 @@ async def test_nobody_there() -> None:
             await client.request("")
 
 
+@virtually()
 async def test_a_peer_that_dies_is_noticed_by_probing() -> None:
     async with ground() as g:
         node, client = await agent(g, lambda _: None), await g.client()
@@ -225,15 +231,15 @@ async def test_a_capability_is_routed_by_the_leader() -> None:
         leader, client = await g.leader(), await g.client()
         node = await agent(g, echo)
         leader.answers[wire.Route] = lambda item, sender: leader.say(sender, wire.Routed(item.ref, AgentId("n1/a")))
-        assert await client.request("review>=2", 5, strategy="best_fit", timeout=9) == {"echo": 5}
+        assert await client.request("review>=2", 5, strategy="best_fit", timeout=60) == {"echo": 5}
         route = leader.all(wire.Route)[0]
         assert (route.capability, route.strategy) == ("review", Strategy.BEST_FIT)
         assert route.requirements == Requirements(version=">=2")
-        assert 8_000 < route.for_ms <= 9_000
+        assert 40_000 < route.for_ms <= 60_000
         assert node.all(wire.Message)[0].envelope.topic == "review"
         ended = await leader.first(wire.CallEnded)
         assert (ended.ref, ended.ok) == (route.ref, True)
-        assert 0 < ended.took_ms < 9_000
+        assert 0 < ended.took_ms < 60_000
 
 
 async def test_a_capability_goes_before_an_agent_of_the_same_name() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from peers import virtually
 from stand_in import ground, until
 
 from comity.errors import (
@@ -32,6 +33,7 @@ SCHEMA = {
 }
 
 
+@virtually()
 async def test_options_become_the_spec() -> None:
     async with ground() as g:
         leader, client = await g.leader(), await g.client()
@@ -185,6 +187,7 @@ async def test_a_refused_repetition_is_not_definite() -> None:
         assert caught.value.details["refused"] == "shutting-down"
 
 
+@virtually()
 async def test_no_leader_is_unreachable_and_silence_is_timed_out() -> None:
     async with ground(submit_timeout_s=0.2, request_timeout_s=0.2) as g:
         client = await g.client()
@@ -242,6 +245,7 @@ async def test_an_interrupted_submit_is_forgotten() -> None:
         assert client._exchange.outcomes._open == client._exchange.outcomes._submitted == {}
 
 
+@virtually()
 async def test_a_thousand_callers_make_few_messages() -> None:
     async with ground() as g:
         leader, client = await g.leader(), await g.client()
@@ -273,6 +277,7 @@ async def test_many_are_accepted_in_order_or_their_error_says_which() -> None:
         assert await client.submit_many("x", []) == []
 
 
+@virtually()
 async def test_more_than_the_window_waits_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comity.client.submissions.WINDOW", 100)
     monkeypatch.setattr("comity.client.submissions.SLICE", 50)

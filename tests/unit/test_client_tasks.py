@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from peers import virtually
 from stand_in import NOW_MS, ground, until
 
 from comity.errors import (
@@ -216,6 +217,7 @@ async def test_results_may_be_typed_large_or_missing() -> None:
         assert await empty.result() is None
 
 
+@virtually()
 async def test_a_stored_result_that_does_not_come_times_out() -> None:
     class Slow(MemoryStore):
         async def read(self, key: str) -> bytes:
@@ -246,9 +248,10 @@ async def test_a_reading_of_a_stored_result_that_breaks_is_begun_again() -> None
         stored = await client._exchange.store.put("n1/results/1", b'"whole"')
         client._exchange.store = Broken(g.values)
         leader.say("c1", wire.Ended(task.id, TaskState.COMPLETED, stored))
-        assert await task.result(timeout=5) == "whole"
+        assert await task.result(timeout=30) == "whole"
 
 
+@virtually()
 async def test_waits_end_in_time_and_the_task_goes_on() -> None:
     async with ground() as g:
         leader, client = await g.leader(), await g.client()
@@ -257,7 +260,7 @@ async def test_waits_end_in_time_and_the_task_goes_on() -> None:
             await task.result(timeout=0.02)
         assert client._exchange.outcomes._awaited == {}
         leader.complete("c1", task.id, 1)
-        assert await task.result(timeout=5) == 1
+        assert await task.result(timeout=30) == 1
 
 
 async def test_closing_ends_every_wait() -> None:

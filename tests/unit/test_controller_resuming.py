@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from peers import LIMIT_S, Peer, World, until
+from peers import LIMIT_S, Peer, World, until, virtually
 from test_keeping import BIG, stored
 
 from comity.controller import adopting, keeping
@@ -131,6 +131,7 @@ async def test_a_task_that_asks_is_answered_once(world: World) -> None:
     assert await answer(client, TaskId("odd"), b"1") == "bad-input"
 
 
+@virtually()
 async def test_a_wait_is_over_in_its_time(world: World) -> None:
     await world.controller()
     client, node, run = await working(world)
@@ -140,6 +141,7 @@ async def test_a_wait_is_over_in_its_time(world: World) -> None:
     assert await answer(client, run.task, b"1") == Conflict.code
 
 
+@virtually()
 async def test_a_task_that_asks_can_be_canceled_and_has_its_deadline(world: World) -> None:
     await world.controller()
     client, node, run = await working(world)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from peers import virtually
 from stand_in import Ground, StandInLeader, ground, until
 
 from comity.client import Client
@@ -42,6 +43,7 @@ async def world(g: Ground) -> tuple[StandInLeader, Client]:
     return leader, client
 
 
+@virtually()
 async def test_agents_come_in_the_order_that_is_asked_for() -> None:
     async with ground() as g:
         leader, client = await world(g)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from peers import Peer, World, until
+from peers import Peer, World, until, virtually
 
 from comity.controller.controller import Controller
 from comity.controller.numbers import loads
@@ -151,6 +151,7 @@ async def test_the_busiest_agents_are_listed_first_and_no_more_than_fit(world: W
     assert (await client.ask("stats"))["agents"] == {}
 
 
+@virtually()
 async def test_the_age_of_the_oldest_waiting_task_is_known_over_a_restart(world: World) -> None:
     first = await world.controller("k1")
     client, node = await world.peer("c1"), await world.peer("n1")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from peers import World
+from peers import World, virtually
 from stand_in import ground, until
 
 from comity.client.turns import PER_TURN, Turns
@@ -169,6 +169,7 @@ async def test_of_many_only_the_refused_come_again() -> None:
         assert len({task.id for task in tasks}) == 4 and len(leader.all(wire.SubmitTask)) == 6
 
 
+@virtually()
 async def test_patience_ends_in_the_refusal() -> None:
     async with ground() as g:
         leader, client = await g.leader(), await g.client()
@@ -181,6 +182,7 @@ async def test_patience_ends_in_the_refusal() -> None:
         assert exchange.outcomes._open == exchange.outcomes._submitted == {}
 
 
+@virtually()
 async def test_a_leader_that_falls_silent_meanwhile_ends_it_in_the_refusal() -> None:
     async with ground(submit_timeout_s=0.1) as g:
         leader, client = await g.leader(), await g.client()
@@ -229,4 +231,4 @@ async def test_many_submits_at_once_let_the_loop_turn() -> None:
         asyncio.get_running_loop().call_soon(order.append, "timer")
     assert order[0] == "big 0" and order.index("timer") < order.index("big 3") < order.index("small")
     assert "never" not in order
-    await asyncio.wait_for(turns.take(1), 1)
+    await asyncio.wait_for(turns.take(1), 20)

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from one_member import THREE
+from peers import virtually
 
 from comity.core import raft_events as r
 from comity.core.raft import Raft
@@ -53,7 +54,7 @@ class Stage:
 
     async def lead(self) -> Member:
         raft = self.member.raft
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             changed = asyncio.Event()
             self.member.on_change = changed.set
             await changed.wait()
@@ -68,6 +69,7 @@ class Stage:
         self.member.step(r.Received(sender, message))
 
 
+@virtually()
 async def test_an_entry_of_the_next_leader_in_its_place_acknowledges_nothing() -> None:
     """The first that a leader hears of the next term can be that the next leader's entry is committed there."""
     stage = Stage()
@@ -84,6 +86,7 @@ async def test_an_entry_of_the_next_leader_in_its_place_acknowledges_nothing() -
     member.close()
 
 
+@virtually()
 async def test_what_contradicts_what_was_committed_stops_the_member() -> None:
     """A member that lost its disk and came back under its old name can have such a log."""
     stage = Stage(terms=(1, 1))
@@ -97,6 +100,7 @@ async def test_what_contradicts_what_was_committed_stops_the_member() -> None:
         await member.append(b"more", 2)
 
 
+@virtually()
 async def test_a_leader_without_room_hands_over_to_one_that_is_there_and_tries_until_it_did() -> None:
     stage = Stage()
     member = await stage.lead()
@@ -104,21 +108,22 @@ async def test_a_leader_without_room_hands_over_to_one_that_is_there_and_tries_u
     stage.disk.full = True
     waiting = member.append(b"entry", 0)
     handed = {to for to, message in stage.sent if isinstance(message, CampaignNow)}
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while "c" not in handed:
             stage.hear("c", Appended(member.raft.state.term, last + 1))  # b says nothing any more
             await asyncio.sleep(0.005)
             stage.sent, sent = [], stage.sent
             handed |= {to for to, message in sent if isinstance(message, CampaignNow)}
     stage.disk.tried.clear()
-    await asyncio.wait_for(stage.disk.tried.wait(), 5)
+    await asyncio.wait_for(stage.disk.tried.wait(), 20)
     member.close()
     with pytest.raises(Disconnected):
         await waiting
     assert member._saving is not None
-    await asyncio.wait_for(member._saving, 5)
+    await asyncio.wait_for(member._saving, 20)
 
 
+@virtually()
 async def test_each_voter_has_one_vote_however_often_it_is_named() -> None:
     stage = Stage()
     member = await stage.lead()
@@ -150,7 +155,7 @@ async def test_a_greeting_that_is_given_up_leaves_no_connection() -> None:
     greeting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await greeting
-    await asyncio.wait_for(ended.wait(), 2)
+    await asyncio.wait_for(ended.wait(), 20)
     server.close()
 
 
