@@ -24,7 +24,7 @@ class Outage:
 
 @pytest.fixture
 async def here(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
-    monkeypatch.setattr(archive, "AWAY_S", 1.0)
+    monkeypatch.setattr(archive, "AWAY_S", 3.0)
     here = await town(monkeypatch)
     yield here
     await here.controller.stop()
@@ -61,8 +61,8 @@ async def test_a_task_is_shown_once_the_store_is_back(here: Town, outage: Outage
 
 async def test_a_store_that_stays_away_is_told_of(here: Town, outage: Outage) -> None:
     outage.is_on = True
-    assert await here.client.ask("task", id=here.archived) == "unreachable"
-    assert await here.client.ask("task", id=here.stored) == "unreachable"
+    asked = (here.client.ask("task", id=id) for id in (here.archived, here.stored))
+    assert await asyncio.gather(*asked) == ["unreachable"] * 2
 
 
 async def test_nothing_waits_for_the_store_after_the_end_of_the_term(here: Town, outage: Outage) -> None:

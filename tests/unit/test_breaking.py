@@ -59,7 +59,7 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
 
     monkeypatch.setattr(buses, "open_bus", opened)
     monkeypatch.setattr(backends, "TOLD_S", 0.3)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         yield scene
     await scene.bus.close()
 
@@ -108,6 +108,7 @@ async def test_doors_are_opened_although_the_connection_breaks(scene: Scene, mon
 
 
 async def test_where_the_doors_are_is_asked_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "TOLD_S", 10.0)
     await controller(scene, breaks=1)
     assert await beside_what_is_told(scene, monkeypatch, [NotFound("no stream")]) == {"store": "file:///s"}
 
@@ -116,7 +117,7 @@ async def test_who_is_thrown_out_for_good_does_not_wait(scene: Scene, monkeypatc
     began = asyncio.get_running_loop().time()
     with pytest.raises(Disconnected):
         await beside_what_is_told(scene, monkeypatch, [Disconnected("broken")], closes=True)
-    assert asyncio.get_running_loop().time() - began < 1.0
+    assert asyncio.get_running_loop().time() - began < 5.0
 
 
 async def test_a_client_is_opened_and_hears_each_message_once(scene: Scene) -> None:

@@ -122,7 +122,7 @@ async def test_what_cannot_be_sent_is_refused_at_once(attempt: Try) -> None:
         leader = await g.leader()
         node = await g.node()
         client = await g.client()
-        await client.directory.ready(1.0)
+        await client.directory.ready(10.0)
         with pytest.raises(BadInput):
             await attempt(client)
         asked = [item.what for item in leader.all(wire.Ask)]

@@ -69,7 +69,7 @@ async def test_by_address_and_credentials(led: RealNetwork, tmp_path: Path) -> N
     async with comity.connect(led.url, credentials=creds(led, tmp_path), network=led.network) as net:
         assert net.process == "c1"
         task = await net.submit("echo", {"x": 1})
-        assert await task.result(timeout=5) == {"x": 1}
+        assert await task.result(timeout=30) == {"x": 1}
         assert await net.discover() == []
 
 
@@ -79,7 +79,7 @@ async def test_by_the_keys_of_a_network_on_this_machine(led: RealNetwork, tmp_pa
     loaded = Settings.load({"data_dir": tmp_path})
     async with comity.connect(settings=loaded) as one, comity.connect(settings=loaded) as other:
         assert one.process != other.process
-        assert await (await other.submit("echo", 5)).result(timeout=5) == 5
+        assert await (await other.submit("echo", 5)).result(timeout=30) == 5
 
 
 async def test_what_is_wrong_is_said(led: RealNetwork, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_leaving_ends_every_wait(led: RealNetwork, tmp_path: Path) -> None
     for wait in (waiting, stats):
         with pytest.raises(comity.ComityError):
             await wait
-    assert time.monotonic() - left < 5, "no wait goes on until its own time is over"
+    assert time.monotonic() - left < 15, "no wait goes on until its own time is over"
 
 
 def test_importing_the_package_is_cheap_and_its_names_are_there() -> None:

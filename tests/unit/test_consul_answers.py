@@ -47,6 +47,8 @@ class Place:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(endpoints, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(endpoints, "CONNECT_S", 20.0)
+    monkeypatch.setattr(endpoints, "TRY_S", 20.0)
     return iter([None])
 
 
@@ -65,7 +67,7 @@ async def test_a_page_in_its_place_is_no_consul_at_first_and_unreachable_later()
         watch = registry.watch("nodes/")
         first = asyncio.ensure_future(anext(watch))
         place.answers = {"/v1/kv": (404, {"X-Consul-Index": "7"}, b"")}
-        assert await asyncio.wait_for(first, 5) == []
+        assert await asyncio.wait_for(first, 20) == []
         await watch.aclose()
         await consul.close()
 
@@ -88,7 +90,7 @@ async def test_a_network_called_like_what_consul_says_of_sessions() -> None:
         refusal = b'{"Errors": [{"OpIndex": 0, "What": "key \\"comity/Sessions/reg/nodes/n\\" exists"}]}'
         place.answers["/v1/txn"] = (409, {}, refusal)
         with pytest.raises(Conflict):
-            await asyncio.wait_for(registry.put("nodes/n", b"x", expect=0), 3)
+            await asyncio.wait_for(registry.put("nodes/n", b"x", expect=0), 20)
         await consul.close()
 
 

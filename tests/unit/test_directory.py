@@ -25,7 +25,7 @@ REVIEW = Offer("review", "1.2", "h1")
 
 async def loaded(g: Ground) -> Directory:
     directory = Directory(MemoryRegistry(g.records), asyncio.get_running_loop().time)
-    await directory.ready(5)
+    await directory.ready(20)
     return directory
 
 
@@ -57,7 +57,7 @@ async def test_it_loads_and_follows() -> None:
         await until(lambda: len(directory.discover("review")) == 1)
         await directory.close()
         with pytest.raises(Disconnected):
-            await directory.ready(1)
+            await directory.ready(20)
 
 
 async def test_what_ended_the_watch_is_told() -> None:
@@ -77,17 +77,17 @@ async def test_what_ended_the_watch_is_told() -> None:
 
     time = asyncio.get_running_loop().time
     records = Ground().records
-    for registry, error in ((Denied(records), AccessDenied), (Silent(records), TimedOut)):
+    for registry, error, wait_s in ((Denied(records), AccessDenied, 20), (Silent(records), TimedOut, 0.05)):
         directory = Directory(registry, time)
         with pytest.raises(error):
-            await directory.ready(0.05)
+            await directory.ready(wait_s)
         assert not directory.is_loaded
         await directory.close()
     directory = Directory(Ended(records), time)
-    await directory.load(1)
+    await directory.load(20)
     await until(lambda: not directory.is_loaded)
     with pytest.raises(Disconnected):
-        await directory.ready(1)
+        await directory.ready(20)
     await directory.close()
 
 

@@ -167,7 +167,7 @@ async def test_an_entry_that_does_not_count_leaves_no_gap_in_the_past(world: Wor
     world.log.entries.append(stale)
     await client.say(wire.SubmitTask(client.spec("x")))
     await client.hear(wire.Leading, lambda item: item.term == 2)
-    await asyncio.wait_for(controller.led.wait(), 5)
+    await asyncio.wait_for(controller.led.wait(), 20)
     await client.say(wire.FollowEvents(1, after=0))
     await client.hear(wire.EventNotice, lambda notice: notice.body == wire.CURRENT)
     kinds = [msgspec.json.decode(item.body)["type"] for item in client.items if isinstance(item, wire.EventNotice)]

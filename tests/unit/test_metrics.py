@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def scrape(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Every sample, by its name and labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
         text = response.read().decode()
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in parse(text) for s in family.samples}
 

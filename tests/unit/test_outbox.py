@@ -31,7 +31,7 @@ class Peer:
 
     async def until(self, count: int) -> list[list[int]]:
         """The batches, once they hold ``count`` items."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while sum(map(len, self.batches)) < count:
                 self.came.clear()
                 await self.came.wait()
@@ -161,7 +161,7 @@ async def test_while_the_bus_is_down_items_are_dropped_and_counted(
 
 
 async def test_drain_of_an_empty_outbox_returns(bus: GatedBus) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await Outbox(bus).drain()
 
 

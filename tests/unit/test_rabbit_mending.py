@@ -55,7 +55,7 @@ async def test_a_subscription_that_ends_while_the_connection_is_made_again(ends:
             await bus._cancel(ended, cast(Any, print), [])
 
     server.before = end
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await bus._prepare(server)
     groups = {frame.queue for frame in server.asked(commands.Basic.Consume)} - {bus._queue}
     left = {frame.consumer_tag for frame in server.asked(commands.Basic.Cancel)}
@@ -94,8 +94,8 @@ async def test_a_connection_that_breaks_as_soon_as_it_stood_is_followed_by_one(m
 
     monkeypatch.setattr(lines, "Connection", Taken)
     line = Line(Where.parse("amqp://h"), "p", prepare, lambda _up: None)
-    async with asyncio.timeout(5):
-        await line.open(2.0)
+    async with asyncio.timeout(20):
+        await line.open(20.0)
         mending = line._mending
         assert (mending, len(made)) == (None, 2), "nothing else connects as well"
         assert line.connection is made[1] and line.connection.is_open and not made[0].is_open

@@ -30,7 +30,7 @@ async def address(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def door(address: str, create: bool) -> RaftLog:
-    return await RaftLog.join([address], "net", "main", create=create, new_id="net", answer_s=0.5)
+    return await RaftLog.join([address], "net", "main", create=create, new_id="net", answer_s=2.0)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ async def test_at_the_end_who_waits_is_canceled() -> None:
     asked = [asyncio.create_task(sharing.get(key)) for key in "ab"]
     await turn()
     sharing.end()
-    await asyncio.wait(asked, timeout=5)
+    await asyncio.wait(asked, timeout=20)
     assert all(task.cancelled() for task in asked)
 
 

@@ -277,7 +277,7 @@ async def test_a_copy_that_takes_long_to_read_is_mended_before_its_server_starts
     monkeypatch.setattr(mending, "_from_others", from_others)
     monkeypatch.setattr(mending, "_at_once", slow)
     monkeypatch.setattr(mending, "LOOK_S", 0.01)
-    monkeypatch.setattr(mending, "OTHERS_S", 0.1)
+    monkeypatch.setattr(mending, "OTHERS_S", 10.0)
     found = await mend_before(cast(Member, SimpleNamespace(member="s3", size=3)), cast(EmbeddedServer, server))
     assert found is not None and found.stream == "CY_main_LOG" and not found.mended
     assert not server.copy.exists() and [path.name[:11] for path in (tmp_path / QUARANTINE).iterdir()] == ["CY_main_LOG"]
