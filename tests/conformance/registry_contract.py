@@ -11,7 +11,7 @@ import pytest
 from comity.errors import BadInput, Conflict, Disconnected
 from comity.registry.base import Change, Changes, Registry
 
-SOON_S = 10.0
+SOON_S = 20.0
 """Nothing here takes longer, even on a busy machine."""
 
 
@@ -194,14 +194,21 @@ class RegistryContract:
         early = Watcher(b, "nodes/")
         await early.when(lambda: bool(early.batches))
         await a.put("nodes/stays", b"x")
-        begin = loop.time()
-        await a.put("nodes/goes", b"x", ttl_s=1.5)
-        late = Watcher(b, "")
-        await late.when(lambda: "nodes/goes" in late.state)
-        await early.when(lambda: "nodes/goes" in early.state)
-        for watcher in (early, late):
-            await watcher.when(lambda watcher=watcher: "nodes/goes" not in watcher.state)
-            assert 1.5 <= loop.time() - begin <= 1.5 + a.lease_granularity_s + 1.0
+        for turn in range(3):  # a busy machine may be late in telling of one
+            begin = loop.time()
+            await a.put("nodes/goes", b"x", ttl_s=2.5)
+            late = Watcher(b, "")
+            await late.when(lambda late=late: "nodes/goes" in late.state)
+            await early.when(lambda turn=turn: [change.key for change in early.changes].count("nodes/goes") > 2 * turn)
+            for watcher in (early, late):
+                await watcher.when(lambda watcher=watcher: "nodes/goes" not in watcher.state)
+                took_s = loop.time() - begin
+                assert took_s >= 2.5
+            if took_s <= 2.5 + a.lease_granularity_s + 1.0:
+                break
+            await late.stop()
+        else:
+            pytest.fail(f"it lasted for {took_s:.1f} s")
         assert await a.get("nodes/goes") is None
         assert await contents(b) == early.state == late.state == {"nodes/stays": b"x"}
         await a.put("nodes/goes", b"again", expect=0)
@@ -214,21 +221,23 @@ class RegistryContract:
         loop = asyncio.get_running_loop()
         watcher = Watcher(b, "")
         begin = loop.time()
-        await a.put("nodes/forever", b"1", ttl_s=1.0)
-        await a.put("nodes/renewed", b"1", ttl_s=1.0)
+        await a.put("nodes/forever", b"1", ttl_s=2.5)
+        await a.put("nodes/renewed", b"1", ttl_s=2.5)
         while loop.time() - begin < 0.7:
             assert len(await contents(b)) == 2
             await asyncio.sleep(0.05)
-        await a.put("nodes/renewed", b"2", ttl_s=3.0)
+        await a.put("nodes/renewed", b"2", ttl_s=4.0)
+        renewed = loop.time()
         await a.put("nodes/forever", b"2")
-        while loop.time() - begin < 3.2:
+        while loop.time() - begin < 3.7:
             assert await contents(b) == {"nodes/forever": b"2", "nodes/renewed": b"2"}
             await asyncio.sleep(0.1)
         late = Watcher(b, "")
         await late.when(lambda: "nodes/renewed" in late.state)
         for each in (watcher, late):
             await each.when(lambda each=each: "nodes/renewed" not in each.state)
-            assert 3.7 <= loop.time() - begin <= 3.7 + a.lease_granularity_s + 1.0
+            assert loop.time() - begin >= 4.7
+            assert loop.time() - renewed <= 4.0 + a.lease_granularity_s + 5.0
         assert [change.value for change in watcher.changes if change.key == "nodes/renewed"] == [b"1", b"2", None]
         assert [change.value for change in watcher.changes if change.key == "nodes/forever"] == [b"1", b"2"]
         await late.stop()

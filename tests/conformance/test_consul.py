@@ -88,12 +88,12 @@ class TestConsulRegistry(RegistryContract):
     async def test_a_session_is_renewed_or_taken_anew(self, world: ConsulWorld) -> None:
         registry = await world.registry()
         watcher = Watcher(registry, "")
-        await registry.put("nodes/n1", b"1", ttl_s=1)
+        await registry.put("nodes/n1", b"1", ttl_s=3)
         lease = registry._leases["nodes/n1"]
-        await registry.put("nodes/n1", b"2", ttl_s=1)
+        await registry.put("nodes/n1", b"2", ttl_s=3)
         assert registry._leases["nodes/n1"] == lease
         await watcher.when(lambda: bool(watcher.changes) and watcher.changes[-1].value is None)
-        await registry.put("nodes/n1", b"3", ttl_s=1)
+        await registry.put("nodes/n1", b"3", ttl_s=30)
         assert registry._leases["nodes/n1"] != lease
         await watcher.when(lambda: watcher.state == {"nodes/n1": b"3"})
         await watcher.stop()

@@ -75,7 +75,7 @@ async def worlds() -> AsyncIterator[Callable[[str], EtcdWorld]]:
 
 
 async def surely(work: Callable[[], Awaitable[T]]) -> T:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while True:
             try:
                 return await work()
@@ -129,7 +129,7 @@ class TestServersLost:
         unknown.append(Unreachable("enough"))  # what is in flight goes on
         await writing
         await append_surely(log, b"goes on")
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 12
         found = await surely(lambda: read_all(log))
         assert acknowledged.items() <= {item.index: item.data for item in found}.items()
         seen = (await take(reader.follow(0), len(found)))[: len(found)]
@@ -157,7 +157,7 @@ class TestServersLost:
             await surely(lambda: registry.put("nodes/n2", b"2"))
             assert (await take(items, 1))[0] == Item(4, b"entry 4")
             await watcher.when(lambda: "nodes/n2" in watcher.state)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 20
         finally:
             trio.signal(signal.SIGCONT, paused)
         await log.append(b"entry 5", 4)
@@ -167,17 +167,16 @@ class TestServersLost:
     async def test_without_a_majority_nothing_is_decided_and_afterwards_all_is_there(
         self, trio: Etcds, worlds: Callable[[str], EtcdWorld], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(endpoints, "PATIENCE_S", 0.5)
-        monkeypatch.setattr(endpoints, "TRY_S", 1.0)
         world = worlds(trio.address)
         log, registry = await world.log(), await world.registry()
         await fill(log, 3)
         await registry.put("nodes/stays", b"1")
-        await registry.put("nodes/ends", b"1", ttl_s=1)
         watcher = Watcher(registry, "nodes/")
+        await registry.put("nodes/ends", b"1", ttl_s=3)
         await watcher.when(lambda: len(watcher.state) == 2)
         items = log.follow(3)
         coming = asyncio.create_task(take(items, 1))
+        monkeypatch.setattr(endpoints, "PATIENCE_S", 0.5)
         await trio.kill(0, 1)
         with pytest.raises(Indefinite):
             await log.append(b"unknown", 3)
@@ -254,9 +253,9 @@ class TestLeases:
     async def test_one_that_ended_meanwhile_is_taken_anew(self, one: Etcds, worlds: Callable[[str], EtcdWorld]) -> None:
         registry = await worlds(one.address).registry()
         watcher = Watcher(registry, "")
-        await registry.put("nodes/n1", b"1", ttl_s=1)
+        await registry.put("nodes/n1", b"1", ttl_s=3)
         lease = registry._leases["nodes/n1"]
-        await registry.put("nodes/n1", b"2", ttl_s=1)
+        await registry.put("nodes/n1", b"2", ttl_s=3)
         assert registry._leases["nodes/n1"] == lease
         await watcher.when(lambda: [change.value for change in watcher.changes] == [b"1", b"2", None])
         await registry.put("nodes/n1", b"3", ttl_s=1)
