@@ -103,7 +103,7 @@ class RealNetwork(NamedTuple):
 
     async def connect(self, role: Role, process: str, **options: Any) -> Client:
         """A bare client with the credentials of ``process``; the caller closes it."""
-        options = {"connect_timeout": 2, "max_reconnect_attempts": 0, **options}
+        options = {"connect_timeout": 20, "max_reconnect_attempts": 0, **options}
         credentials = self.mint(role, process).connect_options()
         return await nats.connect(self.url, name=process, inbox_prefix=f"_INBOX_{process}", **credentials, **options)
 

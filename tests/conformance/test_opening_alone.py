@@ -20,7 +20,7 @@ pytestmark = pytest.mark.server
 
 async def fill(server: EmbeddedServer, count: int) -> None:
     options = server.authority.mint("controller", "ctl").connect_options()
-    nc = await nats.connect(server.url, inbox_prefix="_INBOX_ctl", connect_timeout=2, **options)
+    nc = await nats.connect(server.url, inbox_prefix="_INBOX_ctl", connect_timeout=20, **options)
     js = nc.jetstream()
     await js.add_stream(name="CY_main_LOG", subjects=["cy.main.log"])
     for number in range(count):

@@ -51,11 +51,11 @@ class Actor:
 
     async def ask(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         data = json.dumps(body).encode() if body is not None else b""
-        answer: dict[str, Any] = json.loads((await self.nc.request(subject, data, timeout=2)).data)
+        answer: dict[str, Any] = json.loads((await self.nc.request(subject, data, timeout=20)).data)
         return answer
 
     async def put(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads((await self.nc.request(subject, data, timeout=2, headers=headers)).data)
+        answer: dict[str, Any] = json.loads((await self.nc.request(subject, data, timeout=20, headers=headers)).data)
         return answer
 
 
@@ -130,7 +130,7 @@ async def test_a_node_does_its_own_work(cast: Cast) -> None:
         assert (await n1.put(f"{net}.{kind}.n1.a.b", b"mine"))["seq"] == 2
         assert (await n1.ask(f"$JS.API.STREAM.MSG.GET.{streams[kind]}", {"seq": 1}))["message"]["seq"] == 1
         assert (await n1.ask(f"$JS.API.STREAM.INFO.{streams[kind]}"))["state"]["messages"] == 2
-    found = await n1.nc.request(f"$JS.API.DIRECT.GET.{streams['store']}.{net}.store.n1.a.b", b"", timeout=2)
+    found = await n1.nc.request(f"$JS.API.DIRECT.GET.{streams['store']}.{net}.store.n1.a.b", b"", timeout=20)
     assert found.data == b"mine"
     assert await n1.settle() == []
 
@@ -150,7 +150,7 @@ async def test_nodes_and_clients_read_the_streams_in_order(cast: Cast, kind: str
     inbox = reader.nc.new_inbox()
     pulled = await reader.nc.subscribe(inbox)
     await reader.nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.mine", b'{"batch": 3, "no_wait": true}', reply=inbox)
-    assert [(await pulled.next_msg(timeout=2)).data for _ in range(3)] == [b"0", b"1", b"2"]
+    assert [(await pulled.next_msg(timeout=20)).data for _ in range(3)] == [b"0", b"1", b"2"]
     assert (await reader.ask(f"$JS.API.CONSUMER.DELETE.{stream}.mine"))["success"] is True
     assert await reader.settle() == []
 
@@ -270,7 +270,7 @@ async def test_the_system_role_watches_connections_and_no_more(cast: Cast, real_
     assert len(await watch.settle()) == 4
     assert (await watch.ask("$SYS.REQ.SERVER.PING.VARZ"))["data"]["max_payload"] == 1048576
     await cast.n1.nc.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not gone:
             await watch.nc.flush()
     event = json.loads(gone[0].data)
@@ -282,7 +282,7 @@ async def test_the_system_role_watches_connections_and_no_more(cast: Cast, real_
 async def refused(url: str, **options: Any) -> str:
     nc = Client()
     with pytest.raises(NatsError) as caught:
-        await nc.connect(url, connect_timeout=2, max_reconnect_attempts=0, allow_reconnect=False, **options)
+        await nc.connect(url, connect_timeout=20, max_reconnect_attempts=0, allow_reconnect=False, **options)
     await nc.close()  # a client that was refused keeps its socket open
     return str(caught.value).lower()
 
@@ -319,7 +319,7 @@ async def test_a_connection_ends_when_its_token_expires(real_network: RealNetwor
     async def ended() -> None:
         closed.set()
 
-    options = real_network.mint("node", "n1", ttl_s=1.5).connect_options()
+    options = real_network.mint("node", "n1", ttl_s=3.5).connect_options()
     nc = await nats.connect(
         real_network.url, closed_cb=ended, max_reconnect_attempts=0, allow_reconnect=False, error_cb=_ignore, **options
     )

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from bus_contract import Inbox
+from bus_contract import SOON_S, Inbox
 
 from comity.bus.base import to
 from comity.bus.nats import NatsBus
@@ -31,14 +31,14 @@ async def secure(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     await server.stop()
 
 
-async def connect(server: EmbeddedServer, ca: Path | None, name: str) -> NatsBus:
+async def connect(server: EmbeddedServer, ca: Path | None, name: str, timeout_s: float = 0.5) -> NatsBus:
     options = secured(server.authority.mint("node", name).connect_options(), ca)
-    return await NatsBus.connect(server.url, process=name, options=options, timeout_s=0.5)
+    return await NatsBus.connect(server.url, process=name, options=options, timeout_s=timeout_s)
 
 
 async def test_who_knows_the_ca_talks_over_tls(secure: EmbeddedServer) -> None:
     assert secure.tls is not None
-    a, b = await connect(secure, secure.tls.ca, "a"), await connect(secure, secure.tls.ca, "b")
+    a, b = [await connect(secure, secure.tls.ca, name, SOON_S) for name in "ab"]
     inbox = Inbox()
     await b.subscribe(to("b"), inbox)
     for number in range(100):
