@@ -9,7 +9,6 @@ import gc
 import itertools
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import pytest_asyncio
 import structlog
 from nats.aio.client import Client
 
+import members
 from buckets import bucket_server
 from comity.credentials import Authority, Credentials, Role
 from comity.embedded import EmbeddedServer, find_binary
@@ -201,9 +201,4 @@ def _walk() -> list[int]:
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     """Gives ports on which nobody listens now."""
-    def take() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    return take
+    return members.free_port

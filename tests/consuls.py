@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comity.ports import free_port
-from members import HOST, Members, need_server
+from members import HOST, Members, free_port, need_server
 
 QUICK: dict[str, Any] = {
     "performance": {"raft_multiplier": 1}, "session_ttl_min": "500ms", "disable_update_check": True, "leave_on_terminate": False,

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comity.ports import free_port
-from members import HOST, Members, need_server
+from members import HOST, Members, free_port, need_server
 
 QUICK = ("--heartbeat-interval=50", "--election-timeout=500")
 """A machine's own network is quick; the usual times are for others."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,16 @@ ROOT = Path(__file__).resolve().parents[1]
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 HOST = "127.0.0.1"
 LOOK_S = 0.05
+
+
+def free_port(host: str = HOST) -> int:
+    """A port on which nobody listens now. None of those that the system gives to whoever connects to somewhere: it would be taken
+    before a server listens there."""
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    pytest.fail(f"no port is free at {host}")
 
 
 def find_server(program: str, variable: str) -> list[Path]:

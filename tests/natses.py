@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comity.embedded import find_binary
-from comity.ports import free_port, greet
-from members import HOST, LOOK_S, Members
+from comity.ports import greet
+from members import HOST, LOOK_S, Members, free_port
 
 
 class Natses(Members):

@@ -18,8 +18,7 @@ import pytest
 
 from comity.cluster.tls import CertificateAuthority, server_files
 from comity.credentials import write_private
-from comity.ports import free_port
-from members import HOST, IN_CI, Members
+from members import HOST, IN_CI, Members, free_port
 
 VARIABLE = "COMITY_RABBITMQ_SERVER"
 INSTALL = "sudo apt-get install --no-install-recommends rabbitmq-server"

@@ -10,8 +10,7 @@ from pathlib import Path
 from comity.cli.elsewhere import look_at_raft
 from comity.cli.raft_keys import make_keys
 from comity.cli.raft_looks import leader_of
-from comity.ports import free_port
-from members import HOST, Members
+from members import HOST, Members, free_port
 
 CLUSTER = "main"
 

@@ -13,10 +13,9 @@ from test_etcd_refusals import expired
 from comity.cluster.tls import CertificateAuthority
 from comity.consul import Consul
 from comity.errors import AccessDenied, BadSettings, Unreachable
-from comity.ports import free_port
 from comity.remote.address import Where
 from consuls import Consuls
-from members import HOST
+from members import HOST, free_port
 
 pytestmark = pytest.mark.server
 

@@ -12,8 +12,8 @@ import pytest
 
 from comity.cluster.config import Cluster
 from comity.embedded import EmbeddedServer
-from comity.ports import free_port
 from conftest import need_server
+from members import free_port
 
 pytestmark = pytest.mark.server
 

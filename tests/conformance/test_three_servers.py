@@ -33,11 +33,11 @@ from comity.errors import Conflict, Indefinite, Unreachable
 from comity.jetstream import JetStream
 from comity.log.base import Log
 from comity.log.jetstream import JetStreamLog
-from comity.ports import free_port
 from comity.registry.jetstream import JetStreamRegistry
 from comity.store.base import Store
 from comity.store.jetstream import JetStreamStore
 from conftest import RealNetwork, need_server
+from members import free_port
 
 pytestmark = [pytest.mark.server]
 NAMES = "abc"

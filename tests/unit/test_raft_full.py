@@ -15,9 +15,9 @@ from comity.errors import DiskFull, Indefinite, Unreachable
 from comity.log.memory import MemoryLog
 from comity.log.raft import RaftLog
 from comity.model import wire
-from comity.ports import free_port
 from comity.raft.records import Record
 from comity.raft.server import RaftServer, ThreadDisk
+from members import free_port
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from comity.cli.raft_member import ALONE, OwnMember, begin, own_member, start_me
 from comity.cluster.status import survival
 from comity.config import RaftSettings, Settings
 from comity.errors import BadSettings, Corrupt
-from comity.ports import free_port
 from comity.raft.contact import parse_members
 from comity.raft.survey import Seen
+from members import free_port
 
 HERE = "m1=127.0.0.1:7400"
 FAR = "m2=198.51.100.7:7400"
