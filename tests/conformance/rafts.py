@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from comity.core.raft_events import Timing
 from comity.log.raft import RaftLog
 from comity.raft.server import RaftServer
+from members import free_port
 
 TIMING = Timing(election_s=0.3, heartbeat_s=0.05)
 PATIENCE_S = 20.0
@@ -30,9 +32,7 @@ class Rafts:
         self.founders = dict(self.addresses)
 
     def give_address(self, id: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.addresses[id] = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.addresses[id] = f"127.0.0.1:{free_port()}"
 
     async def start(self, *ids: str, **options: Any) -> None:
         for id in ids or self.founders:
@@ -62,6 +62,21 @@ class Rafts:
                 for id, server in self.servers.items():
                     if server.member.raft.leading is not None:
                         return id
+                await asyncio.sleep(0.01)
+
+    async def lead_on(self, election_s: float = 30.0) -> None:
+        """Whoever leads does not cease to, though the machine may stand still for seconds; nor does another follow soon."""
+        await self.leader()
+        for server in self.servers.values():
+            server.member.raft.state.timing = msgspec.structs.replace(self.timing, election_s=election_s)
+
+    async def elect_soon(self) -> None:
+        """The leader is to go, and another one to follow. Returns once each of the others has heard of the leader since."""
+        await self.lead_on(self.timing.election_s)
+        others = [raft for server in self.servers.values() if (raft := server.member.raft).leading is None]
+        async with asyncio.timeout(PATIENCE_S):
+            latest_s = 2 * self.timing.election_s
+            while any(raft._deadline > raft.state.now + latest_s for raft in others):  # noqa: ASYNC110 (it tells nobody)
                 await asyncio.sleep(0.01)
 
     async def close(self) -> None:

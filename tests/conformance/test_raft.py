@@ -54,15 +54,17 @@ class TestRaftOfThree(LogContract):
     async def log(self, tmp_path: Path) -> AsyncIterator[Place]:
         rafts = Rafts(tmp_path)
         await rafts.start()
+        await rafts.lead_on()
         yield Place(rafts.door)
         await rafts.close()
 
 
 @pytest.fixture
 async def rafts(tmp_path: Path) -> AsyncIterator[Rafts]:
-    """Three members, running."""
+    """Three members, running. One leads."""
     rafts = Rafts(tmp_path)
     await rafts.start()
+    await rafts.lead_on()
     yield rafts
     await rafts.close()
 
@@ -86,6 +88,7 @@ class TestLife:
         for id in list(rafts.servers):
             await rafts.stop(id)
         await rafts.start()
+        await rafts.lead_on()
         assert [item.data for item in await read_all(log, 10)] == entries[10:]
         assert await log.bounds() == (11, 30)
         assert await log.append(b"goes on", 30) == 31
@@ -110,6 +113,7 @@ class TestLife:
         log = await rafts.door()
         await fill(log, 10)
         victim = next(iter(rafts.servers))
+        await rafts.elect_soon()
         await rafts.stop(victim)
         with pytest.raises(ForeignData, match="belongs to member"):
             await rafts.start(victim, cluster="other")
@@ -147,6 +151,7 @@ class TestLife:
 
         looking = [asyncio.create_task(look()) for _ in range(8)]
         await log.read(0)
+        await rafts.elect_soon()
         await rafts.stop(await rafts.leader())
         await rafts.leader()
         over.set()
@@ -166,6 +171,7 @@ class TestLife:
             await save(self, records)
 
         monkeypatch.setattr(ThreadDisk, "save", fail)
+        await rafts.elect_soon()
         await append(log, b"x")
         with pytest.raises(Unreachable, match="does not keep"):
             await broken.wait()
@@ -215,6 +221,7 @@ class TestMembership:
             assert [item.data for item in await rafts.servers["m4"].member.follow(0, 20)] == entries
         await log.change((*voters, "m4"), (), {})
         leader = await rafts.leader()
+        await rafts.elect_soon()
         with contextlib.suppress(Indefinite):  # whoever would answer leads no more
             await log.change(tuple(id for id in (*voters, "m4") if id != leader), (), {})
         await append(log, b"without the first leader")
@@ -251,6 +258,7 @@ class TestWhoseItIs:
         for id in list(rafts.servers):
             await rafts.stop(id)
         await rafts.start()
+        await rafts.lead_on()
         assert (await rafts.join("main", create=False)).network_id == "n1"
         await rafts.start("m4")
         await log.change(tuple(rafts.founders), ("m4",), {"m4": rafts.addresses["m4"]})
@@ -361,6 +369,7 @@ class TestWhoIsLetIn:
         contexts = [_tls(tmp_path / name) for name in ("ours", "theirs")]
         rafts = Rafts(tmp_path)
         await rafts.start(tls=contexts[0])
+        await rafts.lead_on()
         log = await rafts.door(tls=contexts[0][1])
         await fill(log, 5)
         with pytest.raises(AccessDenied):
@@ -399,6 +408,7 @@ class TestFullDisk:
             await save(self, records)
 
         monkeypatch.setattr(ThreadDisk, "save", limited)
+        await rafts.elect_soon()
         for n in range(5):
             await append(log, b"%d" % n)
         assert await rafts.leader() != leader
