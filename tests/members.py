@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import random
+import secrets
 import shutil
 import signal
-import socket
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,20 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from comity.ports import is_free
+
 ROOT = Path(__file__).resolve().parents[1]
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 HOST = "127.0.0.1"
 LOOK_S = 0.05
+PORTS = range(15_000, 30_000)
+"""Below those that the kernel gives to connections: one of these cannot take what was free a moment ago."""
 
 
 def free_port(host: str = HOST) -> int:
-    """A port on which nobody listens now. None of those that the system gives to whoever connects to somewhere: it would be taken
-    before a server listens there."""
-    for port in random.SystemRandom().sample(range(15_000, 32_000), 1000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            return port
-    pytest.fail(f"no port is free at {host}")
+    """A port on which nobody listens now."""
+    while not is_free(host, port := secrets.choice(PORTS)):
+        pass
+    return port
 
 
 def find_server(program: str, variable: str) -> list[Path]:

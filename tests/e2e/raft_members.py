@@ -9,8 +9,8 @@ from typing import Any
 from terminal import Running, Terminal
 
 from comity.cli.raft_looks import leader_of, rows
-from comity.ports import free_port
 from comity.raft.survey import survey
+from members import free_port
 
 PATIENCE_S = 20.0
 

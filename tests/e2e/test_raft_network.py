@@ -13,8 +13,8 @@ from raft_members import RaftMembers
 from terminal import Terminal
 
 import comity
-from comity.ports import free_port
 from consuls import Consuls
+from members import free_port
 from rabbits import Rabbits
 
 __all__ = ["user"]
