@@ -89,32 +89,38 @@ async def test_a_killed_leader_costs_seconds_and_no_task(trio: Trio) -> None:
         await kill(trio.ups[victim].process)
         await stream.reaches(at + 2 * BATCH)
         stop_s = time.perf_counter() - killed
-        status = await trio.status()
-        assert status["survives"]["more"] == 0
-        assert (status["term"], len(status["controllers"])) == (2, 2)
+        status = await trio.until(lambda status: len(status["controllers"]) == 2 and status["survives"]["more"] == 0)
+        assert status["term"] >= 2
         await trio.again(victim)
         await stream.reaches(len(stream.accepted) + 4 * BATCH)
         await check(net, told, await stream.end())
-    status = await trio.until_whole()
-    assert (len(status["controllers"]), status["term"]) == (3, 2)
+    await trio.until_whole(controllers=3)
     print(f"stopped for {stop_s:.2f} s")
     assert stop_s < 5.0, "the log's leader lives: it takes a new controller, not an election of the servers"
+
+
+async def last_known(trio: Trio, *words: str) -> str:
+    """What is said of tasks without a leader, by a controller that answers within its half second."""
+    async with asyncio.timeout(LIMIT_S):
+        while (said := await trio.comity("tasks", *words, "--last-known"))[0]:
+            assert "no controller answers" in said[2], said
+    assert said[2] == ""
+    return said[1]
 
 
 async def test_without_a_majority_nothing_is_accepted_and_what_was_goes_on_when_it_is_back(trio: Trio) -> None:
     trio.env["COMITY_ORPHAN_S"] = str(ORPHAN_S)
     await trio.form()
-    await trio.until_whole()
-    left = trio.leading(await trio.status())  # it goes on to believe that it leads
+    left = trio.leading(await trio.until_whole())  # it goes on to believe that it leads
     first, second = sorted(trio.ups.keys() - {left})
     trio.use(left)
     await trio.hire("n1")
-    loaded = Settings.load({"data_dir": trio.data, "submit_timeout_s": 2.0}, env={}, cwd=trio.folder)
+    loaded = Settings.load({"data_dir": trio.data, "submit_timeout_s": 6.0}, env={}, cwd=trio.folder)
     async with comity.connect(settings=loaded) as net:
         long = await net.submit("work", {"number": 1, "seconds": 600.0})
         while 1 not in trio.runs():
             await asyncio.wait([asyncio.create_task(long.status())])
-        waiting = await net.submit("work", {"number": 2, "seconds": 0.0}, in_s=1.0)
+        waiting = await net.submit("work", {"number": 2, "seconds": 0.0}, in_s=6.0)
         for name in (first, second):
             await kill(trio.ups[name].process)
         cut = time.time()
@@ -122,12 +128,11 @@ async def test_without_a_majority_nothing_is_accepted_and_what_was_goes_on_when_
             await net.submit("work", {"number": 3, "seconds": 0.0})
         known: dict[str, Any] = {"age_s": 0.0}
         while known["age_s"] < ORPHANED_S:
-            code, out, err = await trio.comity("tasks", "list", "--last-known", "-o", "json")
-            known = json.loads(out)
-            assert (code, err) == (0, "") and {task["id"] for task in known["known"]} == {long.id, waiting.id}
-            assert 0 < known["age_s"] < time.time() - cut + 1
-        code, out, _ = await trio.comity("tasks", "show", long.id, "--last-known", "-o", "table")
-        assert code == 0 and "this was known" in out and "working" in out
+            known = json.loads(await last_known(trio, "list", "-o", "json"))
+            assert {task["id"] for task in known["known"]} == {long.id, waiting.id}
+            assert 0 < known["age_s"] < time.time() - cut + 3
+        out = await last_known(trio, "show", long.id, "-o", "table")
+        assert "this was known" in out and "working" in out
         await trio.again(first)
         assert await waiting.result(timeout=LIMIT_S) == 4
         async with asyncio.timeout(LIMIT_S):
@@ -194,7 +199,7 @@ async def test_a_server_that_is_gone_for_good_gives_its_place_to_another(trio: T
                 assert json.loads(said[2])["error"]["code"] in ("conflict", "unreachable", "timed-out"), said[2]
                 print(said[2])
         assert json.loads(said[1]) == {"forgotten": gone}
-        status = await trio.status()
+        status = await trio.until(lambda status: len(status["groups"]) == 4)
         assert {replica["server"] for group in status["groups"] for replica in group["replicas"]} == {
             trio.ups[name].said["server"] for name in "ab"
         }
@@ -238,19 +243,19 @@ async def test_somebody_elses_server_needs_nothing_of_ours(trio: Trio, free_port
         first, said = await trio.start(*words)
         assert (said["durability"], said["data"]) == ("unverified", None)
         assert "secret" not in json.dumps(said)
-        second, said = await trio.start(*words, "--assert-durable")
-        assert said["durability"] == "asserted"
         trio.env |= {"COMITY_URLS": url}
         await trio.hire("n1")
         async with comity.connect(url) as net, comity.connect(url) as other:
             many = await net.submit_many("work", [{"number": n, "seconds": 0.01} for n in range(20)])
             assert [await task.result() for task in many] == [n * n for n in range(20)]
             assert (await net.stats())["log_durability"] == "unverified"
+            second, said = await trio.start(*words, "--assert-durable")
+            assert said["durability"] == "asserted"
             await kill(first)
             task = await other.submit("work", {"number": 7, "seconds": 0.01})
             assert await task.result(timeout=LIMIT_S) == 49
             stats = await net.stats()
-            assert (stats["term"], stats["log_durability"]) == (2, "asserted")
+            assert stats["term"] >= 2 and stats["log_durability"] == "asserted"
             assert "an operator" in stats["log_durability_reason"]
             await net.shutdown(1.0)
         assert await asyncio.wait_for(second.wait(), LIMIT_S) == 0

@@ -72,9 +72,9 @@ async def log_leader(trio: Trio) -> str:
 async def mended(trio: Trio, told: Story, name: str, began: float) -> dict[str, Any]:
     """Wait until the copy of server ``name`` was told to be damaged, and to be rebuilt; the first of these events."""
     server = trio.ups[name].said["server"]
-    found = await told.until(lambda event: event["type"] == "replica.damaged" and event["server"] == server)
+    found = await told.until(lambda event: event["type"] == "replica.damaged" and event["server"] == server, MENDED_S)
     print(f"found after {time.perf_counter() - began:.1f} s: {found}")
-    await told.until(lambda event: event["type"] == "replica.rebuilt" and event["server"] == server)
+    await told.until(lambda event: event["type"] == "replica.rebuilt" and event["server"] == server, MENDED_S)
     took_s = time.perf_counter() - began
     print(f"rebuilt after {took_s:.1f} s")
     assert took_s < MENDED_S
@@ -84,8 +84,7 @@ async def mended(trio: Trio, told: Story, name: str, began: float) -> dict[str, 
 
 async def whole(trio: Trio) -> None:
     """Every copy is intact, and they are one."""
-    status = await trio.until_whole()
-    assert status["damaged"] == []
+    await trio.until_whole()
     async with asyncio.timeout(LIMIT_S):
         while True:
             copies = [await look(copy_of(trio, name), 1, at_once) for name in "abc"]
@@ -194,10 +193,12 @@ async def test_a_copy_is_not_given_up_while_the_others_may_need_it(trio: Trio) -
     async with asyncio.timeout(MENDED_S):
         while not (status := await trio.status())["damaged"]:
             print(status["survives"]["text"])
-    (damaged,) = status["damaged"]
+    (damaged,), out = status["damaged"], ""
     assert (damaged["server"], damaged["stream"]) == (trio.ups[victim].said["server"], "CY_main_LOG")
-    code, out, _ = await trio.comity("cluster", "status", "-o", "table")
-    assert code == 0 and f"the copy of CY_main_LOG on {damaged['server']} is damaged at log entry" in out
+    async with asyncio.timeout(LIMIT_S):
+        while f"the copy of CY_main_LOG on {damaged['server']} is damaged at log entry" not in out:
+            code, out, _ = await trio.comity("cluster", "status", "-o", "table")
+            assert code == 0
     code, out, _ = await trio.comity("doctor", "-o", "table")
     assert code == 1 and f"that of CY_main_LOG on {damaged['server']} is damaged" in out
     assert not (trio.folder / victim / "quarantine").exists()
@@ -206,6 +207,6 @@ async def test_a_copy_is_not_given_up_while_the_others_may_need_it(trio: Trio) -
         began = time.perf_counter()
         await trio.again(away)
         server = trio.ups[victim].said["server"]
-        await told.until(lambda event: event["type"] == "replica.rebuilt" and event["server"] == server)
+        await told.until(lambda event: event["type"] == "replica.rebuilt" and event["server"] == server, MENDED_S)
         print(f"rebuilt {time.perf_counter() - began:.1f} s after the others were back")
     await whole(trio)

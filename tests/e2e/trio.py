@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,12 +88,21 @@ class Trio(Town):
     async def status(self, name: str = "") -> dict[str, Any]:
         return await survey(self.context(name))
 
-    async def until_whole(self, name: str = "") -> dict[str, Any]:
-        """Until one more server may fail; the status then."""
+    async def until(self, true: Callable[[dict[str, Any]], bool], name: str = "") -> dict[str, Any]:
+        """The first status for which ``true`` holds. A group or controller that is slow to answer is missing in one."""
         async with asyncio.timeout(LIMIT_S):
-            while (status := await self.status(name))["survives"]["more"] < 1:
+            while not true(status := await self.status(name)):
                 print(status["survives"]["text"], file=sys.stderr)
         return status
+
+    async def until_whole(self, name: str = "", controllers: int = 2) -> dict[str, Any]:
+        """Until one more server may fail and no copy is damaged, as all groups and so many controllers say; the status then."""
+
+        def is_whole(status: dict[str, Any]) -> bool:
+            seen = len(status["groups"]) == 4 and len(status["controllers"]) >= controllers and status["leader"] is not None
+            return seen and status["survives"]["more"] >= 1 and not status["damaged"]
+
+        return await self.until(is_whole, name)
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[JetStream]:
@@ -103,15 +112,16 @@ class Trio(Town):
         assert known is not None
         options = secured(known.connect_options(), context.ca)
         bus = await NatsBus.connect(context.urls, process=process, options=options)
-        js = await JetStream(bus.connection, 1.0).open()
+        js = await JetStream(bus.connection, 5.0).open()
         yield js
         await js.close()
         await bus.close()
 
     async def lead_log_elsewhere(self, name: str) -> None:
         """Have the log's stream led by another server than ``name``."""
-        async with self.stream() as js:
-            assert await hand_over(js, None, "main", self.ups[name].said["server"], 3) == []
+        async with self.stream() as js, asyncio.timeout(LIMIT_S):
+            while failed := await hand_over(js, None, "main", self.ups[name].said["server"], 3):
+                print(failed, file=sys.stderr)
 
     async def comity(self, *words: str) -> tuple[int, str, str]:
         """Type a command and wait for its end: exit code, what it said, and its errors."""
