@@ -106,13 +106,15 @@ class Terminal:
         if "COMITY_NATS_SERVER" in os.environ:
             self.env["COMITY_NATS_SERVER"] = os.environ["COMITY_NATS_SERVER"]
         self.env |= {"XDG_CONFIG_HOME": str(folder / "home" / "config"), "XDG_DATA_HOME": str(folder / "home" / "data")}
+        self.limit_s = LIMIT_S
+        """For a command that ends."""
         self._running: list[Running] = []
 
     def comity(self, *words: str, env: dict[str, str] | None = None, given: str | None = None) -> Done:
         """Type a command and wait for its end."""
         done = subprocess.run(
             [sys.executable, "-m", "comity", *words],
-            env=self.env | (env or {}), cwd=self.folder, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+            env=self.env | (env or {}), cwd=self.folder, capture_output=True, text=True, timeout=self.limit_s, check=False,
             input=given, stdin=subprocess.DEVNULL if given is None else None,
         )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr)
@@ -121,6 +123,24 @@ class Terminal:
         done = self.comity(*words)
         assert done.code == 0, done
         return done
+
+    def until(self, wanted: Callable[[Any], bool], *words: str) -> Any:
+        """Type a command again and again, until what it says in JSON is as wanted; that. Who is slow to answer a question to
+        all is missing in one answer."""
+        until = time.monotonic() + LIMIT_S
+        while time.monotonic() < until:
+            done = self.comity(*words)
+            if done.out and wanted(found := done.json):
+                return found
+        raise AssertionError(f"what was waited for did not come: {done}")
+
+    def begun(self, *words: str) -> str:
+        """Submit a task; its id, once an attempt at it runs."""
+        task: str = self.ok("submit", *words, "--no-wait").json["id"]
+        watching = self.start("tasks", "watch", task, timely=True)
+        watching.until(lambda event: event["type"] == "task.started")
+        assert watching.stop() == 130
+        return task
 
     def each(self, *commands: list[str]) -> list[Done]:
         """Type several, at the same time."""
