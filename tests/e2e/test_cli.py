@@ -109,9 +109,9 @@ def test_who_is_here(town: Terminal) -> None:
     for name in ("hello", "hel"):
         assert [row["name"] for row in town.ok("nodes", "show", name).json["agents"]] == ["greeter"]
     assert town.ok("agents", "show", "hello/gr").json["id"] == "hello/greeter"
+    town.ok("submit", "greet", '{"name": "Ada"}')
     stats = town.ok("stats").json
-    assert stats["nodes"]["alive"] == 1
-    assert stats["log_durability"] == "verified"
+    assert (stats["nodes"]["alive"], stats["log_durability"]) == (1, "verified")
     assert stats["totals"]["completed"] >= 1
 
 
@@ -124,6 +124,7 @@ def test_people_get_tables(town: Terminal) -> None:
     assert "input   {name: string, shout?: boolean}" in shown
     assert "\x1b" not in shown
     task = town.ok("submit", "greet", '{"name": "Ada"}', "--no-wait", "-o", "table").out.strip()
+    town.ok("tasks", "watch", task)
     several = {
         "tasks watch": "task.completed", "tasks show --why": "CANDIDATE", "tasks list": "hello/greeter", "events": task,
         "nodes list": "alive", "nodes show": "greeter", "stats": "durability", "context list": "local", "context show": "main",
@@ -249,9 +250,8 @@ def test_another_machine_is_invited(user: Terminal) -> None:
 
 
 def test_doctor_finds_what_is_wrong(town: Terminal) -> None:
-    healthy = town.ok("doctor").json
+    healthy = town.until(lambda found: found["healthy"], "doctor")
     checks = {check["check"]: check["verdict"] for check in healthy["checks"]}
-    assert healthy["healthy"]
     assert [checks[name] for name in ("nats-server", "data", "credentials", "network", "log", "clock")] == ["ok"] * 6
     assert checks["replicas"] == "ok"
     keys = town.data / "keys"
@@ -277,7 +277,7 @@ def test_up_prints_where_it_is_and_what_to_try_next(user: Terminal) -> None:
     running = user.start("up", "--port", "0", "--http-port", "0", "-o", "table", timely=True)
     began = time.monotonic()
     said = [running.line() for _ in range(9)]
-    assert time.monotonic() - began < 10  # half a second, if the machine has nothing else to do
+    assert time.monotonic() - began < 20  # half a second, if the machine has nothing else to do
     text = "".join(said)
     assert str(user.data) in text
     for command in ("comity run examples/hello.py", "comity submit greet", "comity events -f"):
@@ -291,7 +291,7 @@ def test_up_prints_where_it_is_and_what_to_try_next(user: Terminal) -> None:
 def test_down_lets_running_tasks_end_and_up_carries_on_with_those_that_wait(user: Terminal) -> None:
     running, first = user.up()
     user.node("worker.py:worker", "--name", "w")
-    assert "slept" in user.ok("submit", "slow", '{"seconds": 0.4}', "-o", "table").err
+    assert "slept" in user.ok("submit", "slow", '{"seconds": 2.4}', "-o", "table").err
     runs = user.ok("submit", "slow", '{"seconds": 1.5}', "--no-wait").json["id"]
     waits = user.ok("submit", "odd", '{"number": 7}', "--no-wait").json["id"]
     assert user.ok("down").json == {"running": 0, "waiting": 1}
@@ -311,17 +311,16 @@ def test_down_lets_running_tasks_end_and_up_carries_on_with_those_that_wait(user
 
 @pytest.mark.slow
 def test_a_killed_nodes_task_runs_elsewhere(user: Terminal) -> None:
+    user.env["COMITY_LEASE_S"] = "20"
     user.up()
     nodes = {name: user.node("worker.py:worker", "--name", name, timely=True) for name in ("w1", "w2")}
-    follower = user.start("events", "-f", timely=True)
-    user.ok("stats")  # by now the leader knows of the follower
+    follower = user.start("events", "-f", "--after", "0", timely=True)
     task = user.ok("submit", "slow", '{"seconds": 3}', "--no-wait").json["id"]
-    follower.until(lambda event: event["type"] == "task.started")
-    victim = user.ok("tasks", "show", task).json["node"]
+    victim = follower.until(lambda event: event["type"] == "task.started")["node"]
     killed = time.time()
     nodes[victim].signal(signal.SIGKILL)
     began = follower.until(lambda event: event["type"] == "task.started" and event["node"] != victim)
-    assert began["at"] / 1000 - killed < 2.0  # on a machine that does much else; the figure is the bench's to tell
+    assert began["at"] / 1000 - killed < 10.0, "not by the end of its lease"  # the figure is the bench's to tell
     ended = follower.until(lambda event: event["type"] == "task.completed")
     assert (ended["task"], ended["node"]) == (task, began["node"])
     assert [a["ending"] for a in user.ok("tasks", "show", task).json["attempts"]] == ["evicted", "completed"]
@@ -334,7 +333,7 @@ def test_a_node_that_is_told_to_stop_ends_what_it_runs(user: Terminal) -> None:
     assert "node crew is in network main with 4 agents" in node.line()
     assert "worker-1  offers slow, boom, wrong" in node.line()
     assert sorted(row["name"] for row in user.ok("agents", "list").json) == ["odd-1", "odd-2", "worker-1", "worker-2"]
-    task = user.ok("submit", "slow", '{"seconds": 2}', "--no-wait").json["id"]
+    task = user.begun("slow", '{"seconds": 2}')
     node.signal(signal.SIGTERM)
     assert node.wait() == 0
     shown = user.ok("tasks", "show", task).json
@@ -345,13 +344,13 @@ def test_a_node_that_is_told_to_stop_ends_what_it_runs(user: Terminal) -> None:
 def test_a_second_signal_does_not_wait(user: Terminal) -> None:
     user.up()
     node = user.node("worker.py")
-    user.ok("submit", "slow", '{"seconds": 60}', "--no-wait")
+    user.begun("slow", '{"seconds": 60}')
     began = time.monotonic()
     node.signal(signal.SIGINT)
     node.told("stopping, once")
     node.signal(signal.SIGTERM)
     assert node.wait() == 0
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 25
 
 
 def test_an_agents_mistakes_are_told(user: Terminal) -> None:
@@ -363,8 +362,8 @@ def test_an_agents_mistakes_are_told(user: Terminal) -> None:
     assert failed.error["details"]["code"] == "ValueError"
     shown = user.ok("tasks", "show", failed.error["details"]["task"], "-o", "table").out
     assert "error       ValueError: no good" in shown
-    waiting = user.comity("submit", "nothing", "--timeout", "1.5", "-o", "table")
-    assert "waits: no agent offers nothing" in waiting.err
+    waiting = user.start("submit", "nothing", "-o", "table")
+    assert "waits: no agent offers nothing" in waiting.told("waits") and waiting.stop() == 130
     wrong = user.comity("submit", "wrong", "--retries", "0")
     assert (wrong.code, wrong.error["details"]["code"]) == (1, "invalid-output")
 
@@ -475,8 +474,8 @@ def test_a_function_that_never_ends_does_not_keep_a_node(user: Terminal) -> None
     code += "@agent.capability\ndef forever() -> None:\n    time.sleep(600)\n"
     (user.folder / "stuck.py").write_text(code)
     node = user.node("stuck.py")
-    task = user.ok("submit", "forever", "--no-wait").json["id"]
-    assert user.ok("nodes", "list").json[0]["attempts"] == 1
+    task = user.begun("forever")
+    assert user.until(lambda rows: rows[0]["attempts"] == 1, "nodes", "list")
     node.signal(signal.SIGTERM)
     node.told("stopping, once what runs has ended (1)")
     node.signal(signal.SIGTERM)
