@@ -54,7 +54,8 @@ async def node(agent: str) -> Process:
 
 async def buy(net: Client, what: str, within_s: float) -> None:
     award = await net.call_for_proposals(
-        "translate", {"text": TEXT, "within_s": within_s}, rank=lambda offer: offer.body["price"], repeatable=True
+        "translate", {"text": TEXT, "within_s": within_s}, deadline_s=5, rank=lambda offer: offer.body["price"],
+        repeatable=True,
     )
     print(f"{what}: {award.result}, for {award.proposal['price']:g}")
 
