@@ -166,7 +166,7 @@ async def news(body: str) -> None:
 """
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.slow
 async def test_mail_that_kills_its_receiver_is_a_dead_letter_in_the_end(town: Town) -> None:
     (town.folder / "crew.py").write_text(BOMB)
