@@ -14,6 +14,8 @@ from conftest import need_server
 
 pytestmark = pytest.mark.server
 EXAMPLES = Path(__file__).parents[2] / "examples"
+TOO_LATE = "  compare  done on ada"
+"""The node was killed half a second after the step before, or later."""
 
 
 def test_the_researcher_goes_on_where_its_killed_node_was(tmp_path: Path) -> None:
@@ -21,9 +23,12 @@ def test_the_researcher_goes_on_where_its_killed_node_was(tmp_path: Path) -> Non
     told = re.findall(r"^    (  \w.*|node .*|\{.*)$", (EXAMPLES / "research" / "README.md").read_text(), re.MULTILINE)
     with terminal(tmp_path) as user:
         user.up()
-        words = [sys.executable, str(EXAMPLES / "research"), "bees", "--slow", "0.3", "--editor", "Ada"]
-        done = subprocess.run(words, env=user.env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+        words = [sys.executable, str(EXAMPLES / "research"), "bees", "--slow", "0.5", "--editor", "Ada"]
+        lines = [TOO_LATE]
+        for _ in range(3):
+            if TOO_LATE in lines:
+                done = subprocess.run(words, env=user.env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+                assert done.returncode == 0, done.stderr
+                lines = done.stdout.splitlines()
     assert [line for line in lines if "node ada:" not in line] == [line for line in told if "node ada:" not in line]
     assert len([line for line in lines if "node ada:" in line]) == 1
