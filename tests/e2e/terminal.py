@@ -56,6 +56,11 @@ class Running:
         for stream, take in ((process.stdout, self._lines.put), (process.stderr, self._notes.put)):
             threading.Thread(target=_read, args=(stream, take), daemon=True).start()
 
+    @property
+    def is_silent(self) -> bool:
+        """No line is there to be read."""
+        return self._lines.empty()
+
     def line(self) -> str:
         return self._lines.get(timeout=LIMIT_S)
 

@@ -95,7 +95,7 @@ async def test_a_repeatable_call_outlives_its_node_and_any_other_does_not(town: 
     await town.hire("n1", "n2")
     net = await town.client()
     for number, repeatable in ((1, True), (2, False)):
-        call = asyncio.create_task(net.request("work", {"number": number, "seconds": 2.0}, repeatable=repeatable))
+        call = asyncio.create_task(net.request("work", {"number": number, "seconds": 3.0}, repeatable=repeatable))
         node = await begun(town, number)
         town.nodes[node].kill()
         if repeatable:
@@ -111,14 +111,15 @@ async def test_a_repeatable_call_outlives_its_node_and_any_other_does_not(town: 
 
 @pytest.mark.slow
 async def test_a_hedged_call_does_not_wait_for_a_node_that_hangs(town: Town) -> None:
+    town.env["COMITY_LEASE_S"] = "20"
     await town.up()
     await town.hire("n1", "n2")
     net = await town.client()
-    call = asyncio.create_task(net.request("work", {"number": 3, "seconds": 1.0}, repeatable=True, hedge_s=0.3))
+    call = asyncio.create_task(net.request("work", {"number": 3, "seconds": 3.0}, repeatable=True, hedge_s=0.3))
     node = await begun(town, 3)
     town.nodes[node].send_signal(signal.SIGSTOP)
     try:
-        assert await asyncio.wait_for(call, 2.9) == 9, "before its node is given up"
+        assert await asyncio.wait_for(call, 15.0) == 9, "before its node is given up"
     finally:
         town.nodes[node].send_signal(signal.SIGCONT)
     assert {agent.partition("/")[0] for agent in town.runs()[3]} == {"n1", "n2"}
@@ -139,7 +140,7 @@ async def test_a_key_goes_to_one_agent_and_the_catalogue_tells_what_was_measured
     assert len(agents) == 1
     (row,) = await net.capabilities()
     assert (row["name"], row["agents"], row["active"], row["samples"], row["success"]) == ("work", 4, 4, 20, 1.0)
-    assert row["p50_ms"] <= row["p95_ms"] < 1000
+    assert 0 < row["p50_ms"] <= row["p95_ms"] < 10_000
     assert row["per_s"] > 0
     best = (await net.discover("work", order_by="latency"))[0]
     assert {best.id} == agents
@@ -221,16 +222,24 @@ def test_the_example_call_of_a_capability_can_be_typed(user: Terminal) -> None:
 
 
 def test_an_agent_that_is_ill_is_seen_so_and_gets_no_work_until_it_is_well(user: Terminal) -> None:
-    watching = user.start("agents", "watch", timely=True)
+    def are_ill(*agents: str) -> None:
+        user.until(lambda rows: [row["id"] for row in rows] == [*agents], "agents", "find", "--status", "unhealthy")
+
+    watching, ill = user.start("agents", "watch", timely=True), user.folder / "ill"
     assert found(user, "--status", "active") == ["n1/lab-1", "n1/lab-2"]
-    (user.folder / "ill").touch()
+    while watching.is_silent:  # it does not say when it has begun to watch
+        ill.touch()
+        are_ill("n1/lab-1")
+        ill.unlink()
+        are_ill()
+    ill.touch()
     changed = watching.until(lambda seen: seen.get("status") == "unhealthy")
     assert (changed["what"], changed["id"]) == ("changed", "n1/lab-1")
-    assert found(user, "--status", "unhealthy") == ["n1/lab-1"]
+    are_ill("n1/lab-1")
     value = json.dumps({"sample": {"name": "x", "weights": [1]}, "times": 2})
     refused = user.comity("submit", "analyse", value, "--require", "agent=n1/lab-1", "--no-queue")
     assert refused.error["code"] == "no-agent"
-    (user.folder / "ill").unlink()
+    ill.unlink()
     assert watching.until(lambda seen: seen.get("status") == "active")["id"] == "n1/lab-1"
     assert user.ok("submit", "analyse", value, "--require", "agent=n1/lab-1").json == {"total": 2.0}
     assert watching.stop() == 130
