@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from members import HOST, Members, free_port, need_server
+from members import HOST, LOOK_S, Members, free_port, need_server
 
 QUICK = ("--heartbeat-interval=50", "--election-timeout=500")
 """A machine's own network is quick; the usual times are for others."""
@@ -75,6 +75,15 @@ class Etcds(Members):
             if self.runs(n) and await asyncio.to_thread(self._leads, n):
                 return n
         raise AssertionError("nobody leads")
+
+    async def until_led(self) -> int:
+        """That, once one leads: a server that stood still for a moment leads no more."""
+        async with asyncio.timeout(self.READY_S):
+            while True:
+                try:
+                    return await self.leader()
+                except (AssertionError, OSError):
+                    await asyncio.sleep(LOOK_S)
 
     def _leads(self, n: int) -> bool:
         said = self.ask("maintenance/status", {}, n)

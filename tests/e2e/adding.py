@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from terminal import Terminal, terminal
@@ -40,6 +41,11 @@ def user(tmp_path: Path) -> Iterator[Terminal]:
     with terminal(tmp_path) as user:
         (tmp_path / "adder.py").write_text(AGENT)
         yield user
+
+
+def verdicts(found: dict[str, Any], check: str) -> list[str]:
+    """What the doctor says of each that it looked at under that name."""
+    return [one["verdict"] for one in found["checks"] if one["check"] == check]
 
 
 def add(user: Terminal, a: int, *where: str) -> None:

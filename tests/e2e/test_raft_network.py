@@ -6,9 +6,10 @@ import asyncio
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from adding import add, user
+from adding import add, user, verdicts
 from raft_members import RaftMembers
 from terminal import Terminal
 
@@ -84,15 +85,14 @@ async def test_nothing_accepted_is_lost_while_members_die_and_hang(user: Termina
             if "killed" in fault:
                 members.start(victim)
             else:
-                status = user.ok("cluster", "status").json
-                assert sorted(row["up"] for row in status["raft"]) == [False, True, True]
+                user.until(lambda status: sorted(row["up"] for row in status["raft"]) == [False, True, True], "cluster", "status")
                 members.running[victim].signal(signal.SIGCONT)
         load.is_over = True
         await submitting
         totals = (await net.stats())["totals"]
         assert totals["completed"] == totals["submitted"] == len(load.ended)
     assert gaps["leader killed"] < 8
-    assert gaps["follower killed"] < 5
+    assert gaps["follower killed"] < 8
     assert gaps["leader paused"] < 12
     assert up.stop() == 0
 
@@ -106,21 +106,25 @@ async def test_members_can_be_seen(user: Terminal) -> None:
     up, _ = user.up()
     node = user.node("adder.py", "--name", "n1")
     add(user, 1)
-    status = user.ok("cluster", "status").json
-    assert sorted(row["role"] for row in status["raft"]) == ["follower", "follower", "leader"]
-    assert {(row["member"], row["fault"]) for row in status["raft"]} == {("voter", "")}
+
+    def is_well(status: dict[str, Any]) -> bool:
+        said = {(row["member"], row["up"], row["fault"]) for row in status["raft"]}
+        roles = sorted(row["role"] or "" for row in status["raft"])
+        return said == {("voter", True, "")} and roles == ["follower", "follower", "leader"]
+
+    status = user.until(is_well, "cluster", "status")
     assert all(row["term"] >= 1 and row["applied"] <= row["commit"] for row in status["raft"])
     log = next(group for group in status["groups"] if group["name"] == "log")
-    assert (log["leader"], [replica["up"] for replica in log["replicas"]]) == (await members.leader(), [True] * 3)
-    checks = user.ok("doctor").json["checks"]
-    assert [check["verdict"] for check in checks if check["check"] == "raft"] == ["ok"] * 3
+    leads = next(row["id"] for row in status["raft"] if row["role"] == "leader")
+    assert (log["leader"], [replica["up"] for replica in log["replicas"]]) == (leads, [True] * 3)
+    assert user.until(lambda found: verdicts(found, "raft") == ["ok"] * 3, "doctor")["healthy"]
 
     leader = await members.leader()
     members.kill(leader)
     await members.leader()  # another one
-    done = user.comity("doctor")
-    assert (done.code, [check["verdict"] for check in done.json["checks"] if check["check"] == "raft"].count("wrong")) == (1, 1)
-    (row,) = (row for row in user.ok("raft", "status", members.address).json if not row["up"])
+    assert not user.until(lambda found: verdicts(found, "raft").count("wrong") == 1, "doctor")["healthy"]
+    rows = user.until(lambda rows: [row["up"] for row in rows].count(True) == 2, "raft", "status", members.address)
+    (row,) = (row for row in rows if not row["up"])
     assert (row["id"], row["role"], members.addresses[leader] in row["fault"]) == (leader, None, True)
     add(user, 2)
     assert node.stop() == 0
@@ -210,7 +214,7 @@ def test_what_cannot_be_is_refused(user: Terminal) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_a_network_with_a_member_of_its_own_carries_on_after_a_kill(user: Terminal) -> None:
     at = f"m1=127.0.0.1:{free_port()}"
     user.ok("raft", "keys", "keys", "--members", at)
@@ -218,7 +222,7 @@ async def test_a_network_with_a_member_of_its_own_carries_on_after_a_kill(user: 
     assert (facts["durability"], facts["raft"]) == ("verified", "m1")
     node = user.node("adder.py", "--name", "n1")
     add(user, 1)
-    assert [row["role"] for row in user.ok("cluster", "status").json["raft"]] == ["leader"]
+    assert user.until(lambda status: [row["role"] for row in status["raft"]] == ["leader"], "cluster", "status")
     up.signal(signal.SIGKILL)
     up.wait()
     again, _ = user.up()  # it remembers its member
@@ -246,7 +250,8 @@ async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, t
             load = Load(net)
             submitting = asyncio.create_task(load.run())
             await load.more(50)
-            victim = next(row["id"] for row in user.ok("cluster", "status").json["raft"] if row["role"] == "leader")
+            status = user.until(lambda status: "leader" in [row["role"] for row in status["raft"]], "cluster", "status")
+            victim = next(row["id"] for row in status["raft"] if row["role"] == "leader")
             dead = begun[int(victim[1]) - 1]
             began = time.monotonic()
             dead.signal(signal.SIGKILL)
@@ -259,9 +264,11 @@ async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, t
         assert load.gap(began) < 10
         back = user.start(*words, "--data", str(user.folder / victim), timely=True)  # it knows which it is
         assert back.json()["raft"] == victim
-        status = user.ok("cluster", "status").json
-        assert ([row["up"] for row in status["raft"]], len(status["controllers"])) == ([True] * 3, 3)
-        assert sorted(row["id"] for row in user.ok("raft", "status").json) == ["m1", "m2", "m3"]
+        user.until(
+            lambda status: ([row["up"] for row in status["raft"]], len(status["controllers"])) == ([True] * 3, 3),
+            "cluster", "status",
+        )  # fmt: skip
+        assert user.until(lambda rows: sorted(row["id"] for row in rows) == ["m1", "m2", "m3"], "raft", "status")
         assert user.comity("up", "--data", str(user.folder / "m1")).error["code"] == "bad-settings", "it has another bus"
         assert user.folder.joinpath("m1").stat().st_mode & 0o777 == 0o700
         user.ok("down")
@@ -271,7 +278,7 @@ async def test_the_consul_stack_on_three_machines_outlives_one(user: Terminal, t
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_members_come_and_go_by_tls(user: Terminal) -> None:
     members = RaftMembers(user)
     founders = members.founders
@@ -301,8 +308,12 @@ def test_members_come_and_go_by_tls(user: Terminal) -> None:
     serving[1].wait()
     code, message, _ = refusal(user, "raft", "hand-over", address, "m2")
     assert (code, "m4 cannot reach m2" in message) == ("unreachable", True)
-    rows = {row["id"]: row for row in user.ok("cluster", "status").json["raft"]}
-    assert (rows["m4"]["role"], rows["m4"]["member"], rows.get("m1", {}).get("member")) == ("leader", "voter", None)
+
+    def is_led_by_m4(status: dict[str, Any]) -> bool:
+        rows = {row["id"]: row for row in status["raft"]}
+        return (rows["m4"]["role"], rows["m4"]["member"], rows.get("m1", {}).get("member")) == ("leader", "voter", None)
+
+    assert user.until(is_led_by_m4, "cluster", "status")
     user.ok("raft", "remove", address, "m2")
     add(user, 3)
     code, message, _ = refusal(user, "raft", "remove", address, "m2")
