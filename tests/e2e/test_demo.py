@@ -50,7 +50,10 @@ def text_of(shown: Console) -> str:
     return shown.file.getvalue()
 
 
-async def test_a_node_is_killed_and_every_file_is_there_once(folder: Path, tmp_path: Path) -> None:
+async def test_a_node_is_killed_and_every_file_is_there_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "LAST_EVENTS_S", 30.0)  # what lanes show is counted here
     out, shown = tmp_path / "report.html", console(live=True)
     facts = await demo.run_demo(folder, progress=True, out=out, console=shown)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
@@ -140,7 +143,7 @@ async def test_a_signal_leaves_nothing_behind(tmp_path: Path, signum: signal.Sig
     answer, rest = await process.communicate()
     assert (process.returncode, answer) == (code, b"")
     assert b"Traceback" not in rest
-    _, alive = psutil.wait_procs(started, timeout=5)
+    _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
 
 
