@@ -288,6 +288,7 @@ def test_up_prints_where_it_is_and_what_to_try_next(user: Terminal) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_down_lets_running_tasks_end_and_up_carries_on_with_those_that_wait(user: Terminal) -> None:
     running, first = user.up()
     user.node("worker.py:worker", "--name", "w")

@@ -116,7 +116,7 @@ def test_up_refuses_a_log_that_lost_its_end_and_doctor_names_the_place(user: Ter
     shutil.copytree(lived, user.data, dirs_exist_ok=True)  # restored from a copy
     running, facts = user.up()
     assert facts["open_tasks"] == 3
-    assert user.ok("doctor").json["healthy"]
+    assert user.until(lambda found: found["healthy"], "doctor")
     assert running.stop() == 0
 
 
