@@ -128,12 +128,15 @@ async def doors(stack: AsyncExitStack, context: Context, process: str, known: Cr
 
     bus = await open_bus(context, process, known)
     stack.push_async_callback(bus.close)
+
+    async def where_told() -> Doors:
+        return await _beside(stack, bus, context.network, process, {**await told(bus), **context.doors})
+
     try:
         try:
             return await _beside(stack, bus, context.network, process, context.doors)
-        except (NotFound, Indefinite):  # not there, or not yet
-            places = {**await lasting(bus, lambda: told(bus)), **context.doors}
-            return await lasting(bus, lambda: _beside(stack, bus, context.network, process, places))
+        except (NotFound, Indefinite):  # not there, or not yet; nor may a controller be that tells
+            return await lasting(bus, where_told)
     except NotFound as error:
         message = f"{shown_urls(context.urls)} answers, but holds no network {context.network!r}: is its controller up?"
         raise Unreachable(message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -53,8 +54,24 @@ class Running:
         self.pid = process.pid
         self._lines: queue.Queue[str] = queue.Queue()
         self._notes: queue.Queue[str] = queue.Queue()
-        for stream, take in ((process.stdout, self._lines.put), (process.stderr, self._notes.put)):
+        self._said: list[str] = []
+        for stream, take in ((process.stdout, self._lines.put), (process.stderr, self._note)):
             threading.Thread(target=_read, args=(stream, take), daemon=True).start()
+
+    def _note(self, line: str) -> None:
+        self._said.append(line)
+        self._notes.put(line)
+
+    def _next(self, lines: queue.Queue[str]) -> str:
+        try:
+            line = lines.get(timeout=LIMIT_S)
+        except queue.Empty:
+            line = ""
+        if not line:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+            raise AssertionError(f"no line came ({self.process.returncode=}); on stderr: {''.join(self._said)}")
+        return line
 
     @property
     def is_silent(self) -> bool:
@@ -62,7 +79,7 @@ class Running:
         return self._lines.empty()
 
     def line(self) -> str:
-        return self._lines.get(timeout=LIMIT_S)
+        return self._next(self._lines)
 
     def json(self) -> Any:
         return json.loads(self.line())
@@ -78,7 +95,7 @@ class Running:
 
     def told(self, word: str) -> str:
         """The next line on stderr that holds ``word``."""
-        while word not in (line := self._notes.get(timeout=LIMIT_S)):
+        while word not in (line := self._next(self._notes)):
             pass
         return line
 
@@ -99,6 +116,7 @@ def _read(stream: Any, take: Callable[[str], Any]) -> None:
     with stream:
         for line in stream:
             take(line)
+    take("")
 
 
 class Terminal:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from adding import add, user, verdicts
 from terminal import Terminal
@@ -152,16 +153,22 @@ async def test_a_controller_on_servers_of_others_takes_over(trio: Etcds, user: T
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_network_that_needs_no_jetstream(etcds: Etcds, user: Terminal, free_port: Callable[[], int]) -> None:
-    port = free_port()
-    server = subprocess.Popen([find_binary(), "-a", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
-    here = ["--connect", f"nats://127.0.0.1:{port}", "--network", "plain"]
+    """A node that was there before any controller asks until one tells where all is."""
+    url = f"nats://127.0.0.1:{free_port()}"
+    server = subprocess.Popen([find_binary(), "-a", "127.0.0.1", "-p", url.rpartition(":")[2]], stderr=subprocess.DEVNULL)
+    here = ["--connect", url, "--network", "plain"]
     try:
+        listening = await nats.connect(url)
+        asked = await listening.subscribe("cy.plain.topic.controllers.>")
+        node = user.start("run", "adder.py", "--name", "n1", *here)
+        await asked.next_msg(30.0)
+        await listening.close()
         up = user.start(
             "up", *here, "--http-port", "0", "--log", etcds.address, "--registry", etcds.address,
             "--store", f"file://{user.folder}/store",
         )  # fmt: skip
         assert up.json()["durability"] == "verified"
-        node = user.node("adder.py", "--name", "n1", *here)
+        assert node.json()["node"] == "n1"
         add(user, 1, *here)
         status = user.until(lambda status: status["leader"] and len(status["notes"]) <= 1, "cluster", "status", *here)
         assert [group["name"] for group in status["groups"]] == ["log, registry"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from node_stage import Caller, Leader, Stage
+from node_stage import Caller, Leader, Stage, settle
 from pooled import compute, crew
 
 from comity.agent import Agent
@@ -34,6 +34,7 @@ async def stage() -> AsyncIterator[Stage]:
 
 async def failure(leader: Leader) -> tuple[str, bool]:
     item = await leader.next(wire.Failed)
+    leader.say("n1", settle(item))
     return item.failure.code, item.failure.retryable
 
 

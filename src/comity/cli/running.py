@@ -34,7 +34,7 @@ LOOK_S = 0.3
 """How often files are looked at for changes."""
 TICK_NS = 20_000_000
 """By how much a file's time may lag behind the clock: the kernel takes it from its last tick."""
-APPEARS_S = 5.0
+APPEARS_S = 15.0
 """How long we wait for a network that is not there yet: it may be starting just now."""
 RETRY_S = 0.1
 TAKEN_S = 0.2
