@@ -27,7 +27,6 @@ import os
 import secrets
 import shutil
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from comity.errors import AlreadyRunning, BadSettings, Corrupt, ForeignData, Ser
 from comity.failpoints import durable
 from comity.model.ids import NetworkId, check_token
 from comity.ports import free_port, greet, is_free
+from comity.tie import tied
 
 FORMAT = 1
 OLDEST = (2, 11)
@@ -56,14 +56,6 @@ STOPS = (signal.SIGTERM, signal.SIGKILL)
 _FAILURES = 5
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_S = 1.0
-
-# Run by a small Python that then becomes the server: asks the kernel for SIGKILL when the parent ends, however it ends (to the
-# kernel, the parent is the thread that started it). A preexec_fn would fork a process that has threads. A parent that ended
-# before this line shows in getppid.
-_TIE = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); "
-    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
-)
 
 log = logging.getLogger(__name__)
 
@@ -248,12 +240,11 @@ class EmbeddedServer:
         """Start the process and wait until it greets us; its greeting. Raises _PortTaken, ServerFailed."""
         with durable("server.config"):
             self._write_config()
-        tie = [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid())] if sys.platform == "linux" else []
         output = os.open(self.data / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         mark = os.fstat(output).st_size
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *tie, str(self._binary), "-c", str(self.data / "server.conf"),
+                *tied(str(self._binary), "-c", str(self.data / "server.conf")),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(self._lock,),
                 start_new_session=True,  # a Ctrl-C is for us: we stop the server when its users are done
             )  # fmt: skip

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from terminal import Terminal
 
@@ -148,6 +151,20 @@ def test_tasks_on_three_servers(user: Terminal) -> None:
     assert (figures["settings"]["servers"], figures["settings"]["durability"]) == (3, "verified")
     refused = user.comity("bench", "tasks", "--servers", "2", "-o", "json")
     assert (refused.code, refused.error["code"]) == (2, "bad-settings")
+
+
+def test_nothing_of_a_bench_that_is_killed_goes_on(user: Terminal) -> None:
+    bench = user.start("bench", "recovery", "--count", "1000", "--nodes", "3")
+    process, started = psutil.Process(bench.pid), set[psutil.Process]()
+    try:
+        until = time.monotonic() + user.limit_s
+        while len(started) < 5 and time.monotonic() < until:  # a network, its server, and nodes
+            started.update(process.children(recursive=True))
+    finally:
+        bench.signal(signal.SIGKILL)
+        bench.wait()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert len(started) >= 5 and alive == []
 
 
 def test_figures_for_a_person(user: Terminal) -> None:

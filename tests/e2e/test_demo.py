@@ -124,7 +124,7 @@ async def test_the_command_prints_lines_in_a_pipe(folder: Path, tmp_path: Path) 
     assert (tmp_path / "report.html").is_file()
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 async def test_a_signal_leaves_nothing_behind(tmp_path: Path, signum: signal.Signals, code: int) -> None:
     process = await run(
         "-m", "comity", "demo", "-o", "json", cwd=tmp_path, stderr=asyncio.subprocess.PIPE, start_new_session=True

@@ -204,10 +204,11 @@ async def start(stack: contextlib.AsyncExitStack, env: dict[str, str], log: Path
     from msgspec.json import decode
 
     from comity.errors import ServerFailed
+    from comity.tie import tied
 
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "comity", *words, "-o", "json",
+            *tied(sys.executable, "-m", "comity", *words, "-o", "json"),
             env=env, cwd=log.parent, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=errors,
             limit=LINE_BYTES,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from comity.cli.bench_figures import spread
 from comity.errors import Indefinite, ServerFailed
 from comity.log.raft import RaftLog
 from comity.ports import free_port
+from comity.tie import tied
 
 COMMAND = bytes(256)
 GROUP = 64
@@ -37,7 +38,7 @@ class Members:
         """Raises ServerFailed."""
         members = ",".join(f"{member}={address}" for member, address in self.addresses.items())
         words = [str(self.folder / id), "--cluster", "bench", "--id", id, "--listen", self.addresses[id], "--members", members]
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "comity.raft", *words, stdout=PIPE)
+        process = await asyncio.create_subprocess_exec(*tied(sys.executable, "-m", "comity.raft", *words), stdout=PIPE)
         self.processes[id] = process
         assert process.stdout is not None
         said = msgspec.json.decode(await process.stdout.readline() or b"{}")

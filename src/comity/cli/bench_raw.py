@@ -79,10 +79,11 @@ async def compared(ours: Cost, raw: Cost, count: int) -> dict[str, float]:
 async def beside(bench: Bench) -> AsyncIterator[Raw]:
     """The other side in a process of its own, for as long as the block lasts. Raises ServerFailed."""
     from comity.errors import ServerFailed
+    from comity.tie import tied
 
     data = bench.ups[0].data
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, str(data), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+        *tied(sys.executable, "-m", __name__, str(data)), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from comity.cli.demo_scene import Scene
 from comity.errors import BadInput, ModuleFailed, ServerFailed, TaskFailed, TimedOut
+from comity.tie import tied
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,7 +164,7 @@ class _Stage:
         env |= {"COMITY_DATA_DIR": str(data), "COMITY_NETWORK": "demo", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         with self._log(node).open("wb") as log:
             return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "comity", "run", *target, "--name", node, "-o", "json",
+                *tied(sys.executable, "-m", "comity", "run", *target, "--name", node, "-o", "json"),
                 env=env, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.scratch,
             )  # fmt: skip
 
