@@ -73,7 +73,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     # A backup reads the log as a standby does, and its state is a snapshot: both are the controller's.
     "comity.backup": WORDS + AGAIN + DOORS + ("comity.core", "comity.controller", "comity.s3"),
     "comity.client": WORDS + AGAIN + WRITES + DOORS + FACES + TALK + ("comity.config",),
-    "comity.node": WORDS + AGAIN + WRITES + DOORS + FACES + ("comity.core", "comity.config"),
+    "comity.node": WORDS + AGAIN + WRITES + DOORS + FACES + ("comity.core", "comity.config", "comity.tie"),
     "comity.controller": WORDS + AGAIN + WRITES + DOORS + ("comity.core", "comity.config"),
     "comity.web": WORDS + DOORS + FACES + ("comity.core", "comity.config", "comity.controller"),
     "comity.backends": WORDS + DOORS + BACKENDS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 from comity.agent import Agent
 from comity.errors import Refuse
@@ -28,6 +29,9 @@ def compute(kind: str = "pid", n: int = 0) -> int:
             raise SystemExit(2)
         case "text":
             return "text"  # type: ignore[return-value]
+        case "stay":
+            print(os.getpid(), flush=True)
+            threading.Event().wait()
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
     return n * n

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from node_stage import Caller, Leader, Stage, settle
 from pooled import compute, crew
@@ -209,6 +211,31 @@ async def test_the_process_pool(stage: Stage) -> None:
     leader.assign("compute", {"kind": "refuse"}, task="t4")
     assert (await leader.next(wire.Declined)).reason == "not here"
     await node.stop()
+
+
+COMPUTING = """
+import asyncio, pooled
+from comity.node.pools import Pools
+
+async def main():
+    await Pools().in_process(pooled.compute, b'{"kind": "stay"}', (), lambda: None)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells a process that its parent ended")
+async def test_what_computes_ends_with_a_node_that_is_killed() -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    node = await asyncio.create_subprocess_exec(sys.executable, "-c", COMPUTING, stdout=asyncio.subprocess.PIPE, env=env)
+    try:
+        assert node.stdout is not None
+        worker = psutil.Process(int(await asyncio.wait_for(node.stdout.readline(), 30.0)))
+    finally:
+        node.kill()
+        await node.wait()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, [worker], 20.0)
+    assert alive == []
 
 
 def test_what_cannot_run_in_another_process_is_refused() -> None:

@@ -23,6 +23,7 @@ from comity.errors import Refuse
 from comity.model.signature import Signature
 from comity.model.task import TaskFailure
 from comity.node.failing import Failure, NoRetry, failure_of, said_by
+from comity.tie import tie
 
 THREADS = 256
 """Plain functions at a time. A thread is made when all others are busy, so few are as long as few are needed."""
@@ -69,7 +70,7 @@ class Pools:
         await self._process_room.acquire()
         if self._processes is None:
             context = multiprocessing.get_context("spawn")
-            self._processes = ProcessPoolExecutor(os.cpu_count() or 1, context, _ignore_interrupts)
+            self._processes = ProcessPoolExecutor(os.cpu_count() or 1, context, _begin, (os.getpid(),))
         pool, module, name = self._processes, function.__module__, function.__qualname__
         try:
             result = await self._run(pool, self._process_room, started, compute, module, name, data, no_retry)
@@ -137,8 +138,9 @@ def _outcome(context: contextvars.Context, call: Callable[[], Any]) -> tuple[Bas
         return error, None
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole foreground group; the node decides when its processes end."""
+def _begin(node: int) -> None:
+    """Ctrl-C reaches the whole foreground group; the node decides when its processes end. None outlives it."""
+    tie(node)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
