@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, cast
 
 import pytest
+import uvloop
 from pamqp import commands
 from pamqp.base import Frame
 
@@ -100,3 +101,25 @@ async def test_a_connection_that_breaks_as_soon_as_it_stood_is_followed_by_one(m
         assert (mending, len(made)) == (None, 2), "nothing else connects as well"
         assert line.connection is made[1] and line.connection.is_open and not made[0].is_open
         await line.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_connection_that_is_given_up_as_it_is_made_has_ended(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    """uvloop does not tell its protocol."""
+
+    async def live() -> None:
+        server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        for turns in range(8):
+            made = Connection()
+            opening = asyncio.create_task(made.open(host, port, None, "user", "password", "/", "title"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            await asyncio.wait([opening])
+            made.abort()
+            async with asyncio.timeout(20):
+                await made.ended()
+        server.close()
+
+    run(live())

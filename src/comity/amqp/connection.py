@@ -97,7 +97,11 @@ class Connection(asyncio.Protocol):
         self, host: str, port: int, tls: ssl.SSLContext | None, user: str, password: str, vhost: str, name: str
     ) -> None:
         """Raises OSError (nobody is there, or it broke), Refusal, Disconnected (it does not answer)."""
-        await self._loop.create_connection(lambda: self, host, port, ssl=tls)
+        try:
+            await self._loop.create_connection(lambda: self, host, port, ssl=tls)
+        except BaseException:
+            self._ended.set()  # uvloop does not tell, if it is given up just as it is made
+            raise
         try:
             start = await self._ask(0, b"AMQP\x00\x00\x09\x01", commands.Connection.Start)
             self.server = start.server_properties
