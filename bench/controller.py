@@ -27,7 +27,7 @@ from comity.cli.bench_figures import pace_us
 from comity.config import Settings
 from comity.controller.controller import JUMP_S, Controller
 from comity.log.memory import MemoryLog, MemoryLogState
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import AgentRecord, NodeRecord, Offer
 from comity.model.ids import AgentId, ProcessId, TaskIds
 from comity.model.task import TaskSpec
@@ -100,7 +100,7 @@ class Peers:
 
     async def join(self, registry: MemoryRegistry, agents: int) -> None:
         for number, node in enumerate(self.nodes):
-            await registry.put(f"nodes/{node.process}", wire.encode_node(NodeRecord(id=node.process, incarnation=1)))
+            await registry.put(f"nodes/{node.process}", published.encode_node(NodeRecord(id=node.process, incarnation=1)))
             mine = range(number, agents, NODES)
             slots = max(1, SLOTS // agents)
             records = [
@@ -112,7 +112,7 @@ class Peers:
             ]  # fmt: skip
             for start in range(0, len(records), 500):
                 part = records[start : start + 500]
-                await registry.put(f"agents/{node.process}/{start // 500}", wire.encode_agents(part))
+                await registry.put(f"agents/{node.process}/{start // 500}", published.encode_agents(part))
             self.known.clear()
             await self._beat(node, 1)
             await asyncio.sleep(0.02)

@@ -37,8 +37,8 @@ from comity.model.limits import (
     check_sound,
     check_whole,
 )
+from comity.model.published import encode_agents, encode_capability
 from comity.model.signature import Signature
-from comity.model.wire import encode_agents, encode_capability
 
 if TYPE_CHECKING:
     from comity.client.client import Client

@@ -18,7 +18,7 @@ from comity.finding import Conditions, Index, Wanted
 from comity.model.capability import AgentRecord, Capability, NodeRecord
 from comity.model.codec import from_json, to_json
 from comity.model.ids import AgentId, ProcessId, node_of
-from comity.model.wire import decode_agents, decode_capability, decode_node
+from comity.model.published import decode_agents, decode_capability, decode_node
 from comity.registry.base import Change, Registry
 
 __all__ = ["Directory", "Seen", "Sight"]

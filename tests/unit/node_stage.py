@@ -14,7 +14,7 @@ from comity.agent import Agent
 from comity.bus.base import EVERYONE, LEADER, Delivery, to
 from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.config import Settings
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import AgentRecord, NodeRecord
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId
@@ -117,12 +117,12 @@ class Stage:
 
     def agents(self) -> dict[str, AgentRecord]:
         """As the registry shows them."""
-        chunks = [wire.decode_agents(r.value) for k, r in self.registry.records.items() if k.startswith("agents/")]
+        chunks = [published.decode_agents(r.value) for k, r in self.registry.records.items() if k.startswith("agents/")]
         return {agent.id: agent for chunk in chunks for agent in chunk}
 
     def record(self, node: str = "n1") -> NodeRecord | None:
         record = self.registry.records.get(f"nodes/{node}")
-        return wire.decode_node(record.value) if record is not None else None
+        return published.decode_node(record.value) if record is not None else None
 
 
 class Watched(MemoryRegistry):

@@ -16,7 +16,7 @@ from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.config import Settings
 from comity.controller.controller import Controller
 from comity.log.memory import MemoryLog, MemoryLogState
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import AgentRecord, NodeRecord, Offer
 from comity.model.ids import AgentId, NetworkId, ProcessId, TaskId, TaskIds
 from comity.model.task import TaskSpec
@@ -162,12 +162,12 @@ class Peer:
     async def join(self, *agents: str, slots: int = 2, incarnation: int = 1) -> None:
         """Register ``agents`` (each offers echo) and beat until told to stop."""
         record = NodeRecord(id=self.name, incarnation=incarnation)
-        await self.registry.put(f"nodes/{self.name}", wire.encode_node(record))
+        await self.registry.put(f"nodes/{self.name}", published.encode_node(record))
         records = [
             AgentRecord(id=AgentId(f"{self.name}/{a}"), name=a, node=self.name, concurrency=slots, offers=(ECHO,))
             for a in agents
         ]
-        await self.registry.put(f"agents/{self.name}/0", wire.encode_agents(records))
+        await self.registry.put(f"agents/{self.name}/0", published.encode_agents(records))
         await self.say(self.beacon(0, incarnation))
         await self.hear(wire.BeaconAck)
         self._beat = asyncio.create_task(self._beating(incarnation))

@@ -15,7 +15,7 @@ from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.bus.outbox import Outbox
 from comity.client import Client
 from comity.config import Settings
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import AgentRecord, Capability, NodeRecord, Offer
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.task import TaskFailure, TaskState
@@ -104,11 +104,11 @@ class StandInLeader(StandIn):
     def accept(self, item: wire.SubmitTask, sender: ProcessId) -> None:
         self.say(sender, wire.Accepted(((item.spec.id, item.spec.id),)))
 
-    def complete(self, process: str, task: TaskId, value: Any = None) -> None:
-        self.say(process, wire.Ended(task, TaskState.COMPLETED, msgspec.json.encode(value)))
+    def complete(self, process: str, task: TaskId, value: Any = None, epoch: int = 0) -> None:
+        self.say(process, wire.Ended(task, TaskState.COMPLETED, msgspec.json.encode(value), None, epoch))
 
-    def end(self, process: str, task: TaskId, state: TaskState, code: str, message: str = "") -> None:
-        self.say(process, wire.Ended(task, state, None, TaskFailure(code, message, False)))
+    def end(self, process: str, task: TaskId, state: TaskState, code: str, message: str = "", epoch: int = 0) -> None:
+        self.say(process, wire.Ended(task, state, None, TaskFailure(code, message, False), epoch))
 
 
 class Ground:
@@ -148,16 +148,16 @@ class Ground:
 
     async def register(self, node: str, *agents: AgentRecord, incarnation: int = 1, chunk: str = "0") -> None:
         """Put a node and its agents into the registry."""
-        await self.registry.put(f"agents/{node}/{chunk}", wire.encode_agents(list(agents)))
+        await self.registry.put(f"agents/{node}/{chunk}", published.encode_agents(list(agents)))
         await self.registry.put(
-            f"nodes/{node}", wire.encode_node(NodeRecord(id=ProcessId(node), incarnation=incarnation))
+            f"nodes/{node}", published.encode_node(NodeRecord(id=ProcessId(node), incarnation=incarnation))
         )
 
     async def offer(self, node: str, name: str, *capabilities: Capability, **fields: Any) -> AgentRecord:
         """Register an agent that offers ``capabilities``, alone on its node."""
         offers = []
         for capability in capabilities:
-            schema, data = wire.encode_capability(capability)
+            schema, data = published.encode_capability(capability)
             await self.registry.put(f"schemas/{node}/{schema}", data)
             offers.append(Offer(capability.name, capability.version, schema))
         agent = record(node, name, *offers, **fields)

@@ -26,7 +26,7 @@ from comity.errors import (
     Unreachable,
 )
 from comity.message import Message
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import Capability, NodeRecord, Requirements, Strategy
 from comity.model.envelope import Envelope, Performative
 from comity.model.files import BODY_LIMIT
@@ -206,7 +206,7 @@ async def test_a_peer_whose_record_goes_or_changes_is_lost() -> None:
         await client.discover()
         request = asyncio.ensure_future(client.request("n1/a"))
         await node.first(wire.Message)
-        await g.registry.put("nodes/n1", wire.encode_node(NodeRecord(id=ProcessId("n1"), incarnation=2)))
+        await g.registry.put("nodes/n1", published.encode_node(NodeRecord(id=ProcessId("n1"), incarnation=2)))
         with pytest.raises(PeerLost, match="anew"):
             await request
         request = asyncio.ensure_future(client.request("n1/a"))

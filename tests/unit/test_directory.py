@@ -14,7 +14,7 @@ from stand_in import Ground, ground, record, until
 
 from comity.directory import Directory, Seen, Validator, check_input
 from comity.errors import AccessDenied, BadInput, Disconnected, InvalidInput, TimedOut
-from comity.model import wire
+from comity.model import published
 from comity.model.capability import AgentRecord, AgentStatus, Capability, NodeRecord, Offer, Resources
 from comity.model.ids import ProcessId
 from comity.registry.base import Change
@@ -30,11 +30,11 @@ async def loaded(g: Ground) -> Directory:
 
 
 def node(name: str, incarnation: int = 1) -> Change:
-    return Change(f"nodes/{name}", wire.encode_node(NodeRecord(id=ProcessId(name), incarnation=incarnation)), 1)
+    return Change(f"nodes/{name}", published.encode_node(NodeRecord(id=ProcessId(name), incarnation=incarnation)), 1)
 
 
 def chunk(name: str, *agents: AgentRecord, number: int = 0) -> Change:
-    return Change(f"agents/{name}/{number}", wire.encode_agents(list(agents)), 1)
+    return Change(f"agents/{name}/{number}", published.encode_agents(list(agents)), 1)
 
 
 def gone(key: str) -> Change:
@@ -184,7 +184,7 @@ def test_nobody_speaks_for_anothers_agents_and_damage_is_counted() -> None:
 def test_schemas_are_known_by_hash_and_forgotten_with_their_last_copy() -> None:
     directory = empty()
     capability = Capability(name="review", retries=2, input_schema={"type": "object", "required": ["x"]})
-    schema, data = wire.encode_capability(capability)
+    schema, data = published.encode_capability(capability)
     offer = Offer("review", "1.0", schema)
     directory.apply([node("n1"), chunk("n1", record("n1", "a", offer))])
     assert directory.validators("review") == []  # not known yet: nothing is said
@@ -204,7 +204,7 @@ def test_an_input_may_suit_any_of_the_schemas_offered() -> None:
     changes = [node("n1")]
     offers = []
     for name in ("x", "y"):
-        schema, data = wire.encode_capability(
+        schema, data = published.encode_capability(
             Capability(name="review", input_schema={"type": "object", "required": [name]})
         )
         changes.append(Change(f"schemas/n1/{schema}", data, 1))
@@ -229,7 +229,7 @@ def test_an_object_is_no_value_of_the_only_parameter_and_the_error_says_so() -> 
 @pytest.mark.parametrize("schema", [{}, {"type": "nonsense"}])
 def test_without_a_usable_schema_nothing_is_refused(schema: dict[str, Any]) -> None:
     directory = empty()
-    name, data = wire.encode_capability(Capability(name="review", input_schema=schema))
+    name, data = published.encode_capability(Capability(name="review", input_schema=schema))
     directory.apply(
         [node("n1"), Change(f"schemas/n1/{name}", data, 1), chunk("n1", record("n1", "a", Offer("review", "1", name)))]
     )
@@ -279,7 +279,7 @@ def test_the_indices_agree_with_what_is_there_and_watchers_with_both(batches: li
 def test_what_agents_have_in_common_is_one_object() -> None:
     offers = (Offer("x", "1.0", "s"), Offer("y", "1.0", "s"))
     sent = [record("n1", f"a{i}", *offers) for i in range(3)]
-    read = wire.decode_agents(wire.encode_agents(sent))
+    read = published.decode_agents(published.encode_agents(sent))
     assert read == sent
     assert all(agent.offers is read[0].offers and agent.node is read[0].node for agent in read)
 

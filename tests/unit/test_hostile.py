@@ -13,7 +13,7 @@ from peers import ECHO, LIMIT_S, Peer, World, a_while, until
 from comity.bus.base import LEADER
 from comity.controller.controller import CONTROLLERS
 from comity.log.memory import MemoryLog
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import AgentRecord, Requirements, Retry
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.task import LOG_LIMIT, Logged, Stored, TaskFailure, TaskState
@@ -116,7 +116,7 @@ async def test_an_agent_named_in_two_chunks_lives_as_long_as_the_last_says(world
     client, node = await world.peer("c1"), await world.peer("n1")
     await node.join("a")
     record = AgentRecord(id=AgentId("n1/a"), name="a", node=ProcessId("n1"), concurrency=1, offers=(ECHO,))
-    await node.registry.put("agents/n1/1", wire.encode_agents([record]))
+    await node.registry.put("agents/n1/1", published.encode_agents([record]))
     await node.registry.delete("agents/n1/0")
     await until(lambda: "agents/n1/0" not in controller.census._chunks)
     assert list(controller.census.agents) == ["n1/a"]

@@ -10,7 +10,7 @@ from peers import Peer, World, until, virtually
 
 from comity.controller.controller import Controller
 from comity.controller.numbers import loads
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import NodeRecord
 from comity.model.ids import AgentId
 
@@ -103,7 +103,7 @@ async def test_a_node_that_is_back_already_is_not_cleared_away(world: World) -> 
     node = await world.peer("n1")
     await node.join("a")
     node.silence()
-    await node.registry.put("nodes/n1", wire.encode_node(NodeRecord(id=node.name, incarnation=2)))
+    await node.registry.put("nodes/n1", published.encode_node(NodeRecord(id=node.name, incarnation=2)))
     await until(lambda: controller.census.nodes[node.name].incarnation == 2)
     await node.say(wire.Leaving(1))
     await until(lambda: not controller.state.nodes)

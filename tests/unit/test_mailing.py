@@ -11,7 +11,7 @@ from peers import Peer, World, until
 from comity.controller import delivering
 from comity.controller.controller import Controller
 from comity.core.mail import STREAM_KEPT_MS
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.ids import AgentId, TaskIds
 from comity.model.mail import Note, Outgoing
 from comity.model.payload import Stored
@@ -149,7 +149,7 @@ async def test_names_and_capabilities_are_looked_up_by_the_leader(scene: Scene) 
     assert scene.controller.state.mail.letters[3].receivers == (B,)
     await scene.post(scene.mail(tags=()))
     assert len(scene.controller.state.mail.letters[4].receivers) == 3
-    await scene.controller.registry.put("agents/n2/0", wire.encode_agents([]))
+    await scene.controller.registry.put("agents/n2/0", published.encode_agents([]))
     await until(lambda: AgentId("n2/a") not in scene.controller.census.agents)
     await scene.post(scene.mail(to="a"))
     assert scene.controller.state.mail.letters[5].receivers == (A,)

@@ -12,7 +12,7 @@ from node_stage import LIMIT_S, Caller, Stage, Watched, staged_on, until, worker
 from comity.agent import Agent
 from comity.bus.base import to
 from comity.errors import AccessDenied, Conflict, ShuttingDown, TimedOut, UnknownAgent, Unreachable
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import AgentStatus, NodeRecord, Resources
 from comity.model.ids import ProcessId
 from comity.node.announce import CHUNK, NODE_TTL_S
@@ -40,7 +40,7 @@ async def test_agents_are_announced_once_they_can_be_reached(stage: Stage) -> No
     assert record.resources == Resources(cpu=4.0, gpu=1) and record.node == "n1" and record.status == "active"
     assert record.registered_at == int(stage.wall() * 1000) // 1000 * 1000 or record.registered_at > 0
     (offer,) = record.offers
-    capability = wire.decode_capability(stage.registry.records[f"schemas/n1/{offer.schema}"].value)
+    capability = published.decode_capability(stage.registry.records[f"schemas/n1/{offer.schema}"].value)
     assert capability.name == "work" and capability.description == "Do some work."
     assert capability.input_schema["properties"]["seconds"] == {"type": "number", "default": 0.0}
     shown = stage.record()
@@ -95,7 +95,7 @@ async def test_what_the_registry_has_lost_is_there_again_at_the_next_renewal(sta
 @staged
 async def test_what_a_former_life_left_is_cleared_away(stage: Stage) -> None:
     registry = MemoryRegistry(stage.registry)
-    await registry.put("agents/n1/7", wire.encode_agents([]))
+    await registry.put("agents/n1/7", published.encode_agents([]))
     await registry.put("schemas/n1/0123", b"{}")
     await registry.put("agents/n10/0", b"another's")
     await stage.started(worker())

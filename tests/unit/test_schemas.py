@@ -14,7 +14,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from comity.model import wire
+from comity.model import published, wire
 from comity.model.capability import AgentRecord, Capability, NodeRecord, Offer
 from comity.model.envelope import Envelope, Performative
 from comity.model.ids import AgentId, ProcessId, TaskId
@@ -107,10 +107,10 @@ def test_records_are_as_they_say() -> None:
     definitions = schema("registry.json")
     node = NodeRecord(id=ProcessId("n"), incarnation=1)
     agent = AgentRecord(id=AgentId("n/a"), name="a", node=ProcessId("n"), offers=(Offer("echo", "1.0", "hash"),))
-    capability = json.loads(wire.encode_capability(Capability(name="echo"))[1])
+    capability = json.loads(published.encode_capability(Capability(name="echo"))[1])
     for name, value in [
-        ("NodeRecord", as_json(wire.encode_node(node))),
-        ("AgentRecord", as_json(wire.encode_agents([agent]))[0]),
+        ("NodeRecord", as_json(published.encode_node(node))),
+        ("AgentRecord", as_json(published.encode_agents([agent]))[0]),
         ("Capability", capability),
     ]:
         validator = jsonschema_rs.validator_for({"$ref": f"#/$defs/{name}", "$defs": definitions["$defs"]})

@@ -8,7 +8,7 @@ import pytest
 from peers import World, until
 
 from comity.controller import vanished
-from comity.model import wire
+from comity.model import published
 from comity.model.capability import AgentRecord, NodeRecord
 from comity.model.ids import AgentId, NodeId, ProcessId
 from comity.registry.memory import MemoryRegistry
@@ -25,7 +25,7 @@ async def world() -> AsyncIterator[World]:
 async def announce(world: World, node: str) -> None:
     """The agents of a node that sends no beacon."""
     agent = AgentRecord(id=AgentId(f"{node}/a"), name="a", node=NodeId(ProcessId(node)))
-    await MemoryRegistry(world.registry).put(f"agents/{node}/0", wire.encode_agents([agent]))
+    await MemoryRegistry(world.registry).put(f"agents/{node}/0", published.encode_agents([agent]))
 
 
 async def test_agents_of_nodes_without_a_lease_are_not_counted(world: World) -> None:
@@ -46,7 +46,7 @@ async def test_agents_of_a_node_that_never_came_are_removed(world: World, monkey
     await announce(world, "ghost")
     await announce(world, "coming")
     record = NodeRecord(id=NodeId(ProcessId("coming")), incarnation=1)
-    await MemoryRegistry(world.registry).put("nodes/coming", wire.encode_node(record))
+    await MemoryRegistry(world.registry).put("nodes/coming", published.encode_node(record))
     controller = await world.controller()
     node = await world.peer("n1")
     await node.join("a")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from comity.errors import InvalidInput
 from comity.model.parts import Break
-from comity.model.task import TaskState
 from comity.model.typed import decoder
 
 if TYPE_CHECKING:
@@ -92,13 +91,15 @@ async def _read(source: _Source, kind: Any) -> AsyncGenerator[Any, None]:
                 yield part if isinstance(part, Break) else _decoded(reads, part, task, kind)
             if ending.done():
                 ended = ending.result()  # raises what closed the connection
-                if ended.state is not TaskState.COMPLETED or ended.failure is not None:
-                    raise await task._error(ended)
+                readings.ended(reading, ended.epoch)
                 last_at = last_at or loop.time() + LAST_S
-                if reading.is_complete or loop.time() >= last_at or (reading.is_nowhere and reading.looking is None):
+                is_nowhere = reading.is_nowhere and reading.looking is None
+                has_none = not ended.has_result and not ended.epoch  # it never ran
+                if reading.is_complete or is_nowhere or has_none or loop.time() >= last_at:
                     break
-                readings.look(reading)
             await readings.news(reading, LOOK_S if last_at else LAST_S)
+        if not ending.result().has_result:
+            raise await task._error(ending.result())
         if reading.has_begun and not reading.is_complete:
             yield Break(reading.attempt, max(1, reading.total - reading.received))
     finally:

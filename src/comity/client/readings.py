@@ -29,11 +29,11 @@ LOOK_S = 1.0
 class Reading:
     """One reader's stream. ``received``: the number of the last part of this attempt that has arrived; ``taken``: of the last
     one that was given out; ``untold``: bytes given out since the node was told; ``has_begun``: something of it was seen;
-    ``is_nowhere``: nobody has parts, as far as is known."""
+    ``is_nowhere``: nobody has parts, as far as is known; ``last``: the epoch of the task's last attempt, once that is known."""
 
     __slots__ = (
-        "attempt", "epoch", "granted", "has_begun", "is_asking", "is_nowhere", "is_quiet", "look_at", "looking", "node", "queue",
-        "received", "ref", "taken", "task", "total", "untold", "waiter",
+        "attempt", "epoch", "granted", "has_begun", "is_asking", "is_nowhere", "is_quiet", "last", "look_at", "looking", "node",
+        "queue", "received", "ref", "taken", "task", "total", "untold", "waiter",
     )  # fmt: skip
 
     def __init__(self, ref: int, task: TaskId) -> None:
@@ -41,7 +41,7 @@ class Reading:
         self.task = task
         self.node = ProcessId("")
         self.epoch = -1
-        self.attempt = self.received = self.taken = self.granted = self.untold = 0
+        self.attempt = self.received = self.taken = self.granted = self.untold = self.last = 0
         self.total = -1
         self.queue: deque[tuple[int, bytes | Break]] = deque()
         self.has_begun = self.is_asking = self.is_nowhere = False
@@ -51,8 +51,14 @@ class Reading:
         self.waiter: asyncio.Future[None] | None = None
 
     @property
-    def is_complete(self) -> bool:
+    def has_attempt(self) -> bool:
+        """All parts of its attempt have arrived."""
         return 0 <= self.total <= self.received
+
+    @property
+    def is_complete(self) -> bool:
+        """So they have, and no later attempt is known."""
+        return self.has_attempt and self.epoch >= self.last
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -118,11 +124,19 @@ class Readings:
             alarm.cancel()
 
     def look(self, reading: Reading) -> None:
-        """Ask the leader where its attempt runs, unless that is known or was asked a moment ago."""
+        """Ask the leader where its attempt runs, or the next one, unless that is known or was asked a moment ago."""
         now = self._loop.time()
-        if not reading.node and reading.looking is None and now >= reading.look_at and reading.ref in self._open:
+        is_known = reading.node and not reading.has_attempt and reading.epoch >= reading.last
+        if not is_known and reading.looking is None and now >= reading.look_at and reading.ref in self._open:
             reading.look_at = now + LOOK_S
             reading.looking = self._loop.create_task(self._look(reading))
+
+    def ended(self, reading: Reading, epoch: int) -> None:
+        """Its task has ended, with the attempt of that epoch: see that the parts of that one come."""
+        if epoch > max(reading.last, reading.epoch):
+            reading.is_nowhere = False
+        reading.last = epoch
+        self.look(reading)
 
     async def _look(self, reading: Reading) -> None:
         try:
@@ -196,7 +210,8 @@ class Readings:
         reading = self._of(item.ref, item.epoch, sender)
         if reading is not None:
             reading.total = item.total
-            if reading.is_complete:
+            if reading.has_attempt:
+                self._look_soon(reading)
                 reading.wake()
             else:
                 self._ask_again(reading)

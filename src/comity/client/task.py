@@ -88,7 +88,7 @@ class Task:
         """
         started = self._exchange.loop.time()
         ended = await self._ended(check_timeout(timeout))
-        if ended.state is not TaskState.COMPLETED or ended.failure is not None:
+        if not ended.has_result:
             raise await self._error(ended)
         payload = ended.result
         if isinstance(payload, Stored):

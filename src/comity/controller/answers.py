@@ -435,4 +435,4 @@ class Answers:
             _log.warning("a finished task cannot be read", task=task_id, code=error.code, error=error.message)
         else:
             if task.is_terminal:
-                self._outbox.post(to(sender), Ended(task_id, task.state, task.result, task.failure))
+                self._outbox.post(to(sender), Ended(task_id, task.state, task.result, task.failure, task.epoch))

@@ -16,8 +16,8 @@ from comity.errors import ComityError
 from comity.failpoints import durable
 from comity.model.capability import AgentRecord, NodeRecord
 from comity.model.ids import AgentId, NodeId, ProcessId
+from comity.model.published import decode_agents, decode_node
 from comity.model.server import Damage, decode_server
-from comity.model.wire import decode_agents, decode_node
 from comity.registry.base import Change, Registry
 
 TOLD_S = 15.0

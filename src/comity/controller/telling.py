@@ -185,7 +185,7 @@ class Telling:
             if result is None:
                 self._fetch(self._end_when_loaded(task, who))
                 return
-        self.send_end(Ended(task.spec.id, task.state, result, task.failure), who)
+        self.send_end(Ended(task.spec.id, task.state, result, task.failure, task.epoch), who)
 
     def send_end(self, ended: Ended, who: dict[ProcessId, None]) -> None:
         for process in who:
@@ -200,6 +200,6 @@ class Telling:
                 for process in who:
                     self.follow_missing(task.spec.id, process)
             elif error.definite:
-                self.send_end(Ended(task.spec.id, TaskState.COMPLETED, None, failure), who)
+                self.send_end(Ended(task.spec.id, TaskState.COMPLETED, None, failure, task.epoch), who)
             return  # unknown: whoever waits asks again
-        self.send_end(Ended(task.spec.id, task.state, result, task.failure), who)
+        self.send_end(Ended(task.spec.id, task.state, result, task.failure, task.epoch), who)

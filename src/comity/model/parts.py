@@ -74,7 +74,7 @@ class Part(Item, frozen=True, tag=132):
 
 
 class PartsEnd(Item, frozen=True, tag=133):
-    """The attempt has completed; it had so many parts."""
+    """The attempt is over, however it ended; it had so many parts."""
 
     ref: int
     epoch: int

@@ -11,15 +11,13 @@ from typing import Any
 import msgspec
 
 from comity.errors import InvalidInput
-from comity.model.capability import AgentRecord, NodeRecord, Requirements, Strategy
+from comity.model.capability import Requirements, Strategy
 from comity.model.codec import UNREADABLE
 from comity.model.envelope import Envelope
 from comity.model.ids import AgentId, ProcessId, TaskId
 from comity.model.item import Item as Item
 from comity.model.mail import Outgoing
 from comity.model.parts import NoParts, Part, PartsEnd, PartsOffered, ReadParts
-from comity.model.published import decode_capability as decode_capability
-from comity.model.published import encode_capability as encode_capability
 from comity.model.task import Payload, TaskFailure, TaskSpec, TaskState
 from comity.model.wire_mail import Deliver, Grouped, InGroups, MailDone, MailSettled, MailTaken, SendMail, StreamOver
 from comity.model.wire_talk import Misfit
@@ -131,12 +129,19 @@ class Refused(Item, tag=21):
 
 
 class Ended(Item, tag=22):
-    """A task reached a terminal state. ``result`` is never ``Logged`` here."""
+    """A task reached a terminal state. ``result`` is never ``Logged`` here; ``epoch`` is that of its last attempt, 0 if there was
+    none."""
 
     task: TaskId
     state: TaskState
     result: Payload | None = None
     failure: TaskFailure | None = None
+    epoch: int = 0
+
+    @property
+    def has_result(self) -> bool:
+        """It went well, and what came of it can be read."""
+        return self.state is TaskState.COMPLETED and self.failure is None
 
 
 class Answer(Item, tag=23):
@@ -441,8 +446,6 @@ Any_ = (
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Any_])
-_agents = msgspec.msgpack.Decoder(list[AgentRecord])
-_node = msgspec.msgpack.Decoder(NodeRecord)
 
 
 def encode(items: list[Item]) -> bytes:
@@ -465,32 +468,3 @@ def decode(data: bytes) -> list[Any_]:
         return _decoder.decode(data)
     except UNREADABLE as error:
         raise InvalidInput(f"not a message of Comity's: {error}") from error
-
-
-def encode_agents(agents: list[AgentRecord]) -> bytes:
-    return _encoder.encode(agents)
-
-
-def decode_agents(data: bytes) -> list[AgentRecord]:
-    """The agents of a chunk. What many have in common is one object: there may be a hundred thousand."""
-    try:
-        agents = _agents.decode(data)
-    except UNREADABLE as error:
-        raise InvalidInput(f"not a list of agents: {error}") from error
-    shared: dict[Any, Any] = {}
-    for agent in agents:
-        agent.node = shared.setdefault(agent.node, agent.node)
-        agent.offers = shared.setdefault(agent.offers, agent.offers)
-        agent.resources = shared.setdefault(agent.resources, agent.resources)
-    return agents
-
-
-def encode_node(node: NodeRecord) -> bytes:
-    return _encoder.encode(node)
-
-
-def decode_node(data: bytes) -> NodeRecord:
-    try:
-        return _node.decode(data)
-    except UNREADABLE as error:
-        raise InvalidInput(f"not a node record: {error}") from error

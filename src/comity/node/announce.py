@@ -21,7 +21,7 @@ from comity.errors import ComityError, Conflict, Disconnected, Indefinite
 from comity.failpoints import durable
 from comity.model.capability import NodeRecord
 from comity.model.ids import ProcessId
-from comity.model.wire import encode_agents, encode_node
+from comity.model.published import encode_agents, encode_node
 from comity.registry.base import Registry
 
 CHUNK = 100

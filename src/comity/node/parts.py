@@ -130,7 +130,7 @@ class Outgoing:
         self._size -= len(self._parts.popleft())
 
     def complete(self) -> None:
-        """The generator has ended well."""
+        """The generator has ended: there will be no more parts."""
         self._total = self._made
         for reader in self._readers.values():
             self._serve(reader)
@@ -139,6 +139,8 @@ class Outgoing:
         """The attempt is over."""
         if not self.is_over:
             self.is_over = True
+            if self._total < 0:
+                self.complete()
             self._room.set()
             self._ended(self)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from comity.client import Client
 from comity.directory import Seen
 from comity.model.ids import AgentId, node_of
-from comity.model.wire import decode_agents
+from comity.model.published import decode_agents
 from comity.registry.memory import MemoryRegistryState
 from comity.sim.checkers import Violation
 
