@@ -175,6 +175,23 @@ async def test_a_stream_is_forgotten_in_the_end(stage: Stage) -> None:
 
 
 @staged
+async def test_a_stream_that_has_ended_is_kept_while_it_is_read(stage: Stage) -> None:
+    leader, reads = await begin(stage, "count", n=100)
+    await reads.read(until=10)
+    await leader.next(wire.Done)
+    for _ in range(40):
+        await reads.read(taken=5, after=10, until=10)
+        await asyncio.sleep(1)
+    await reads.read(taken=10, after=10, until=100)
+    await until(lambda: bool(reads.of(PartsEnd)))
+    assert reads.parts() == [*range(1, 101)]
+    await reads.read(taken=100, after=100, until=164)
+    await asyncio.sleep(node_parts.LEFT_S + 1)
+    await reads.read(taken=100, after=100, until=164)
+    await until(lambda: bool(reads.of(NoParts)))
+
+
+@staged
 async def test_what_has_ended_is_kept_within_bounds(stage: Stage) -> None:
     _, leader = await stage.started(streaming())
     node_parts.LEFT_MAX, before = 3, node_parts.LEFT_MAX

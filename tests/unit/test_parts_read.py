@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from own_loop import Test, on_loop
 from stand_in import Ground, StandIn, StandInLeader, ground, until
 
 from comity import Agent, Attempt, Break
@@ -16,6 +17,7 @@ from comity.model import wire
 from comity.model.ids import ProcessId
 from comity.model.parts import WINDOW, NoParts, Part, PartsEnd, PartsOffered, ReadParts
 from comity.model.task import TaskState
+from comity.sim.loop import VirtualLoop
 
 
 async def reading(g: Ground, kind: Any = Any) -> tuple[StandInLeader, StandIn, Task, list[Any], asyncio.Task[None]]:
@@ -29,6 +31,18 @@ async def reading(g: Ground, kind: Any = Any) -> tuple[StandInLeader, StandIn, T
             got.append(part)
 
     return leader, node, task, got, asyncio.ensure_future(read())
+
+
+async def _play(test: Test, given: dict[str, Any]) -> None:
+    g = Ground()
+    try:
+        await test(g=g, **given)
+    finally:
+        for client in g.clients:
+            await client.close()
+
+
+on_virtual = on_loop(VirtualLoop, _play, "g")
 
 
 def send(node: StandIn, read: ReadParts, *numbers: int, epoch: int = 1) -> None:
@@ -84,6 +98,8 @@ async def test_what_is_missing_is_said() -> None:
         node.say("c1", NoParts(read.ref, 1, 11))
         send(node, read, 12)
         await until(lambda: len(got) == 3)
+        leader.questions["task"] = {"node": "n1", "epoch": 1, "attempts": [{}]}
+        node.answers[ReadParts] = lambda item, sender: node.say(sender, NoParts(item.ref, 1))
         node.say("c1", NoParts(read.ref, 1))  # and no more
         leader.complete("c1", task.id)
         await work
@@ -299,3 +315,138 @@ async def test_a_node_that_is_gone_is_looked_for_elsewhere() -> None:
 def test_an_attempt_may_stream_what_a_child_streams() -> None:
     """The verb is there on all who speak."""
     assert Attempt.stream.__doc__ and Agent.stream.__doc__
+
+
+@on_virtual
+async def test_who_is_slow_gets_all_of_what_has_ended(g: Ground) -> None:
+    """The last parts have two seconds from when there was room for them, and not from the end of the task."""
+    leader, client, node = await g.leader(), await g.client(), await g.node()
+    task = await client.submit("count")
+    node.say("c1", PartsOffered(task.id, 1, 1))
+    leader.end("c1", task.id, TaskState.FAILED, "ValueError", "no", epoch=1)
+    await asyncio.sleep(0.1)
+    parts = task.stream()
+    first = asyncio.ensure_future(anext(parts))
+    await asyncio.sleep(0.1)
+    [read] = node.all(ReadParts)[:1]
+    send(node, read, 1)
+    assert await first == 1
+    await asyncio.sleep(client_parts.LAST_S * 2)
+    second = asyncio.ensure_future(anext(parts))
+    await asyncio.sleep(0.1)
+    send(node, read, 2)
+    node.say("c1", PartsEnd(read.ref, 1, 2))
+    assert await second == 2
+    with pytest.raises(TaskFailed, match="no"):
+        await anext(parts)
+
+
+@on_virtual
+async def test_what_is_not_read_of_an_attempt_is_not_acknowledged_to_the_next(g: Ground) -> None:
+    leader, client, node, other = await g.leader(), await g.client(), await g.node(), await g.node("n2")
+    task = await client.submit("count")
+    node.say("c1", PartsOffered(task.id, 1, 1))
+    parts = task.stream()
+    first = asyncio.ensure_future(anext(parts))
+    await asyncio.sleep(0.1)
+    read = node.all(ReadParts)[0]
+    send(node, read, *range(1, 61))
+    other.say("c1", PartsOffered(task.id, 2, 2))
+    await asyncio.sleep(0.1)
+    assert [await first, *[await anext(parts) for _ in range(60)]] == [*range(1, 61), Break(2)]
+    await asyncio.sleep(5)
+    assert {read.taken for read in other.all(ReadParts)} == {0}
+    await parts.aclose()
+
+
+@on_virtual
+async def test_every_attempt_that_is_begun_is_told(g: Ground) -> None:
+    leader, node, task, got, work = await reading(g)
+    await asyncio.sleep(0.1)
+    send(node, node.all(ReadParts)[0], 1)
+    await asyncio.sleep(0.1)
+    nodes = [await g.node("n2"), await g.node("n3")]
+    nodes[0].say("c1", PartsOffered(task.id, 2, 2))
+    await asyncio.sleep(0.1)
+    assert got == [1, Break(2)]
+    nodes[1].say("c1", PartsOffered(task.id, 3, 3))
+    await asyncio.sleep(0.1)
+    [third] = nodes[1].all(ReadParts)
+    send(nodes[1], third, 1, epoch=3)
+    leader.complete("c1", task.id, epoch=3)
+    await work
+    assert got == [1, Break(2), Break(3), 1, Break(3, 1)]
+
+
+@on_virtual
+async def test_that_nothing_of_the_last_attempt_came_is_said(g: Ground) -> None:
+    leader, node, task, got, work = await reading(g)
+    await asyncio.sleep(0.1)
+    send(node, node.all(ReadParts)[0], 1)
+    other = await g.node("n2")
+    other.say("c1", PartsOffered(task.id, 2, 2))
+    await asyncio.sleep(0.1)
+    other.say("c1", NoParts(other.all(ReadParts)[0].ref, 2))
+    leader.questions["task"] = {"node": "n2", "epoch": 2, "attempts": [{}, {}]}
+    leader.complete("c1", task.id, epoch=2)
+    await work
+    assert got == [1, Break(2), Break(2, 1)]
+
+
+@on_virtual
+async def test_who_asked_too_early_asks_once_more(g: Ground) -> None:
+    """Where the task went, before it had begun there."""
+    leader, client, node = await g.leader(), await g.client(), await g.node()
+    task = client.task("00000000000000000000000a")
+    leader.questions["task"] = {"node": "n1", "epoch": 1, "attempts": [{}]}
+    parts = task.stream()
+    first = asyncio.ensure_future(anext(parts))
+    await asyncio.sleep(0.5)
+    [read] = node.all(ReadParts)
+    node.say("c1", NoParts(read.ref, 1))
+    await asyncio.sleep(0.1)
+    leader.end("c1", task.id, TaskState.FAILED, "ValueError", "no", epoch=1)
+    await asyncio.sleep(0.1)
+    assert len(node.all(ReadParts)) == 2
+    send(node, read, 1)
+    node.say("c1", PartsEnd(read.ref, 1, 1))
+    assert await first == 1
+    with pytest.raises(TaskFailed, match="no"):
+        await anext(parts)
+
+
+@on_virtual
+async def test_the_end_of_a_task_makes_sure_of_the_end_of_its_parts(g: Ground) -> None:
+    """What said so may be lost, and a node that is gone is known to be gone when it is told something."""
+    leader, node, task, got, work = await reading(g)
+    await asyncio.sleep(0.1)
+    read = node.all(ReadParts)[0]
+    send(node, read, 1)
+    await asyncio.sleep(0.1)
+    leader.complete("c1", task.id, epoch=1)
+    await asyncio.sleep(0.1)
+    assert len(node.all(ReadParts)) == 2
+    node.say("c1", PartsEnd(read.ref, 1, 1))
+    await work
+    assert got == [1]
+
+
+@on_virtual
+@pytest.mark.parametrize("where", ["in a queue", "not a stream", "waits for an answer"])
+async def test_who_waits_for_long_asks_seldom(g: Ground, where: str) -> None:
+    leader, client, node = await g.leader(), await g.client(), await g.node()
+    task = client.task("00000000000000000000000a")
+    leader.questions["task"] = {"node": None if where == "in a queue" else "n1", "epoch": 1, "attempts": [{}]}
+
+    def says(item: ReadParts, sender: ProcessId) -> None:
+        node.say(sender, PartsEnd(item.ref, 1, 0) if where == "waits for an answer" else NoParts(item.ref, 1))
+
+    node.answers[ReadParts] = says
+    parts = task.stream()
+    first = asyncio.ensure_future(anext(parts))
+    await asyncio.sleep(600)
+    asked = sum(item.what == "task" for item in leader.all(wire.Ask))
+    assert 30 < asked < 50
+    leader.end("c1", task.id, TaskState.CANCELED, "task-canceled", "no")
+    with pytest.raises(TaskCanceled):
+        await first

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from comity.client.terms import TaskOptions
 
 LAST_S = 2.0
-"""How long the last parts may take once the task has ended."""
+"""How long the last parts may take once the task has ended and the reader has what came so far."""
 LOOK_S = 0.1
 
 
@@ -87,7 +87,7 @@ async def _read(source: _Source, kind: Any) -> AsyncGenerator[Any, None]:
             task._pausing(True)
         while True:
             while reading.queue:
-                part = readings.give(reading)
+                last_at, part = 0.0, readings.give(reading)
                 yield part if isinstance(part, Break) else _decoded(reads, part, task, kind)
             if ending.done():
                 ended = ending.result()  # raises what closed the connection

@@ -23,30 +23,32 @@ RENEW_S = 2.0
 OFFERS_KEPT = 1024
 FIRST_LOOK_S = 0.1
 """So long an offer may be on its way before the leader is asked instead."""
-LOOK_S = 1.0
+LOOK_S, LOOK_MAX_S = 1.0, 15.0
+"""How soon it is asked again; twice as long each time, for a task may wait in a queue, or for an answer, for days."""
 
 
 class Reading:
     """One reader's stream. ``received``: the number of the last part of this attempt that has arrived; ``taken``: of the last
-    one that was given out; ``untold``: bytes given out since the node was told; ``has_begun``: something of it was seen;
-    ``is_nowhere``: nobody has parts, as far as is known; ``last``: the epoch of the task's last attempt, once that is known."""
+    one that was given out; ``untold``: bytes given out since the node was told; ``has_begun``: something of it, or of an attempt
+    before, was seen; ``is_nowhere``: nobody has parts, as far as is known; ``last``: the epoch of the task's last attempt, once it
+    has ended; ``queue``: what is to be given out, each with its number (0: it is of no number, or of an attempt before)."""
 
     __slots__ = (
         "attempt", "epoch", "granted", "has_begun", "is_asking", "is_nowhere", "is_quiet", "last", "look_at", "looking", "node",
-        "queue", "received", "ref", "taken", "task", "total", "untold", "waiter",
+        "pause_s", "queue", "received", "ref", "taken", "task", "total", "untold", "waiter",
     )  # fmt: skip
 
     def __init__(self, ref: int, task: TaskId) -> None:
         self.ref = ref
         self.task = task
         self.node = ProcessId("")
-        self.epoch = -1
-        self.attempt = self.received = self.taken = self.granted = self.untold = self.last = 0
-        self.total = -1
+        self.epoch = self.total = self.last = -1
+        self.attempt = self.received = self.taken = self.granted = self.untold = 0
         self.queue: deque[tuple[int, bytes | Break]] = deque()
         self.has_begun = self.is_asking = self.is_nowhere = False
         self.is_quiet = True
         self.look_at = 0.0
+        self.pause_s = LOOK_S
         self.looking: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = None
 
@@ -128,15 +130,24 @@ class Readings:
         now = self._loop.time()
         is_known = reading.node and not reading.has_attempt and reading.epoch >= reading.last
         if not is_known and reading.looking is None and now >= reading.look_at and reading.ref in self._open:
-            reading.look_at = now + LOOK_S
+            reading.look_at = now + reading.pause_s
+            reading.pause_s = min(reading.pause_s * 2, LOOK_MAX_S)
             reading.looking = self._loop.create_task(self._look(reading))
 
     def ended(self, reading: Reading, epoch: int) -> None:
-        """Its task has ended, with the attempt of that epoch: see that the parts of that one come."""
-        if epoch > max(reading.last, reading.epoch):
-            reading.is_nowhere = False
-        reading.last = epoch
-        self.look(reading)
+        """Its task has ended, with the attempt of that epoch: see that the parts of that one come. Who was told before that they
+        are nowhere may have asked too early."""
+        is_news, reading.last = reading.last < 0, epoch
+        if not reading.is_complete:
+            if is_news:
+                reading.is_nowhere, reading.look_at = False, 0.0
+                self._read(reading)  # the last that its node said may be lost
+            self.look(reading)
+
+    def _hurry(self, reading: Reading) -> None:
+        """What is to be asked may have changed."""
+        reading.pause_s = LOOK_S
+        reading.look_at = min(reading.look_at, self._loop.time() + LOOK_S)
 
     async def _look(self, reading: Reading) -> None:
         try:
@@ -166,11 +177,14 @@ class Readings:
         if epoch < reading.epoch or (epoch == reading.epoch and reading.node):
             return
         if epoch > reading.epoch:
+            reading.queue = deque((0, part) for _, part in reading.queue)
             if reading.has_begun:
+                if reading.queue and reading.queue[-1][1] == Break(reading.attempt):
+                    reading.queue.pop()  # nothing came of that one
                 reading.queue.append((0, Break(attempt)))
             reading.epoch, reading.attempt, reading.total = epoch, attempt, -1
             reading.received = reading.taken = reading.granted = 0
-            reading.has_begun = False
+            self._hurry(reading)
         reading.node, reading.is_nowhere = node, False
         self._read(reading, again=True)
         reading.wake()
@@ -242,6 +256,7 @@ class Readings:
     def _on_link(self, link: Link) -> None:
         if link is Link.UP:
             for reading in self._open.values():
+                self._hurry(reading)  # an offer may be lost
                 self._read(reading, again=True)
 
     def _tick(self) -> None:

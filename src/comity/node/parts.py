@@ -38,7 +38,7 @@ READERS_MAX = 64
 LEFT_S = 15.0
 LEFT_BYTES = 64 * 1024 * 1024
 LEFT_MAX = 10_000
-"""How long, and how much of, streams that have ended are kept for who has not read them to the end."""
+"""How long, and how much of, streams that have ended are kept for who has not read them to the end; who still reads one has longer."""
 LIST_BYTES = 64 * 1024 * 1024
 """Parts that together are the result, for want of a ``Final``."""
 
@@ -79,6 +79,12 @@ class Outgoing:
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def is_read(self) -> bool:
+        """By somebody who does not have all of it."""
+        now = self._now()
+        return any(reader.until_s > now and reader.acked < self._made for reader in self._readers.values())
 
     def shown_at(self, now: float) -> float:
         """When the last part came; now, if the generator waits for a reader."""
@@ -222,10 +228,16 @@ class Streams:
     def _over(self, stream: Outgoing) -> None:
         if self._open.get(stream.task) is not stream:
             return
-        self._left[stream] = self._loop.call_later(LEFT_S, self._forget, stream), stream.size
+        self._left[stream] = self._loop.call_later(LEFT_S, self._expire, stream), stream.size
         self._left_bytes += stream.size
         while len(self._left) > LEFT_MAX or self._left_bytes > LEFT_BYTES:
             self._forget(next(iter(self._left)))
+
+    def _expire(self, stream: Outgoing) -> None:
+        if stream.is_read:
+            self._left[stream] = self._loop.call_later(LEFT_S, self._expire, stream), self._left[stream][1]
+        else:
+            self._forget(stream)
 
     def _forget(self, stream: Outgoing) -> None:
         if self._open.get(stream.task) is stream:
