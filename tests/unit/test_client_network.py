@@ -186,6 +186,50 @@ async def test_a_tasks_past_is_told_though_its_end_is_known_first() -> None:
         assert [event["type"] async for event in events] == ["task.completed"]
 
 
+async def test_a_tasks_events_are_all_told_though_its_end_is_known_before_they_are_resumed() -> None:
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        task = await client.submit("x")
+        events = task.events()
+        first = asyncio.ensure_future(anext(events))
+        notice(leader, await following(leader), 3, "task.assigned")
+        assert (await first)["type"] == "task.assigned"
+        rest = asyncio.ensure_future(_rest(events))
+        g.network.disconnect(client.process)
+        g.network.reconnect(client.process)
+        again = await following(leader, 2)
+        leader.complete("c1", task.id)
+        await until(lambda: task.has_ended)
+        for index, kind in [(3, "task.assigned"), (4, "task.retrying"), (5, "task.completed")]:
+            notice(leader, again, index, kind)
+        assert await rest == ["task.retrying", "task.completed"]
+
+
+async def test_a_slow_reader_of_a_tasks_events_gets_what_did_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comity.client.streams.QUEUED", 2)
+    async with ground() as g:
+        leader, client = await g.leader(), await g.client()
+        task = await client.submit("x")
+        events = task.events()
+        first = asyncio.ensure_future(anext(events))
+        follow = await following(leader)
+        kinds = ["task.assigned", "task.started", "task.retrying", "task.completed"]
+        for index, kind in enumerate(kinds):
+            notice(leader, follow, index + 1, kind)
+        leader.complete("c1", task.id)
+        await until(lambda: task.has_ended)
+        monkeypatch.setattr("comity.client.streams.QUEUED", 9)
+        rest = asyncio.ensure_future(_rest(events, await first))
+        again = await following(leader, 2)
+        for index, kind in enumerate(kinds[1:]):
+            notice(leader, again, index + 2, kind)
+        assert await rest == kinds
+
+
+async def _rest(events: Any, *before: dict[str, Any]) -> list[str]:
+    return [event["type"] for event in [*before, *[event async for event in events]]]
+
+
 async def test_events_resume_where_they_broke_off() -> None:
     async with ground() as g:
         old, client = await g.leader(), await g.client()

@@ -90,6 +90,7 @@ class Streams:
         self.close(stream)
         stream.number, stream.received = self._rng.getrandbits(53), 0
         self._open[stream.number] = stream
+        stream.is_current = stream.index < 0
         self._follow(stream, max(stream.index - 1, 0) if stream.index >= 0 else -1)
 
     def _renew(self, lost: bool) -> None:
@@ -127,15 +128,15 @@ class Streams:
                         stream.is_current = True
                     elif self._is_new(stream, item):
                         yield {**from_json(item.body), "index": max(item.index, 0)}
+                if stream.has_gap:
+                    stream.has_gap = False
+                    self._resume(stream)
                 if stream.is_current and not follow:
                     return
                 if stream.error is not None:
                     raise stream.error
                 if stream.is_over and stream.is_current:
                     return
-                if stream.has_gap:
-                    stream.has_gap = False
-                    self._resume(stream)
                 stream.waiter = self._loop.create_future()
                 await stream.waiter
         finally:
