@@ -175,6 +175,16 @@ async def test_a_stream_is_forgotten_in_the_end(stage: Stage) -> None:
 
 
 @staged
+async def test_who_asks_for_what_is_not_there_yet_gets_a_sign_of_life(stage: Stage) -> None:
+    _, reads = await begin(stage, "count", n=3, pause_s=10)
+    await reads.read(until=10, again=True)
+    await until(lambda: reads.of(NoParts) == [NoParts(7, 1, 0)])
+    await until(lambda: reads.parts() == [1])
+    await reads.read(until=10, after=1, taken=1, again=True)
+    await until(lambda: reads.of(NoParts) == [NoParts(7, 1, 0), NoParts(7, 1, 1)])
+
+
+@staged
 async def test_a_stream_that_has_ended_is_kept_while_it_is_read(stage: Stage) -> None:
     leader, reads = await begin(stage, "count", n=100)
     await reads.read(until=10)

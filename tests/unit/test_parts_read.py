@@ -343,7 +343,7 @@ async def test_who_is_slow_gets_all_of_what_has_ended(g: Ground) -> None:
 
 @on_virtual
 async def test_what_is_not_read_of_an_attempt_is_not_acknowledged_to_the_next(g: Ground) -> None:
-    leader, client, node, other = await g.leader(), await g.client(), await g.node(), await g.node("n2")
+    _, client, node, other = await g.leader(), await g.client(), await g.node(), await g.node("n2")
     task = await client.submit("count")
     node.say("c1", PartsOffered(task.id, 1, 1))
     parts = task.stream()
@@ -442,11 +442,32 @@ async def test_who_waits_for_long_asks_seldom(g: Ground, where: str) -> None:
         node.say(sender, PartsEnd(item.ref, 1, 0) if where == "waits for an answer" else NoParts(item.ref, 1))
 
     node.answers[ReadParts] = says
-    parts = task.stream()
-    first = asyncio.ensure_future(anext(parts))
+    first = asyncio.ensure_future(anext(task.stream()))
     await asyncio.sleep(600)
     asked = sum(item.what == "task" for item in leader.all(wire.Ask))
     assert 30 < asked < 50
     leader.end("c1", task.id, TaskState.CANCELED, "task-canceled", "no")
     with pytest.raises(TaskCanceled):
         await first
+
+
+@on_virtual
+async def test_who_reads_from_a_node_that_says_nothing_looks_for_the_next_attempt(g: Ground) -> None:
+    """It hangs, so nobody says that it is gone; and no offer comes."""
+    leader, client, node, other = await g.leader(), await g.client(), await g.node(), await g.node("n2")
+    node.answers[ReadParts] = lambda item, sender: node.say(sender, NoParts(item.ref, 1, 0))
+    task = client.task("00000000000000000000000a")
+    leader.questions["task"] = {"node": "n1", "epoch": 1, "attempts": [{}]}
+    parts = task.stream()
+    first = asyncio.ensure_future(anext(parts))
+    await asyncio.sleep(600)  # it is slow, but it is there
+    assert [item.what for item in leader.all(wire.Ask)].count("task") == 1
+    send(node, node.all(ReadParts)[0], 1)
+    assert await first == 1
+    node.answers.clear()
+    leader.questions["task"] = {"node": "n2", "epoch": 2, "attempts": [{}, {}]}
+    await asyncio.sleep(8)
+    again = asyncio.ensure_future(anext(parts))
+    send(other, other.all(ReadParts)[0], 1, epoch=2)
+    assert [await again, await anext(parts)] == [Break(2), 1]
+    await parts.aclose()

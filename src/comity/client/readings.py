@@ -1,7 +1,8 @@
 """Streams of parts that are read here: where each comes from, what has arrived, and for how much there is room.
 
 A reader learns from an offer which node runs the attempt (its submitter gets one), or asks the leader. What is missing is asked
-for again: when a number is left out, when the connection stood again, when nothing came for a while.
+for again: when a number is left out, when the connection stood again, when nothing came for a while. A node answers that; if it
+does not, the next attempt may be somewhere else by now.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ RENEW_S = 2.0
 OFFERS_KEPT = 1024
 FIRST_LOOK_S = 0.1
 """So long an offer may be on its way before the leader is asked instead."""
+QUIET_MAX = 2
+"""Periods of ``RENEW_S`` without a word: in the second of them it was asked for one."""
 LOOK_S, LOOK_MAX_S = 1.0, 15.0
 """How soon it is asked again; twice as long each time, for a task may wait in a queue, or for an answer, for days."""
 
@@ -30,12 +33,13 @@ LOOK_S, LOOK_MAX_S = 1.0, 15.0
 class Reading:
     """One reader's stream. ``received``: the number of the last part of this attempt that has arrived; ``taken``: of the last
     one that was given out; ``untold``: bytes given out since the node was told; ``has_begun``: something of it, or of an attempt
-    before, was seen; ``is_nowhere``: nobody has parts, as far as is known; ``last``: the epoch of the task's last attempt, once it
-    has ended; ``queue``: what is to be given out, each with its number (0: it is of no number, or of an attempt before)."""
+    before, was seen; ``is_nowhere``: nobody has parts, as far as is known; ``last``: the epoch of the task's last attempt, once
+    it has ended; ``quiet``: periods without a word from its node; ``queue``: what is to be given out, with its number (0: it is of
+    an attempt before)."""
 
     __slots__ = (
-        "attempt", "epoch", "granted", "has_begun", "is_asking", "is_nowhere", "is_quiet", "last", "look_at", "looking", "node",
-        "pause_s", "queue", "received", "ref", "taken", "task", "total", "untold", "waiter",
+        "attempt", "epoch", "granted", "has_begun", "is_asking", "is_nowhere", "last", "look_at", "looking", "node",
+        "pause_s", "queue", "quiet", "received", "ref", "taken", "task", "total", "untold", "waiter",
     )  # fmt: skip
 
     def __init__(self, ref: int, task: TaskId) -> None:
@@ -43,10 +47,9 @@ class Reading:
         self.task = task
         self.node = ProcessId("")
         self.epoch = self.total = self.last = -1
-        self.attempt = self.received = self.taken = self.granted = self.untold = 0
+        self.attempt = self.received = self.taken = self.granted = self.untold = self.quiet = 0
         self.queue: deque[tuple[int, bytes | Break]] = deque()
         self.has_begun = self.is_asking = self.is_nowhere = False
-        self.is_quiet = True
         self.look_at = 0.0
         self.pause_s = LOOK_S
         self.looking: asyncio.Task[None] | None = None
@@ -128,7 +131,8 @@ class Readings:
     def look(self, reading: Reading) -> None:
         """Ask the leader where its attempt runs, or the next one, unless that is known or was asked a moment ago."""
         now = self._loop.time()
-        is_known = reading.node and not reading.has_attempt and reading.epoch >= reading.last
+        is_current = not reading.has_attempt and reading.epoch >= reading.last
+        is_known = reading.node and is_current and reading.quiet < QUIET_MAX
         if not is_known and reading.looking is None and now >= reading.look_at and reading.ref in self._open:
             reading.look_at = now + reading.pause_s
             reading.pause_s = min(reading.pause_s * 2, LOOK_MAX_S)
@@ -185,7 +189,7 @@ class Readings:
             reading.epoch, reading.attempt, reading.total = epoch, attempt, -1
             reading.received = reading.taken = reading.granted = 0
             self._hurry(reading)
-        reading.node, reading.is_nowhere = node, False
+        reading.node, reading.is_nowhere, reading.quiet = node, False, 0
         self._read(reading, again=True)
         reading.wake()
 
@@ -200,7 +204,7 @@ class Readings:
         reading = self._open.get(ref)
         if reading is None or reading.node != sender or reading.epoch != epoch:
             return None
-        reading.is_quiet = False
+        reading.quiet = 0
         return reading
 
     def on_part(self, item: Part, sender: ProcessId) -> None:
@@ -262,9 +266,9 @@ class Readings:
     def _tick(self) -> None:
         self._alarm = None
         for reading in list(self._open.values()):
-            self._read(reading, again=reading.is_quiet)
-            reading.is_quiet, reading.is_asking = True, False
+            self._read(reading, again=reading.quiet > 0)
             self.look(reading)
+            reading.quiet, reading.is_asking = reading.quiet + 1, False
         if self._open:
             self._alarm = self._timers.after(RENEW_S, self._tick)
 

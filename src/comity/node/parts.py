@@ -38,7 +38,7 @@ READERS_MAX = 64
 LEFT_S = 15.0
 LEFT_BYTES = 64 * 1024 * 1024
 LEFT_MAX = 10_000
-"""How long, and how much of, streams that have ended are kept for who has not read them to the end; who still reads one has longer."""
+"""How long, and how much of, streams that have ended are kept for who has not read them to the end; who is reading has longer."""
 LIST_BYTES = 64 * 1024 * 1024
 """Parts that together are the result, for want of a ``Final``."""
 
@@ -172,7 +172,8 @@ class Outgoing:
         if item.again:
             reader.sent = max(0, min(item.after, self._made))
         self._trim()
-        self._serve(reader)
+        if not self._serve(reader) and item.again:
+            self._post(to(process), NoParts(item.ref, self.epoch, self._made - len(self._parts)))  # a sign of life
         return False
 
     def _trim(self) -> None:
@@ -186,9 +187,10 @@ class Outgoing:
         if not self._is_full() or not self._readers:
             self._room.set()
 
-    def _serve(self, reader: Reader) -> None:
-        """Send what the reader has room for."""
+    def _serve(self, reader: Reader) -> bool:
+        """Send what the reader has room for; whether there was anything."""
         gone, address = self._made - len(self._parts), to(reader.process)
+        had = reader.sent
         if reader.sent < gone:
             self._post(address, NoParts(reader.ref, self.epoch, gone))
             reader.sent = gone
@@ -197,6 +199,7 @@ class Outgoing:
             reader.sent += 1
         if reader.sent == self._total:
             self._post(address, PartsEnd(reader.ref, self.epoch, self._total))
+        return reader.sent > had or reader.sent == self._total
 
 
 class Streams:
