@@ -110,7 +110,21 @@ async def test_what_was_lost_on_the_way_is_sent_again(stage: Stage) -> None:
     await reads.read(after=6, taken=4, until=100, again=True)
     await until(lambda: bool(reads.of(PartsEnd)))
     assert reads.parts() == [7, 8, 9, 10]
+
+
+@staged
+async def test_who_comes_just_after_the_last_reader_has_left_gets_it_all(stage: Stage) -> None:
+    """Who got no offer, and learned at the end of the task where its last attempt was."""
+    _, reads = await begin(stage, "count", n=10)
+    await reads.read(until=100)
+    await until(lambda: bool(reads.of(PartsEnd)))
     await reads.read(for_ms=0)
+    await asyncio.sleep(node_parts.READ_S / 2)
+    await reads.read(ref=8, until=100)
+    await until(lambda: len(reads.of(PartsEnd)) == 2)
+    assert reads.parts(8) == [*range(1, 11)]
+    await reads.read(ref=8, for_ms=0)
+    await asyncio.sleep(node_parts.READ_S * 2)
     await reads.read(until=100)
     await until(lambda: bool(reads.of(NoParts)))
 

@@ -39,6 +39,8 @@ LEFT_S = 15.0
 LEFT_BYTES = 64 * 1024 * 1024
 LEFT_MAX = 10_000
 """How long, and how much of, streams that have ended are kept for who has not read them to the end; who is reading has longer."""
+READ_S = 2.0
+"""How long after all who read one have left: somebody who got no offer may be about to come."""
 LIST_BYTES = 64 * 1024 * 1024
 """Parts that together are the result, for want of a ``Final``."""
 
@@ -153,12 +155,14 @@ class Outgoing:
     # What readers do
 
     def read(self, item: ReadParts, process: ProcessId) -> bool:
-        """What a reader says of itself. True if the stream is over and nobody is left who reads it."""
+        """What a reader says of itself. True if it was the last one, and the stream is over."""
         key = (process, item.ref)
         reader = self._readers.get(key)
         if item.for_ms <= 0:
-            if self._readers.pop(key, None) is not None:
-                self._trim()
+            if reader is None:
+                return False
+            del self._readers[key]
+            self._trim()
             return self.is_over and not self._readers
         if reader is None:
             if len(self._readers) >= READERS_MAX:
@@ -225,8 +229,10 @@ class Streams:
         if stream is None or stream.epoch != item.epoch:
             if item.for_ms > 0:
                 self._post(to(sender), NoParts(item.ref, item.epoch))
-        elif stream.read(item, sender):
-            self._forget(stream)
+        elif stream.read(item, sender) and stream in self._left:
+            timer, size = self._left[stream]
+            timer.cancel()
+            self._left[stream] = self._loop.call_later(READ_S, self._expire, stream), size
 
     def _over(self, stream: Outgoing) -> None:
         if self._open.get(stream.task) is not stream:
