@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from comity.client.client import Client
     from comity.client.task import Task
     from comity.client.terms import TaskOptions
+    from comity.model.wire import Ended
 
 LAST_S = 2.0
 """How long the last parts may take once the task has ended and the reader has what came so far."""
@@ -80,8 +82,14 @@ async def _read(source: _Source, kind: Any) -> AsyncGenerator[Any, None]:
     readings, loop = exchange.readings, exchange.loop
     ending = exchange.outcomes.watch(task._outcome)
     reading = readings.open(task.id)
-    ending.add_done_callback(lambda _: reading.wake())
     last_at = 0.0
+
+    def over(ending: asyncio.Future[Ended]) -> None:
+        if not ending.cancelled() and ending.exception() is None:
+            readings.ended(reading, ending.result().epoch)
+        reading.wake()
+
+    ending.add_done_callback(over)
     try:
         if task._pausing is not None:
             task._pausing(True)
@@ -98,10 +106,12 @@ async def _read(source: _Source, kind: Any) -> AsyncGenerator[Any, None]:
                 if reading.is_complete or is_nowhere or has_none or loop.time() >= last_at:
                     break
             await readings.news(reading, LOOK_S if last_at else LAST_S)
-        if not ending.result().has_result:
-            raise await task._error(ending.result())
-        if reading.has_begun and not reading.is_complete:
-            yield Break(reading.attempt, max(1, reading.total - reading.received))
+        ended = ending.result()
+        missed = reading.total - reading.received
+        if reading.has_begun and not reading.is_complete and (ended.has_result or missed > 0):
+            yield Break(reading.attempt, max(1, missed))
+        if not ended.has_result:
+            raise await task._error(ended)
     finally:
         exchange.outcomes.leave(task._outcome, ending)
         readings.close(reading)

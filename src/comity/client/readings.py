@@ -34,7 +34,7 @@ class Reading:
     """One reader's stream. ``received``: the number of the last part of this attempt that has arrived; ``taken``: of the last
     one that was given out; ``untold``: bytes given out since the node was told; ``has_begun``: something of it, or of an attempt
     before, was seen; ``is_nowhere``: nobody has parts, as far as is known; ``last``: the epoch of the task's last attempt, once
-    it has ended; ``quiet``: periods without a word from its node; ``queue``: what is to be given out, with its number (0: it is of
+    it has ended; ``quiet``: periods without a word from its node; ``queue``: what is to be given out, with its number (0: of
     an attempt before)."""
 
     __slots__ = (
