@@ -31,7 +31,7 @@ class Judge:
     attempt comes after one of a later attempt; of the attempt that counts, the last part is read or said to be missing."""
 
     def __init__(self) -> None:
-        self.attempt = self.last = self.parts = self.breaks = 0
+        self.attempt = self.announced = self.last = self.parts = self.breaks = 0
         self.may_begin = True
         self.missed = 0
 
@@ -41,12 +41,14 @@ class Judge:
             if part.missed:
                 self.missed += part.missed
             else:
-                self.may_begin, self.last, self.missed = True, 0, 0
+                self.announced, self.may_begin, self.last, self.missed = part.attempt, True, 0, 0
             return
         self.parts += 1
         attempt, number = part
         if attempt != self.attempt and not (self.may_begin and attempt > self.attempt):
             raise Violation(f"a part of attempt {attempt} came after one of attempt {self.attempt}, unannounced")
+        if self.announced and attempt != self.announced:
+            raise Violation(f"a part of attempt {attempt} came where one of attempt {self.announced} was announced")
         if number <= self.last:
             raise Violation(f"part {number} came after part {self.last}")
         if number > self.last + 1 + self.missed:

@@ -30,4 +30,7 @@ def test_the_judge_knows_right_from_wrong() -> None:
             judge.take(wrong)
     with pytest.raises(Violation):
         judge.end([2, 3])
+    judge.take(Break(3))
+    with pytest.raises(Violation, match="attempt 3 was announced"):
+        judge.take([4, 1])
     assert [agent.name for agent in counters()] == ["counter"]
