@@ -82,6 +82,7 @@ class Readings:
         self._ask = ask
         self._loop = asyncio.get_running_loop()
         self._open: dict[int, Reading] = {}
+        self._of_task: dict[TaskId, list[Reading]] = {}
         self._offers: OrderedDict[TaskId, tuple[ProcessId, PartsOffered]] = OrderedDict()
         self._alarm: Alarm | None = None
         bus.on_unreachable(self._on_unreachable)
@@ -90,6 +91,7 @@ class Readings:
     def open(self, task: TaskId) -> Reading:
         reading = Reading(self._rng.getrandbits(53), task)
         self._open[reading.ref] = reading
+        self._of_task.setdefault(task, []).append(reading)
         offer = self._offers.get(task)
         if offer is not None:
             self._attach(reading, offer[0], offer[1].epoch, offer[1].attempt)
@@ -105,6 +107,10 @@ class Readings:
 
     def close(self, reading: Reading) -> None:
         del self._open[reading.ref]
+        others = self._of_task[reading.task]
+        others.remove(reading)
+        if not others:
+            del self._of_task[reading.task]
         if reading.looking is not None:
             reading.looking.cancel()
         if reading.node:
@@ -173,9 +179,8 @@ class Readings:
             self._offers[item.task] = (sender, item)
             if len(self._offers) > OFFERS_KEPT:
                 self._offers.popitem(last=False)
-        for reading in list(self._open.values()):
-            if reading.task == item.task:
-                self._attach(reading, sender, item.epoch, item.attempt)
+        for reading in self._of_task.get(item.task, []):
+            self._attach(reading, sender, item.epoch, item.attempt)
 
     def _attach(self, reading: Reading, node: ProcessId, epoch: int, attempt: int) -> None:
         if epoch < reading.epoch or (epoch == reading.epoch and reading.node):
