@@ -26,7 +26,7 @@ from buckets import bucket_server
 from comity.credentials import Authority, Credentials, Role
 from comity.embedded import EmbeddedServer, find_binary
 from comity.errors import ServerFailed
-from etcds import Etcds
+from etcds import STEADY, Etcds
 from rabbits import Rabbits
 
 hypothesis.settings.register_profile("comity", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -126,7 +126,7 @@ def real_network(server: EmbeddedServer) -> RealNetwork:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def etcds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Etcds]:
     """Three servers of etcd for the whole run. Tests that kill or stop servers start their own."""
-    started = Etcds(tmp_path_factory.mktemp("etcd"), 3)
+    started = Etcds(tmp_path_factory.mktemp("etcd"), 3, STEADY)
     await started.start()
     yield started
     await started.kill()

@@ -17,6 +17,9 @@ from members import HOST, LOOK_S, Members, free_port, need_server
 
 QUICK = ("--heartbeat-interval=50", "--election-timeout=500")
 """A machine's own network is quick; the usual times are for others."""
+STEADY = ("--election-timeout=2000",)
+"""For servers that no test hurts: nobody else is elected because a disk stood still for a moment. A lease lasts for half as long
+again at least, so more would be too much."""
 
 
 class Etcds(Members):

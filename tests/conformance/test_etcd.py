@@ -14,6 +14,7 @@ from comity.etcd.client import Etcd
 from comity.log.base import Log
 from comity.log.etcd import EtcdLog
 from comity.registry.etcd import EtcdRegistry
+from comity.remote import endpoints
 from comity.remote.address import Where
 from etcds import Etcds
 
@@ -52,7 +53,8 @@ class EtcdWorld:
 
 
 @pytest.fixture
-async def world(etcds: Etcds) -> AsyncIterator[EtcdWorld]:
+async def world(etcds: Etcds, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EtcdWorld]:
+    monkeypatch.setattr(endpoints, "TRY_S", 10.0)  # a machine that stands still is not what is looked at
     world = EtcdWorld(etcds.address)
     yield world
     await world.close()

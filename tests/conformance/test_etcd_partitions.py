@@ -89,9 +89,7 @@ class Writer:
 async def test_what_one_led_goes_on_without_it_and_nothing_is_there_twice(
     trio: Etcds, crossing: Crossing, worlds: Callable[[str], EtcdWorld], monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    monkeypatch.setattr(endpoints, "PATIENCE_S", 0.5)
-    monkeypatch.setattr(endpoints, "TRY_S", 1.0)
-    leader = await trio.leader()
+    leader = await trio.until_led()
     one = leader if which == "the leader" else (leader + 1) % 3
     ports = [trio.ports[one], *(port for n, port in enumerate(trio.ports) if n != one)]
     able, stuck = worlds(f"etcd://{','.join(f'{HOST}:{port}' for port in ports)}"), worlds(f"etcd://{HOST}:{ports[0]}")
@@ -103,6 +101,8 @@ async def test_what_one_led_goes_on_without_it_and_nothing_is_there_twice(
     writer = Writer(log)
     await writer.goes_on()
 
+    monkeypatch.setattr(endpoints, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(endpoints, "TRY_S", 1.0)
     crossing.cut_off(one)
     began = time.monotonic()
     await writer.goes_on()
