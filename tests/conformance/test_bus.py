@@ -68,6 +68,7 @@ class NatsWorld(CabledWorld):
             process=process,
             options=mint(role, process).connect_options(),
             system=mint("system", process).connect_options(),
+            timeout_s=SOON_S,
         )
         self._cables[made] = cable
         return made
@@ -138,7 +139,7 @@ class TestNatsBus(BusContract):
         a, inbox = await world.bus("a"), Inbox()
         async with two_ways(world.server.url) as ways:
             options = world.server.authority.mint("node", "b").connect_options()
-            b = await NatsBus.connect(ways, process="b", options=options)
+            b = await NatsBus.connect(ways, process="b", options=options, timeout_s=SOON_S)
             await b.subscribe(to("b"), inbox)
             assert b.servers == 2
             for turn in range(1, 4):
@@ -244,15 +245,17 @@ class TestNatsBus(BusContract):
         other = Authority.create(Path(world.server.data) / "other", "main")
         for options in ({}, other.mint("node", "a").connect_options(), mint("node", "a", ttl_s=-60).connect_options()):
             with pytest.raises(AccessDenied, match=world.server.url):
-                await NatsBus.connect(world.server.url, process="a", options=options)
+                await NatsBus.connect(world.server.url, process="a", options=options, timeout_s=SOON_S)
         with pytest.raises(AccessDenied):
-            await NatsBus.connect(world.server.url, process="b", options=mint("node", "a").connect_options())
+            options = mint("node", "a").connect_options()
+            await NatsBus.connect(world.server.url, process="b", options=options, timeout_s=SOON_S)
         with pytest.raises(AccessDenied):
             await NatsBus.connect(
                 world.server.url,
                 process="a",
                 options=mint("node", "a").connect_options(),
                 system={"user": "x", "password": "y"},
+                timeout_s=SOON_S,
             )
 
     async def test_who_finds_no_server_is_told(self, free_port: Callable[[], int]) -> None:
@@ -281,9 +284,8 @@ class TestNatsBus(BusContract):
 
     async def test_one_of_several_servers_is_enough(self, world: NatsWorld, free_port: Callable[[], int]) -> None:
         urls = [f"nats://127.0.0.1:{free_port()}", world.server.url]
-        bus = await NatsBus.connect(
-            urls, process="a", options=world.server.authority.mint("node", "a").connect_options()
-        )
+        options = world.server.authority.mint("node", "a").connect_options()
+        bus = await NatsBus.connect(urls, process="a", options=options, timeout_s=SOON_S)
         for _ in range(5):
             await bus.connection.force_reconnect()
             await until(bus, Link.DOWN)
@@ -359,7 +361,7 @@ class TestNatsBus(BusContract):
 
     async def test_a_server_that_shuts_one_out_closes_the_bus(self, world: NatsWorld) -> None:
         options = world.server.authority.mint("node", "a", ttl_s=4).connect_options()
-        bus = await NatsBus.connect(world.server.url, process="a", options=options)
+        bus = await NatsBus.connect(world.server.url, process="a", options=options, timeout_s=SOON_S)
         states = Inbox()
         bus.on_state(states)
         await states.when(lambda: bus.link is Link.CLOSED)
@@ -443,7 +445,7 @@ from comity.credentials import Credentials
 
 async def main():
     options = Credentials.load(Path(sys.argv[2])).connect_options()
-    bus = await NatsBus.connect(sys.argv[1], process="b", options=options)
+    bus = await NatsBus.connect(sys.argv[1], process="b", options=options, timeout_s=15)
     await bus.subscribe(to("b"), lambda delivery: None)
     await bus.send(to("a"), b"here")
     await asyncio.Event().wait()

@@ -31,14 +31,14 @@ async def secure(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     await server.stop()
 
 
-async def connect(server: EmbeddedServer, ca: Path | None, name: str, timeout_s: float = 0.5) -> NatsBus:
+async def connect(server: EmbeddedServer, ca: Path | None, name: str, timeout_s: float = SOON_S) -> NatsBus:
     options = secured(server.authority.mint("node", name).connect_options(), ca)
     return await NatsBus.connect(server.url, process=name, options=options, timeout_s=timeout_s)
 
 
 async def test_who_knows_the_ca_talks_over_tls(secure: EmbeddedServer) -> None:
     assert secure.tls is not None
-    a, b = [await connect(secure, secure.tls.ca, name, SOON_S) for name in "ab"]
+    a, b = [await connect(secure, secure.tls.ca, name) for name in "ab"]
     inbox = Inbox()
     await b.subscribe(to("b"), inbox)
     for number in range(100):
@@ -63,7 +63,7 @@ async def test_a_server_that_does_not_offer_tls_gets_no_credentials(server: Embe
     """Anybody on the way could say that the server has none."""
     CertificateAuthority.create("main").save(tmp_path)
     with pytest.raises(Unreachable, match="does not offer TLS"):
-        await connect(server, tmp_path / "tls" / "ca.pem", "a")
+        await connect(server, tmp_path / "tls" / "ca.pem", "a", timeout_s=2.5)
 
 
 async def test_beyond_loopback_nothing_listens_without_tls(tmp_path: Path) -> None:
