@@ -336,15 +336,15 @@ class TestServerFailures:
     async def test_what_was_in_flight_fails_soon_after_the_connection(self, life: Life) -> None:
         log = await life.door()
         await fill(log, 1)
+        log._js.timeout_s = 50.0
         await pause(life.server.pid)
         append = asyncio.create_task(log.append(b"unknown", 1))
         await asyncio.sleep(0.05)
         assert not append.done()
-        start = time.monotonic()
         await life.kill()
-        with pytest.raises(Indefinite):
-            await append
-        assert time.monotonic() - start < 4.0
+        async with asyncio.timeout(20):
+            with pytest.raises(Indefinite):
+                await append
 
     async def test_reading_goes_on_after_a_restart(self, life: Life) -> None:
         log = await life.door()

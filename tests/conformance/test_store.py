@@ -330,7 +330,7 @@ class TestServerFailures:
                     break
         assert len(kept) >= 40 and failed
         found: list[Stored] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not found:
                 try:
                     found = await store.list("network/")

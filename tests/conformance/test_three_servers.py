@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from bus_contract import Inbox
+from bus_contract import SOON_S, Inbox
 from log_contract import LogContract, Place, fill, read_all
 from nats.aio.client import Client
 from registry_contract import RegistryContract
@@ -26,6 +26,7 @@ from test_registry import JetStreamWorld
 
 from comity.bus.base import to
 from comity.bus.nats import NatsBus
+from comity.cluster import handover
 from comity.cluster.config import Cluster
 from comity.cluster.handover import hand_over
 from comity.embedded import EmbeddedServer
@@ -183,7 +184,9 @@ class TestBusOnThree:
         opened = []
         for name, server in zip(NAMES, three, strict=True):
             options = network.mint("node", name).connect_options()
-            opened.append(await NatsBus.connect(server.url, process=name, network=network.network, options=options))
+            opened.append(
+                await NatsBus.connect(server.url, process=name, network=network.network, options=options, timeout_s=SOON_S)
+            )
         yield opened
         for bus in opened:
             await bus.close()
@@ -207,17 +210,20 @@ class TestBusOnThree:
 
     async def test_nobody_there_is_told_across_servers(self, buses: list[NatsBus]) -> None:
         with pytest.raises(Unreachable):
-            await buses[0].request(to("nobody"), b"x", 5.0)
+            await buses[0].request(to("nobody"), b"x", SOON_S)
 
 
-async def test_a_killed_server_is_left_for_another(network: RealNetwork, three: list[EmbeddedServer]) -> None:
+async def test_a_killed_server_is_left_for_another(
+    network: RealNetwork, three: list[EmbeddedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its processes go on at another one within milliseconds, and what was acknowledged is there. Comes last."""
     victim = three[2]
     options = network.mint("controller", "k1").connect_options()
-    bus = await NatsBus.connect(victim.url, process="k1", network=network.network, options=options)
+    bus = await NatsBus.connect(victim.url, process="k1", network=network.network, options=options, timeout_s=SOON_S)
     log = await JetStreamLog.open(bus.connection, network.network, create=False, replicas=3)
     tail = len(await fill(log, 20))
-    js = await JetStream(bus.connection, 0.5).open()
+    js = await JetStream(bus.connection).open()
+    monkeypatch.setattr(handover, "LIMIT_S", 20.0)
     assert await hand_over(js, None, network.network, "s-c", 3) == []
     ups = Inbox()
     bus.on_state(ups)
