@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from http.client import HTTPConnection
 
 import pytest
+
+from members import free_port
 
 BUCKET = "backups"
 
@@ -25,9 +26,7 @@ def bucket_server() -> Iterator[str]:
             pytest.fail("CI must have moto and obstore")
         yield ""
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
