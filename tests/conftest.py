@@ -45,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """Collect garbage only between tests. What a test leaves behind is then reported as the next one begins; and no finaliser runs
-    inside the coverage tracer, whose lock it would wait for on the very thread that holds it."""
+    """Collect garbage only between tests. What a test leaves behind is then reported as the next one begins; and no finaliser
+    runs inside the coverage tracer, whose lock it would wait for on the very thread that holds it."""
     gc.disable()
     _close_what_comes_too_late()
 

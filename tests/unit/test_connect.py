@@ -34,7 +34,7 @@ async def led(real_network: RealNetwork) -> AsyncIterator[RealNetwork]:
     """A network with a leader that accepts every task and does it at once."""
     bus = await NatsBus.connect(
         real_network.url, process="k1", network=real_network.network,
-        options=real_network.mint("controller", "k1").connect_options(),
+        options=real_network.mint("controller", "k1").connect_options(), timeout_s=20.0,
     )  # fmt: skip
     outbox = Outbox(bus)
     doors = [

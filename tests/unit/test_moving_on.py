@@ -8,6 +8,7 @@ from math import inf
 from random import Random
 
 import pytest
+from peers import virtually
 
 from comity import backends
 from comity.bus import straying
@@ -104,6 +105,7 @@ async def test_one_that_is_not_connected_has_nothing_to_leave(walk: Walk) -> Non
     assert walk.go(10 * STRAY_S, 0.5) == 0
 
 
+@virtually()
 async def test_whoever_asks_where_the_doors_are_asks_by_way_of_each_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "TOLD_S", 0.05)
     network = MemoryNetwork()

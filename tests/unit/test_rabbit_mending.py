@@ -120,6 +120,9 @@ def test_a_connection_that_is_given_up_as_it_is_made_has_ended(run: Callable[[Co
             made.abort()
             async with asyncio.timeout(20):
                 await made.ended()
+        last, writer = await asyncio.open_connection(host, port)
+        assert await asyncio.wait_for(last.read(), 20) == b"", "those before it were taken, too, and are not left behind unclosed"
+        writer.close()
         server.close()
 
     run(live())

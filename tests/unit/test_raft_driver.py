@@ -184,7 +184,8 @@ def test_a_new_folder_is_on_the_disk_as_well_as_what_is_in_it(tmp_path: Path, mo
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system cannot be told")
 async def test_the_machine_ends_a_connection_on_which_nothing_is_acknowledged() -> None:
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    came = asyncio.Event()
+    server = await asyncio.start_server(lambda _reader, writer: (writer.close(), came.set()), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     make = lambda: Link(wire.decode_greetings, lambda *_: None, lambda *_: None)  # noqa: E731
     transport, _ = await asyncio.get_running_loop().create_connection(make, "127.0.0.1", port)
@@ -192,6 +193,7 @@ async def test_the_machine_ends_a_connection_on_which_nothing_is_acknowledged() 
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENT_S * 1000
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     transport.abort()
+    await asyncio.wait_for(came.wait(), 20)  # else it would be left behind unclosed
     server.close()
 
 

@@ -30,7 +30,9 @@ async def address(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def door(address: str, create: bool) -> RaftLog:
-    return await RaftLog.join([address], "net", "main", create=create, new_id="net", answer_s=2.0)
+    log = await RaftLog.join([address], "net", "main", create=create, new_id="net", answer_s=LIMIT_S)
+    log._answer_s = 2.0
+    return log
 
 
 @pytest.fixture
