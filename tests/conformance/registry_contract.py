@@ -194,7 +194,7 @@ class RegistryContract:
         early = Watcher(b, "nodes/")
         await early.when(lambda: bool(early.batches))
         await a.put("nodes/stays", b"x")
-        for turn in range(3):  # a busy machine may be late in telling of one, or in beginning to watch
+        for turn in range(5):  # a busy machine may be late in telling of one, or in beginning to watch
             begin = loop.time()
             await a.put("nodes/goes", b"x", ttl_s=2.5)
             late = Watcher(b, "")
