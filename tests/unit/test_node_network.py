@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from random import Random
 from typing import Any
 
@@ -14,13 +14,14 @@ from comity.agent import Agent
 from comity.bus.memory import MemoryBus
 from comity.client.client import Client
 from comity.controller.controller import JUMP_S, Controller
-from comity.errors import NoAgent, Refuse, TaskCanceled, TaskFailed
+from comity.errors import NoAgent, Refuse, TaskCanceled, TaskFailed, UnknownCapability
 from comity.handles import Attempt
 from comity.log.memory import MemoryLog, MemoryLogState
 from comity.message import Message
 from comity.model.ids import ProcessId
 from comity.model.task import LOG_LIMIT
 from comity.node.node import Node
+from comity.registry.base import Change
 from comity.registry.memory import MemoryRegistry
 from comity.sim.loop import VirtualLoop
 from comity.store.memory import MemoryStore
@@ -36,10 +37,11 @@ class Net:
         self.controller: Controller
         self.client: Client
 
-    async def up(self, **nodes: Iterable[Agent]) -> Net:
+    async def up(self, registry: MemoryRegistry | None = None, /, **nodes: Iterable[Agent]) -> Net:
+        """``registry``: the controller's."""
         stage = self.stage
         self.controller = Controller(
-            MemoryBus(stage.network, ProcessId("k1")), MemoryLog(MemoryLogState()), MemoryRegistry(stage.registry),
+            MemoryBus(stage.network, ProcessId("k1")), MemoryLog(MemoryLogState()), registry or MemoryRegistry(stage.registry),
             MemoryStore(stage.store), stage.settings, network_id="net", wall=stage.wall, random=lambda: 0.5, eager=True,
             jump_s=JUMP_S,
         )  # fmt: skip
@@ -84,6 +86,49 @@ async def test_a_task_is_done(stage: Stage) -> None:
     assert await large.result() == "x" * LOG_LIMIT * 2
     await net.down()
     assert not stage.nodes[0].attempts.unsettled
+
+
+class Late(MemoryRegistry):
+    """It tells of changes ``by_s`` later."""
+
+    by_s = 1.0
+
+    async def watch(self, prefix: str) -> AsyncGenerator[list[Change], None]:
+        async for changes in super().watch(prefix):
+            await asyncio.sleep(self.by_s)
+            yield changes
+
+
+def one() -> Agent:
+    agent = Agent("a")
+
+    @agent.capability(name="one")
+    async def _one() -> int:
+        return 1
+
+    return agent
+
+
+@staged
+async def test_a_node_is_ready_once_the_leader_knows_its_agents_too(stage: Stage) -> None:
+    net = await Net(stage).up(Late(stage.registry))
+    await net.join("n1", [one()])
+    assert await (await net.client.submit("one", queue=False)).result() == 1
+    await net.down()
+
+
+@staged
+async def test_a_leader_that_cannot_read_the_registry_does_not_keep_a_node(stage: Stage) -> None:
+    registry = Late(stage.registry)
+    registry.by_s = 60.0
+    net = await Net(stage).up(registry)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await net.join("n1", [one()])
+    assert 5 <= loop.time() - began < 10
+    with pytest.raises(UnknownCapability):
+        await net.client.submit("one", queue=False)
+    await net.down()
 
 
 @staged

@@ -47,6 +47,11 @@ class Census:
         self._chunks: dict[str, dict[AgentId, None]] = {}
         self._home: dict[AgentId, str] = {}  # the chunk that named it last
 
+    def lists(self, node: NodeId, incarnation: int) -> bool:
+        """Whether what this life of the node announced has been read."""
+        record = self.nodes.get(node)
+        return record is not None and record.incarnation == incarnation
+
     async def watch(self) -> None:
         """Follow the registry until cancelled."""
         async for changes in self._registry.watch(""):

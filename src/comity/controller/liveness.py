@@ -24,7 +24,8 @@ CLOCKS = 20
 class Liveness:
     """The leader's knowledge of its nodes. ``propose`` takes commands; ``notice`` a kind of event, a node and a reason; ``rearm``
     hears that the next deadline may have changed, ``ended`` which incarnation of a node has no lease any more; ``routed`` says
-    how many live calls the leader sent to an agent; ``at_work`` which mail a node has at work."""
+    how many live calls the leader sent to an agent; ``at_work`` which mail a node has at work, ``listed``
+    whether the registry told of a node's life."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Liveness:
         ended: Callable[[NodeId, int], None],
         routed: Callable[[AgentId], int],
         at_work: Callable[[NodeId], tuple[tuple[AgentId, int], ...]],
+        listed: Callable[[NodeId, int], bool],
     ) -> None:
         self.machine = machine
         self.beacons: dict[NodeId, tuple[float, Beacon]] = {}
@@ -63,6 +65,7 @@ class Liveness:
         self._ended = ended
         self._routed = routed
         self._at_work = at_work
+        self._listed = listed
         self._time = asyncio.get_running_loop().time
         self._probe_ref = 0
 
@@ -78,8 +81,9 @@ class Liveness:
         lease = state.nodes.get(node)
         known = lease is not None and lease.incarnation == item.incarnation
         aside = state.aside.get(node)
-        ack = BeaconAck(item.seq, self._term, self._lease_s, self._now_ms(), known, aside.state if aside is not None else "")
-        self._outbox.post(to(node), ack)
+        listed = self._listed(node, item.incarnation)
+        state_aside = aside.state if aside is not None else ""
+        self._outbox.post(to(node), BeaconAck(item.seq, self._term, self._lease_s, self._now_ms(), known, state_aside, listed))
         if known:
             self.beacons[node] = self._time(), item
             if item.wall_ms:

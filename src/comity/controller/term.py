@@ -109,7 +109,7 @@ class Term:
             term=c.state.term, lease_s=settings.lease_s, poison_nodes=settings.poison_nodes, now_ms=clock.now_ms,
             notice=self._node_changed,
             propose=self.leader.propose, rearm=self.leader.arm, ended=self._node_ended, routed=self.routing.at,
-            at_work=self.mailing.at_work,
+            at_work=self.mailing.at_work, listed=c.census.lists,
         )  # fmt: skip
         self.witnesses = Witnesses(c.bus.process, c.outbox, self.liveness.states, self.leader.notice)
         self.keeping = Keeping(

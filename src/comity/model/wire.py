@@ -239,7 +239,8 @@ class Settled(Item, tag=42):
 
 class BeaconAck(Item, tag=43):
     """Renews the node's lease from the moment beacon ``seq`` was sent. ``known`` False: announce yourself again. ``aside``: how
-    an operator set the node aside ("": not)."""
+    an operator set the node aside ("": not). ``listed``: the leader has read the node's record of this life in the registry, and
+    so its agents, which are written before."""
 
     seq: int
     term: int
@@ -247,6 +248,7 @@ class BeaconAck(Item, tag=43):
     now_ms: int
     known: bool = True
     aside: str = ""
+    listed: bool = True
 
 
 class Evicted(Item, tag=44):

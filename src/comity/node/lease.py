@@ -11,6 +11,7 @@ one: that is how a node knows its leader.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from math import inf
 
@@ -20,17 +21,20 @@ from comity.model.wire import BeaconAck
 MARGIN = 0.1
 """Part of the lease at whose end no attempt begins any more: clocks drift, and beginning takes a moment."""
 _BEACONS_KEPT = 64
+LISTED_S = 5.0
+LOOK_S, LOOK_MAX_S = 0.01, 0.5
 
 
 class Lease:
     """``term`` never falls. ``leader`` is the process that last acknowledged a beacon in that term, "" before;
-    ``aside`` how it said that an operator set the node aside."""
+    ``aside`` how it said that an operator set the node aside, ``is_listed`` whether it knows the node's agents."""
 
     def __init__(self, orphan_s: float, secret: Callable[[], int]) -> None:
         self.term = 0
         self.leader = ProcessId("")
         self.contact_at = -inf
         self.aside = ""
+        self.is_listed = False
         self.renewed: Callable[[], None] = lambda: None
         """Called whenever a beacon was acknowledged."""
         self._orphan_s = orphan_s
@@ -54,9 +58,24 @@ class Lease:
         self.term = ack.term
         self.leader = sender
         self.aside = ack.aside
+        self.is_listed = ack.listed
         self.contact_at = max(self.contact_at, sent_at)
         self._begins_until = max(self._begins_until, sent_at + ack.lease_s * (1 - MARGIN))
         self.renewed()
+        return True
+
+    async def listed(self, beacon: Callable[[], None], limit_s: float = LISTED_S) -> bool:
+        """Wait until the leader knows the node's agents, of which it hears by the registry, perhaps later than of the node; send
+        beacons to ask it. False if it does not in time."""
+        pause_s = LOOK_S
+        try:
+            async with asyncio.timeout(limit_s):
+                while not self.is_listed:
+                    beacon()
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, LOOK_MAX_S)
+        except TimeoutError:
+            return False
         return True
 
     def end(self) -> None:

@@ -181,13 +181,14 @@ class Node:
         self.announcer.announced.set()  # nobody need wait for that
 
     async def ready(self, timeout_s: float | None = None) -> None:
-        """Wait until the leader knows this node and may give it work. Raises TimedOut."""
+        """Wait until the leader knows this node and may give it work; for its agents five seconds at most. Raises TimedOut."""
         limit_s = self.settings.request_timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 await self._ready.wait()
         except TimeoutError:
             raise TimedOut(f"no leader took node {self.node} in within {limit_s:g} s") from None
+        await self.lease.listed(self._beacon)
 
     async def drain(self, timeout_s: float | None = None) -> None:
         """Take nothing new, let what runs end within ``timeout_s`` (default ``drain_timeout_s``), hand back the rest. The node
