@@ -84,12 +84,13 @@ async def test_a_killed_nodes_tasks_end_elsewhere_and_once(town: Town) -> None:
     async with story(net) as told:
         stream = Stream(net, 0.2)
         await stream.reaches(4 * BATCH)
-        long = stream.accepted[-1] = await net.submit("work", {"number": -1, "seconds": 3.0})
+        long = stream.accepted[-1] = await net.submit("work", town.held(-1))
         began = await told.until(lambda event: event["type"] == "task.started" and event["task"] == long.id)
         town.nodes[began["node"]].kill()
         killed = time.perf_counter()
         gone = await told.until(lambda event: event["type"] == "node.evicted")
         noticed_s = time.perf_counter() - killed
+        town.let_go()
         at = len(stream.accepted)
         await stream.reaches(at + 4 * BATCH)
         await check(net, told, await stream.end())
@@ -151,7 +152,7 @@ async def test_a_paused_nodes_reports_come_too_late_and_it_comes_back(town: Town
     await town.hire("n1", "n2")
     net = await town.client()
     async with story(net) as told:
-        tasks = await net.submit_many("work", [{"number": n, "seconds": 3.0} for n in range(8)])
+        tasks = await net.submit_many("work", [town.held(n) for n in range(8)])
         await told.until(lambda _: len(told.count("task.started")) == len(tasks))
         first = await told.until(lambda event: event["type"] == "node.joined" and event["node"] == "n1")
         held = [event["task"] for event in told.told if event["type"] == "task.started" and event["node"] == "n1"]
@@ -159,7 +160,8 @@ async def test_a_paused_nodes_reports_come_too_late_and_it_comes_back(town: Town
         stopped = time.time()
         town.nodes["n1"].send_signal(signal.SIGSTOP)
         gone = await told.until(lambda event: event["type"] == "node.evicted" and event["node"] == "n1")
-        assert gone["at"] / 1000 - stopped < 5.0
+        assert gone["at"] / 1000 - stopped < 15.0, "by the end of its lease"
+        town.let_go()
         assert await asyncio.gather(*(task.result() for task in tasks)) == [n * n for n in range(8)]
         town.nodes["n1"].send_signal(signal.SIGCONT)
         late = await told.until(lambda event: event["type"] == "report.rejected" and event.get("node") == "n1")
@@ -243,7 +245,7 @@ async def test_a_standby_leads_when_the_leader_is_killed(town: Town) -> None:
         assert (stats["leader"], stats["term"], stats["nodes"]["alive"]) == ("k2", 2, 2)
         assert (stats["totals"]["evictions"], stats["totals"]["retries"]) == (0, 0)
         assert set(map(len, town.runs().values())) == {1}, "what ran went on"
-        assert led_s < 5.0
+        assert led_s < 15.0
         print(f"led after {led_s:.3f} s")
         for process in (*town.nodes.values(), second):
             await kill(process)

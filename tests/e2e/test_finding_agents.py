@@ -18,7 +18,7 @@ from town import LIMIT_S, Town
 from comity import Client
 from comity.errors import PeerLost
 from comity.model.capability import AgentRecord
-from conftest import need_server
+from conftest import need_server, pause
 
 pytestmark = pytest.mark.server
 
@@ -95,10 +95,12 @@ async def test_a_repeatable_call_outlives_its_node_and_any_other_does_not(town: 
     await town.hire("n1", "n2")
     net = await town.client()
     for number, repeatable in ((1, True), (2, False)):
-        call = asyncio.create_task(net.request("work", {"number": number, "seconds": 3.0}, repeatable=repeatable))
+        work = town.held(number) if repeatable else {"number": number, "seconds": 600.0}
+        call = asyncio.create_task(net.request("work", work, repeatable=repeatable))
         node = await begun(town, number)
         town.nodes[node].kill()
         if repeatable:
+            town.let_go()
             assert await asyncio.wait_for(call, LIMIT_S) == 1
             assert len({agent.partition("/")[0] for agent in town.runs()[1]}) == 2
             await town.nodes[node].wait()
@@ -115,9 +117,10 @@ async def test_a_hedged_call_does_not_wait_for_a_node_that_hangs(town: Town) -> 
     await town.up()
     await town.hire("n1", "n2")
     net = await town.client()
-    call = asyncio.create_task(net.request("work", {"number": 3, "seconds": 3.0}, repeatable=True, hedge_s=0.3))
+    call = asyncio.create_task(net.request("work", town.held(3), repeatable=True, hedge_s=0.3))
     node = await begun(town, 3)
-    town.nodes[node].send_signal(signal.SIGSTOP)
+    await pause(town.nodes[node].pid)
+    town.let_go()
     try:
         assert await asyncio.wait_for(call, 15.0) == 9, "before its node is given up"
     finally:
@@ -236,6 +239,7 @@ def test_an_agent_that_is_ill_is_seen_so_and_gets_no_work_until_it_is_well(user:
     changed = watching.until(lambda seen: seen.get("status") == "unhealthy")
     assert (changed["what"], changed["id"]) == ("changed", "n1/lab-1")
     are_ill("n1/lab-1")
+    user.until(lambda numbers: numbers["agents"] == {"active": 1, "unhealthy": 1}, "stats")  # the leader sees it by itself
     value = json.dumps({"sample": {"name": "x", "weights": [1]}, "times": 2})
     refused = user.comity("submit", "analyse", value, "--require", "agent=n1/lab-1", "--no-queue")
     assert refused.error["code"] == "no-agent"

@@ -28,9 +28,12 @@ def worker(name):
     agent = Agent(name, concurrency=8)
 
     @agent.capability
-    async def work(attempt: Attempt, number: int, seconds: float) -> int:
+    async def work(attempt: Attempt, number: int, seconds: float, until: str = "") -> int:
+        """It takes so long, and until there is a file ``until``."""
         runs.write(f"begin {number} {attempt.epoch} {attempt.agent}\\n")
         await asyncio.sleep(seconds)
+        while until and not os.path.exists(until):
+            await asyncio.sleep(0.02)
         runs.write(f"end {number} {attempt.epoch} {attempt.agent}\\n")
         return number * number
 
@@ -102,6 +105,13 @@ class Town:
     def said(self) -> str:
         """What processes wrote on stderr."""
         return (self.folder / "err.txt").read_text()
+
+    def held(self, number: int) -> dict[str, Any]:
+        """The input of work that does not end before ``let_go``."""
+        return {"number": number, "seconds": 0.0, "until": str(self.folder / "go")}
+
+    def let_go(self) -> None:
+        (self.folder / "go").touch()
 
     async def client(self) -> Client:
         loaded = Settings.load({"data_dir": self.data}, env={}, cwd=self.folder)
