@@ -130,7 +130,7 @@ async def test_without_a_majority_nothing_is_accepted_and_what_was_goes_on_when_
         while known["age_s"] < ORPHANED_S:
             known = json.loads(await last_known(trio, "list", "-o", "json"))
             assert {task["id"] for task in known["known"]} == {long.id, waiting.id}
-            assert 0 < known["age_s"] < time.time() - cut + 3
+            assert 0 < known["age_s"] < time.time() - cut + 8
         out = await last_known(trio, "show", long.id, "-o", "table")
         assert "this was known" in out and "working" in out
         await trio.again(first)

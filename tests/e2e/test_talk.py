@@ -20,7 +20,7 @@ from comity.model.wire import Message
 from conftest import need_server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
-SOON_S = 5.0
+SOON_S = 10.0
 CROWD = '''
 import asyncio, os
 from comity import Agent, Message, Refuse

@@ -58,7 +58,7 @@ def test_trust_over_a_restart(user: Terminal) -> None:
     network, _ = user.up()
     user.node("flaky.py", "--name", "first")
     assert user.ok("schedules", "add", "ticks", "* * * * * *", "divide", '{"number": 1, "by": 4}').json["zone"] == "UTC"
-    later = user.ok("submit", "divide", '{"number": 6, "by": 2}', "--in", "6s", "--deadline", "60", "--no-wait").json["id"]
+    later = user.ok("submit", "divide", '{"number": 6, "by": 2}', "--in", "12s", "--deadline", "60", "--no-wait").json["id"]
     seen = user.ok("tasks", "show", later).json
     assert seen["state"] == "submitted" and seen["not_before"] is not None
     assert seen["reason"].startswith("it may start at")

@@ -42,8 +42,8 @@ def test_figures_that_are_old_are_said_to_be(user: Terminal) -> None:
 def test_figures_that_cannot_come_any_more_are_not_waited_for(user: Terminal) -> None:
     user.up()
     (url,) = user.ok("context", "show").json["urls"]
-    Authority.load(user.data).mint("client", "guest", ttl_s=8).save(user.data / "guest.creds")
-    watching = user.start("stats", "--watch", "--connect", url, "--credentials", str(user.data / "guest.creds"))
+    Authority.load(user.data).mint("client", "guest", ttl_s=12).save(user.data / "guest.creds")
+    watching = user.start("stats", "--watch", "--connect", url, "--credentials", str(user.data / "guest.creds"), timely=True)
     watching.json()
     assert "disconnected" in watching.told("disconnected")
     assert watching.wait() == 3
