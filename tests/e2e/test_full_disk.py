@@ -55,14 +55,13 @@ async def test_a_full_disk_refuses_and_goes_on_by_itself_when_there_is_room(smal
         while True:
             filler.write(bytes(1 << 12))
     async with asyncio.timeout(LIMIT_S):
-        while (refused := await submit(5_000))[0] == 0:
-            """The server had some room of its own."""
+        while (refused := await submit(5_000))[0] == 0 or "is full: nothing is accepted here" not in small.said():
+            """The server had some room of its own, or was only slow."""
     assert refused[0] == 3 and refused[1]["error"]["code"] in ("timed-out", "unreachable")
     (disk / "filler").unlink()
     async with asyncio.timeout(LIMIT_S):
-        while (await submit())[0] != 0:
+        while (await submit())[0] != 0 or "there is room at" not in small.said():
             """It is said within a second that there is room, and once more until somebody leads."""
-    assert "is full: nothing is accepted here" in small.said() and "there is room at" in small.said()
 
 
 async def test_a_start_without_room_says_that_there_is_none(small: Town) -> None:
