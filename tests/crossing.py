@@ -65,3 +65,5 @@ class Crossing:
             server.close()
         for line in self._lines.values():
             await line.stop()
+        for listener in self._listeners:  # also of one that never started
+            listener.close()
