@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from math import inf
 from pathlib import Path
 
 import nats
@@ -20,7 +21,7 @@ from nats.aio.msg import Msg
 
 from comity.bus import nats as nats_bus
 from comity.bus.base import EVERYONE, LEADER, Address, Bus, Link, any_of, to
-from comity.bus.connection import RECONNECT_WAIT_S
+from comity.bus.connection import RECONNECT_MAX_S, RECONNECT_WAIT_S
 from comity.bus.memory import MemoryBus, MemoryNetwork
 from comity.bus.nats import NatsBus
 from comity.credentials import Authority, Role
@@ -394,6 +395,30 @@ class TestNatsBus(BusContract):
         await mending
         assert len(caplog.records) == 1, "it is said once"
         await bus.send(to("b"), b"x")
+
+    async def test_the_longer_a_server_is_away_the_less_often_it_is_tried(
+        self, world: NatsWorld, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bus = await world.bus("a")
+        connection = bus.connection
+
+        def pauses() -> list[float]:
+            return [connection.next_server(list(connection._server_pool), {})[1] for _ in range(100)]
+
+        monkeypatch.setattr(connection, "_broken_at", inf)
+        assert max(pauses()) <= RECONNECT_WAIT_S
+        await world.cut(bus)
+        async with asyncio.timeout(SOON_S):
+            while connection._broken_at == inf:  # noqa: ASYNC110 (nats-py has no event for it)
+                await asyncio.sleep(0.01)
+        connection._broken_at -= 60
+        assert RECONNECT_MAX_S / 2 < max(pauses()) <= RECONNECT_MAX_S
+        await world.mend(bus)
+        await world.cut(bus)
+        async with asyncio.timeout(SOON_S):
+            while asyncio.get_running_loop().time() - connection._broken_at > 30:  # noqa: ASYNC110 - it counts anew
+                await asyncio.sleep(0.01)
+        await world.mend(bus)
 
     async def test_a_bus_that_is_connecting_again_can_be_closed(self, world: NatsWorld) -> None:
         """Although it has something to say, and the connection to say it on has just broken."""

@@ -6,15 +6,18 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from math import inf
 from typing import Any
 
 from nats import errors
 from nats.aio.client import Client, Server, Srv
 from nats.aio.transport import TcpTransport
 
-RECONNECT_WAIT_S, DENIED_WAIT_S = 0.05, 1.0
-"""Longest wait before each attempt to reconnect, and when the last was refused; the wait is random, so that processes do not come
-back in step."""
+RECONNECT_WAIT_S, RECONNECT_MAX_S, DENIED_WAIT_S = 0.05, 0.5, 1.0
+"""Longest wait before each attempt to reconnect, soon after the connection broke and much later, and when the last was refused;
+the wait is random, so that processes do not come back in step."""
+PATIENCE = 0.1
+"""Part of the time without a connection that the wait for the next attempt may add."""
 CLOGGED = 64 * 1024
 """Bytes that the socket did not take yet: more waits here, where it can be dropped when the connection breaks."""
 
@@ -50,6 +53,7 @@ class Connection(Client):
     """See the module. A subscription's callback must not wait for anything that comes by this connection."""
 
     _moving: asyncio.Task[None]
+    _broken_at = inf
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         # The original hands it to a queue and a task for each subscription: one more turn of the loop for each message.
@@ -103,7 +107,10 @@ class Connection(Client):
 
     def next_server(self, servers: list[Server], _: dict[str, Any]) -> tuple[Server, float]:
         """The server tried least, after a random wait."""
-        longest = DENIED_WAIT_S if is_denial(self.last_error) else RECONNECT_WAIT_S
+        away_s = asyncio.get_running_loop().time() - self._broken_at
+        longest = min(max(RECONNECT_WAIT_S, away_s * PATIENCE), RECONNECT_MAX_S)
+        if is_denial(self.last_error):
+            longest = DENIED_WAIT_S
         return min(servers, key=lambda server: server.reconnects), random.uniform(0, longest)
 
     def _drop(self) -> None:
@@ -123,6 +130,7 @@ class Connection(Client):
 
     async def _attempt_reconnect(self) -> None:
         # What was not written yet must not be sent late, and who waits for an answer of the lost server waits in vain.
+        self._broken_at = asyncio.get_running_loop().time()
         self._drop()
         for future in (*self._pongs, *self._resp_map.values()):
             if not future.done():
