@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -50,17 +51,19 @@ async def test_nodes_and_clients_leave_a_server_that_is_cut_off(
     here, at = ["--network", "split"], f"{etcds.address}/split"
     places = ["--log", at, "--registry", at, "--store", f"file://{user.folder}/store"]
     up = user.start("up", "--connect", near, "--http-port", "0", *here, *places)
-    assert up.json()["durability"] == "verified"
-    node = user.node("adder.py", "--name", "n1", "--connect", far, *here)
+    aside = asyncio.to_thread  # what the servers say to one another passes through this very loop
+    assert (await aside(up.json))["durability"] == "verified"
+    node = await aside(user.node, "adder.py", "--name", "n1", "--connect", far, *here)
     async with comity.connect(far, network="split") as net:
         assert await (await net.submit("add", {"a": 1, "b": 1})).result(30) == 2
         crossing.cut_off(1)
         began = time.monotonic()
         assert await (await net.submit("add", {"a": 2, "b": 1})).result(30) == 3
         assert time.monotonic() - began < 3 * STRAY_S
-        each = user.each(*(["submit", "add", f'{{"a": {n}, "b": 1}}', "--connect", f"{near},{far}", *here] for n in range(4)))
+        commands = [["submit", "add", f'{{"a": {n}, "b": 1}}', "--connect", f"{near},{far}", *here] for n in range(4)]
+        each = await aside(user.each, *commands)
         assert [(done.code, done.json) for done in each] == [(0, n + 1) for n in range(4)]
         crossing.heal()
         assert await (await net.submit("add", {"a": 3, "b": 1})).result(30) == 4
-    assert node.stop() == 0
-    assert up.stop() == 0
+    assert await aside(node.stop) == 0
+    assert await aside(up.stop) == 0
