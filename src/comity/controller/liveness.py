@@ -81,9 +81,10 @@ class Liveness:
         lease = state.nodes.get(node)
         known = lease is not None and lease.incarnation == item.incarnation
         aside = state.aside.get(node)
-        listed = self._listed(node, item.incarnation)
-        state_aside = aside.state if aside is not None else ""
-        self._outbox.post(to(node), BeaconAck(item.seq, self._term, self._lease_s, self._now_ms(), known, state_aside, listed))
+        self._outbox.post(to(node), BeaconAck(
+            item.seq, self._term, self._lease_s, self._now_ms(), known, aside.state if aside is not None else "",
+            self._listed(node, item.incarnation),
+        ))  # fmt: skip
         if known:
             self.beacons[node] = self._time(), item
             if item.wall_ms:
